@@ -7,10 +7,12 @@ pub mod kv;
 mod output;
 mod request;
 mod runner;
+mod stub;
 
 pub use output::*;
 pub use request::*;
 pub use runner::*;
+pub use stub::*;
 
 /// Which waiting request is admitted first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

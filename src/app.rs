@@ -1,0 +1,65 @@
+//! [`App`]: what every front end needs to answer a request, made once at start and shared.
+
+use std::sync::Arc;
+
+use crate::config::ServerConfig;
+use crate::engine::EngineHandle;
+use crate::metrics::Metrics;
+use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::validate::RequestLimits;
+
+/// Shared by HTTP and gRPC behind an `Arc`.
+#[derive(Debug)]
+pub struct App {
+    /// The door to the engine.
+    pub engine: EngineHandle,
+    /// Threads for work on text that would hold up sockets.
+    pub text_pool: TextPool,
+    /// The model's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The model's (or the operator's) chat template. Without one, chat is refused with a 400.
+    pub chat_template: Option<ChatTemplate>,
+    /// What is served.
+    pub model: ModelInfo,
+    /// What requests may ask for.
+    pub limits: RequestLimits,
+    /// Counters and histograms.
+    pub metrics: Arc<Metrics>,
+    /// Keys, names, limits of the listeners.
+    pub server: ServerConfig,
+}
+
+/// Facts about the model for `/v1/models` and `vllm.Control`.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// Names clients may use; at least one, the first is the one we answer with.
+    pub served_names: Vec<String>,
+    /// The path or name given on the command line.
+    pub root: String,
+    /// Seconds since 1970 at which the model was loaded.
+    pub created: i64,
+    /// `model_type` of config.json.
+    pub model_type: String,
+    /// Tokens in a KV block.
+    pub block_size: u32,
+    /// KV blocks, the padding block not counted.
+    pub num_blocks: u32,
+    /// Requests in a step at most.
+    pub max_num_seqs: u32,
+    /// Tokens in a step at most.
+    pub max_num_batched_tokens: u32,
+    /// Whether full blocks are kept for others.
+    pub enable_prefix_caching: bool,
+}
+
+impl ModelInfo {
+    /// The name we answer with.
+    pub fn name(&self) -> &str {
+        &self.served_names[0]
+    }
+
+    /// Whether clients may call the model this. An empty name means the default.
+    pub fn is_served(&self, name: &str) -> bool {
+        name.is_empty() || self.served_names.iter().any(|served| served == name)
+    }
+}

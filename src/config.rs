@@ -1,0 +1,109 @@
+//! What the operator meant: flags, environment and config file, checked and with defaults filled in.
+//! Nothing below the command line sees a raw flag.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use quire_scheduler::SchedulingPolicy;
+
+/// Where the model comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The demo model in the program itself.
+    Demo,
+    /// A Hugging Face folder.
+    Folder(PathBuf),
+}
+
+/// The precision weights are held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// As stored.
+    Auto,
+    /// float32.
+    F32,
+    /// float16.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// safetensors.
+    Auto,
+    /// safetensors, and nothing else.
+    Safetensors,
+    /// Random weights of the right shape, for measurements.
+    Dummy,
+}
+
+/// Model, memory and scheduling.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// What to load.
+    pub model: ModelSource,
+    /// Names for clients; if empty, the path as given (or "pebble" for the demo).
+    pub served_model_names: Vec<String>,
+    /// Prompt and output together; `None` = the model's own limit.
+    pub max_model_len: Option<u32>,
+    /// Requests in a step at most.
+    pub max_num_seqs: u32,
+    /// Tokens in a step at most.
+    pub max_num_batched_tokens: u32,
+    /// Tokens in a KV block.
+    pub block_size: u32,
+    /// Bytes of KV cache; `None` = by `gpu_memory_utilization`.
+    pub kv_cache_memory_bytes: Option<u64>,
+    /// Share of the device's memory to use in all, 0..=1.
+    pub gpu_memory_utilization: f64,
+    /// Keep full blocks for requests with the same prefix.
+    pub enable_prefix_caching: bool,
+    /// Who is admitted first.
+    pub scheduling_policy: SchedulingPolicy,
+    /// Tokens of one prompt computed in a step while others wait; 0 = no limit.
+    pub long_prefill_token_threshold: u32,
+    /// Sequences queued and running at most.
+    pub max_num_queued_reqs: usize,
+    /// Seeds requests that bring no seed.
+    pub seed: u64,
+    /// Precision of weights.
+    pub dtype: WeightDtype,
+    /// Source of weights.
+    pub load_format: LoadFormat,
+    /// `--max-logprobs`; `None` = no limit.
+    pub max_logprobs: Option<u32>,
+    /// Replaces the model's chat template: the template itself (a file has been read by now).
+    pub chat_template: Option<String>,
+    /// Replaces the folder's tokenizer.
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// Listeners and their manners.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Address of both listeners.
+    pub host: IpAddr,
+    /// HTTP; 0 = the system chooses.
+    pub port: u16,
+    /// gRPC; 0 = the system chooses. `None` = no gRPC.
+    pub grpc_port: Option<u16>,
+    /// If any: requests must bear one of these.
+    pub api_keys: Vec<String>,
+    /// How long running requests may take to finish after SIGTERM.
+    pub shutdown_timeout: Duration,
+    /// Log each request's id, parameters and end (never its text).
+    pub enable_log_requests: bool,
+    /// Bytes of a request body at most.
+    pub max_body_bytes: usize,
+    /// Origins allowed by CORS; empty = none.
+    pub allowed_origins: Vec<String>,
+    /// Echo `X-Request-Id` in answers.
+    pub enable_request_id_headers: bool,
+    /// Seconds between SSE comments on a silent stream; zero = none.
+    pub sse_keep_alive_interval: Duration,
+    /// With work to do and no step finished for this long, `/health` says 503.
+    pub stall_timeout: Duration,
+}

@@ -1,0 +1,17 @@
+//! The middle of the house: the engine thread (scheduler and runner), the output thread (tokens to
+//! text), and the door to both. Knows no HTTP, no gRPC, no device.
+
+mod core;
+mod handle;
+mod output;
+mod request;
+mod stats;
+mod stream;
+
+pub use self::core::{Engine, EngineOptions};
+pub use self::handle::EngineHandle;
+pub use self::request::{GenerateRequest, SubmitError, TextOptions};
+pub use self::stats::EngineStats;
+pub use self::stream::{
+    Finish, FinishKind, OutputDelta, OutputStream, PromptOutput, StopCause, TokenLogprobs,
+};

@@ -1,0 +1,356 @@
+//! The output thread: turns each step's tokens into text and leaves it in the clients' mailboxes.
+//!
+//! It owns everything about a sequence that is not scheduling: incremental detokenisation, stop strings,
+//! log-probabilities, timings for the metrics, and the promise that each sequence ends exactly once for
+//! its client. A panic while working for one sequence ends that sequence alone.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+use quire_scheduler::{
+    FinishReason, RequestId, RequestUpdate, SamplingParams, StepOutputs, TokenId, TokenLogprob,
+};
+
+use super::handle::{Abort, Admission, ExternalIds};
+use super::request::TextOptions;
+use super::stream::{Finish, FinishKind, Mailbox, PromptOutput, StopCause, TokenLogprobs};
+use crate::metrics::{FinishedSequence, Metrics};
+use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+
+/// What the output thread is told.
+#[derive(Debug)]
+pub(super) enum OutputMessage {
+    /// A sequence is about to enter the engine.
+    Begin(Box<SequenceOutput>),
+    /// What a step produced.
+    Step(Box<StepOutputs>),
+    /// The engine thread has ended: nothing will come of what has not finished.
+    EngineGone(Arc<str>),
+}
+
+/// One sequence as its client will see it.
+#[derive(Debug)]
+pub(super) struct SequenceOutput {
+    id: RequestId,
+    index: u32,
+    external_id: Arc<str>,
+    prompt_token_ids: Arc<[TokenId]>,
+    sampling: Arc<SamplingParams>,
+    options: Arc<TextOptions>,
+    n: u32,
+    mailbox: Arc<Mailbox>,
+    text: Option<Text>,
+    prompt: PromptOutput,
+    prompt_sent: bool,
+    num_output_tokens: u32,
+    num_preemptions: u32,
+    arrived: Instant,
+    scheduled: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Text {
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    /// What the detokenizer gave and the stop matcher has not seen.
+    fresh: String,
+}
+
+impl SequenceOutput {
+    #[allow(clippy::too_many_arguments, reason = "one caller, which has exactly these")]
+    pub(super) fn new(
+        id: RequestId,
+        index: u32,
+        external_id: Arc<str>,
+        prompt_token_ids: Arc<[TokenId]>,
+        sampling: Arc<SamplingParams>,
+        options: Arc<TextOptions>,
+        n: u32,
+        mailbox: Arc<Mailbox>,
+    ) -> Self {
+        let prompt_logprobs = sampling.prompt_logprobs.map(|_| vec![None]);
+        Self {
+            id,
+            index,
+            external_id,
+            prompt_token_ids,
+            sampling,
+            options,
+            n,
+            mailbox,
+            text: None,
+            prompt: PromptOutput { num_cached_tokens: 0, logprobs: prompt_logprobs },
+            prompt_sent: false,
+            num_output_tokens: 0,
+            num_preemptions: 0,
+            arrived: Instant::now(),
+            scheduled: None,
+            first_token: None,
+            last_token: None,
+        }
+    }
+}
+
+/// The thread's state.
+pub(super) struct OutputThread {
+    pub(super) tokenizer: Tokenizer,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) admission: Arc<Admission>,
+    pub(super) external: Arc<ExternalIds>,
+    pub(super) abort: Abort,
+    pub(super) log_requests: bool,
+    pub(super) sequences: HashMap<RequestId, Box<SequenceOutput>>,
+}
+
+impl OutputThread {
+    /// Runs until every sender is gone.
+    pub(super) fn run(mut self, messages: &Receiver<OutputMessage>) {
+        let mut gone: Option<Arc<str>> = None;
+        for message in messages {
+            match message {
+                OutputMessage::Begin(sequence) => self.begin(sequence),
+                OutputMessage::Step(step) => self.step(&step),
+                OutputMessage::EngineGone(reason) => gone = Some(reason),
+            }
+            if let Some(reason) = &gone {
+                self.end_all(reason);
+            }
+        }
+    }
+
+    fn begin(&mut self, mut sequence: Box<SequenceOutput>) {
+        if sequence.options.detokenize {
+            let o = &sequence.options;
+            let detokenizer = Detokenizer::new(
+                &self.tokenizer,
+                &sequence.prompt_token_ids,
+                o.skip_special_tokens,
+                o.spaces_between_special_tokens,
+            );
+            let stop = StopMatcher::new(&o.stop, o.include_stop_str_in_output);
+            sequence.text = Some(Text { detokenizer, stop, fresh: String::new() });
+        }
+        self.sequences.insert(sequence.id, sequence);
+    }
+
+    fn step(&mut self, step: &StepOutputs) {
+        let now = Instant::now();
+        if step.stats.num_scheduled_tokens > 0 {
+            self.metrics.on_step(step.stats.num_scheduled_tokens);
+        }
+        for preemption in &step.preemptions {
+            self.metrics.on_preemption(preemption);
+            if let Some(sequence) = self.sequences.get_mut(&preemption.id) {
+                sequence.num_preemptions = preemption.times;
+                tracing::info!(
+                    request_id = &*sequence.external_id,
+                    tokens_dropped = preemption.num_computed_tokens,
+                    times = preemption.times,
+                    "preempted: the KV cache is full"
+                );
+            }
+        }
+        for update in &step.updates {
+            // Unknown: the client has been told of an end already (a stop string matched).
+            let Some(sequence) = self.sequences.get_mut(&update.id) else { continue };
+            let metrics = &*self.metrics;
+            let applied = catch_unwind(AssertUnwindSafe(|| sequence.apply(update, step, now, metrics)));
+            let finish = applied.unwrap_or_else(|_| {
+                let reason = "internal error while turning this request's tokens into text";
+                Some(sequence.end(FinishKind::Error, None, Some(reason.into())))
+            });
+            if let Some(finish) = finish {
+                if update.finish.is_none() {
+                    self.abort.send(update.id);
+                }
+                self.finish(update.id, finish, now);
+            }
+        }
+    }
+
+    /// Tells the client of the end, and everybody who counts.
+    fn finish(&mut self, id: RequestId, finish: Finish, now: Instant) {
+        let Some(s) = self.sequences.remove(&id) else { return };
+        let since = |t: Instant| t.duration_since(s.arrived).as_secs_f64();
+        let finished = FinishedSequence {
+            reason: finish.kind,
+            num_prompt_tokens: s.prompt_token_ids.len() as u32,
+            num_cached_tokens: s.prompt.num_cached_tokens,
+            num_output_tokens: s.num_output_tokens,
+            max_tokens: s.sampling.max_tokens,
+            n: s.n,
+            num_preemptions: s.num_preemptions,
+            scheduled_s: s.scheduled.map(since),
+            first_token_s: s.first_token.map(since),
+            last_token_s: s.last_token.map(since),
+            finished_s: since(now),
+        };
+        self.metrics.on_finish(&finished);
+        if self.log_requests || finish.kind == FinishKind::Error {
+            tracing::info!(
+                request_id = &*s.external_id,
+                reason = finish.kind.as_str(),
+                error = finish.error.as_deref(),
+                prompt_tokens = finished.num_prompt_tokens,
+                cached_tokens = finished.num_cached_tokens,
+                output_tokens = finished.num_output_tokens,
+                ttft_s = finished.first_token_s,
+                total_s = finished.finished_s,
+                "request ended"
+            );
+        }
+        self.external.remove(&s.external_id, id);
+        // Before the client hears of the end: whoever waits for it then finds the place free.
+        self.admission.release();
+        s.mailbox.put(s.index, |delta| delta.finish = Some(finish));
+    }
+
+    fn end_all(&mut self, reason: &Arc<str>) {
+        let now = Instant::now();
+        let ids: Vec<_> = self.sequences.keys().copied().collect();
+        for id in ids {
+            let finish = self.sequences[&id].end(FinishKind::Error, None, Some(reason.clone()));
+            self.finish(id, finish, now);
+        }
+    }
+}
+
+impl SequenceOutput {
+    /// Takes in one update; gives the end if this was it.
+    fn apply(
+        &mut self,
+        update: &RequestUpdate,
+        step: &StepOutputs,
+        now: Instant,
+        metrics: &Metrics,
+    ) -> Option<Finish> {
+        if let Some(first) = update.first_scheduled {
+            self.scheduled = Some(now);
+            self.prompt.num_cached_tokens = first.num_cached_tokens;
+            metrics.on_prompt(self.prompt_token_ids.len() as u32, first.num_cached_tokens);
+        }
+        let tokens = &step.tokens[update.tokens.start as usize..update.tokens.end as usize];
+        let logprobs = &step.logprobs[update.logprobs.start as usize..update.logprobs.end as usize];
+        let generated = self.take_prompt_logprobs(logprobs, &step.top);
+        self.time_tokens(tokens.len(), now, metrics);
+        if self.mailbox.is_closed() {
+            // Nobody reads; the engine has been told, and its last word is on the way.
+            self.num_output_tokens += tokens.len() as u32;
+            return update.finish.as_ref().map(|reason| self.end_for(reason));
+        }
+        if tokens.is_empty() && update.finish.is_none() {
+            return None;
+        }
+        let mailbox = self.mailbox.clone();
+        let mut finish = None;
+        mailbox.put(self.index, |delta| {
+            if !std::mem::replace(&mut self.prompt_sent, true) {
+                delta.prompt = Some(std::mem::take(&mut self.prompt));
+                // Counted again at the end.
+                self.prompt.num_cached_tokens = delta.prompt.as_ref().map_or(0, |p| p.num_cached_tokens);
+            }
+            let mut used = 0;
+            for (i, &token) in tokens.iter().enumerate() {
+                used = i + 1;
+                self.num_output_tokens += 1;
+                let last = used == tokens.len();
+                let stops =
+                    last && matches!(update.finish, Some(FinishReason::Eos(_) | FinishReason::StopToken(_)));
+                if let Some(stop) = self.push_token(token, stops, &mut delta.text) {
+                    finish = Some(self.end(FinishKind::Stop, Some(stop), None));
+                    break;
+                }
+            }
+            delta.token_ids.extend_from_slice(&tokens[..used]);
+            let wanted = generated.iter().take(used);
+            delta.logprobs.extend(wanted.map(|entry| token_logprobs(entry, &step.top)));
+            if let (None, Some(reason)) = (&finish, &update.finish) {
+                self.flush(&mut delta.text);
+                finish = Some(self.end_for(reason));
+            }
+        });
+        finish
+    }
+
+    /// Detokenises one token; gives the stop string if it completed one. The text of a token that ended
+    /// the sequence is left out unless the client wants it (vLLM's rule).
+    fn push_token(&mut self, token: TokenId, stops: bool, out: &mut String) -> Option<StopCause> {
+        let text = self.text.as_mut()?;
+        if stops && !self.options.include_stop_str_in_output {
+            return None;
+        }
+        text.fresh.clear();
+        text.detokenizer.push(token, &mut text.fresh);
+        if self.num_output_tokens <= self.sampling.min_tokens {
+            text.stop.pass(&text.fresh, out);
+            return None;
+        }
+        let matched = text.stop.push(&text.fresh, out)?;
+        Some(StopCause::Text(self.options.stop[matched].as_str().into()))
+    }
+
+    /// Lets out what was held back, at the end of the sequence.
+    fn flush(&mut self, out: &mut String) {
+        if let Some(text) = &mut self.text {
+            text.fresh.clear();
+            text.detokenizer.finish(&mut text.fresh);
+            text.stop.pass(&text.fresh, out);
+            text.stop.finish(out);
+        }
+    }
+
+    /// Keeps the entries about the prompt and gives back the rest.
+    fn take_prompt_logprobs<'a>(
+        &mut self,
+        entries: &'a [TokenLogprob],
+        top: &[(TokenId, f32)],
+    ) -> &'a [TokenLogprob] {
+        let prompt_len = self.prompt_token_ids.len() as u32;
+        let split = entries.partition_point(|entry| entry.position < prompt_len);
+        if let Some(kept) = &mut self.prompt.logprobs {
+            kept.extend(entries[..split].iter().map(|entry| Some(token_logprobs(entry, top))));
+        }
+        &entries[split..]
+    }
+
+    fn time_tokens(&mut self, num_tokens: usize, now: Instant, metrics: &Metrics) {
+        if num_tokens == 0 {
+            return;
+        }
+        if self.first_token.is_none() {
+            self.first_token = Some(now);
+            metrics.on_first_token(now.duration_since(self.arrived).as_secs_f64());
+        }
+        let gap = self.last_token.map(|last| now.duration_since(last).as_secs_f64());
+        metrics.on_tokens(num_tokens, gap);
+        self.last_token = Some(now);
+    }
+
+    fn end_for(&self, reason: &FinishReason) -> Finish {
+        match reason {
+            FinishReason::Eos(id) => self.end(FinishKind::Stop, Some(StopCause::Eos(*id)), None),
+            FinishReason::StopToken(id) => self.end(FinishKind::Stop, Some(StopCause::Token(*id)), None),
+            FinishReason::Length => self.end(FinishKind::Length, None, None),
+            FinishReason::Abort => self.end(FinishKind::Abort, None, None),
+            FinishReason::Error(why) => self.end(FinishKind::Error, None, Some(why.clone())),
+        }
+    }
+
+    fn end(&self, kind: FinishKind, stop: Option<StopCause>, error: Option<Arc<str>>) -> Finish {
+        Finish { kind, stop, error, num_output_tokens: self.num_output_tokens }
+    }
+}
+
+fn token_logprobs(entry: &TokenLogprob, top: &[(TokenId, f32)]) -> TokenLogprobs {
+    TokenLogprobs {
+        token: entry.token,
+        logprob: entry.logprob,
+        rank: entry.rank,
+        top: top[entry.top.start as usize..entry.top.end as usize].to_vec(),
+    }
+}

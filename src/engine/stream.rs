@@ -1,0 +1,209 @@
+//! The way back: an [`OutputStream`] carries what the output thread produced to one client.
+//!
+//! Its mailbox holds at most one delta a sequence. If the client reads slower than the engine writes,
+//! deltas grow together (bounded by `max_tokens`) and nobody waits for anybody. A client that goes away
+//! drops the stream, which aborts what is unfinished.
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use futures_util::task::AtomicWaker;
+use quire_scheduler::{RequestId, TokenId};
+
+use super::handle::Abort;
+
+/// News of one sequence since the last delta of it.
+#[derive(Debug, Default)]
+pub struct OutputDelta {
+    /// Which of the `n` sequences.
+    pub index: u32,
+    /// Set on the first delta of a sequence.
+    pub prompt: Option<PromptOutput>,
+    /// New text. May lag behind the tokens: half characters and possible stop strings are held back.
+    pub text: String,
+    /// New tokens, a final stop token included.
+    pub token_ids: Vec<TokenId>,
+    /// One a token of `token_ids` if asked for, else empty.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// Set on the last delta of a sequence.
+    pub finish: Option<Finish>,
+}
+
+/// What is known of the prompt once it has been computed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PromptOutput {
+    /// Prompt tokens taken from the prefix cache.
+    pub num_cached_tokens: u32,
+    /// If asked for (sequence 0 only): one entry a prompt token, `None` for the first.
+    pub logprobs: Option<Vec<Option<TokenLogprobs>>>,
+}
+
+/// Log-probability of one token, and of the best alternatives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token.
+    pub token: TokenId,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// 1 = the most likely.
+    pub rank: u32,
+    /// Best first; as many as asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// How a sequence ended, as the client is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finish {
+    /// The kind of end.
+    pub kind: FinishKind,
+    /// What stopped it, if `kind` is `Stop`.
+    pub stop: Option<StopCause>,
+    /// What went wrong, if `kind` is `Error`.
+    pub error: Option<Arc<str>>,
+    /// Tokens generated, a final stop token included.
+    pub num_output_tokens: u32,
+}
+
+/// vLLM's finish reasons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FinishKind {
+    /// An end token, a stop token or a stop string.
+    Stop,
+    /// `max_tokens` or the context length.
+    Length,
+    /// The server or an operator ended it.
+    Abort,
+    /// The request failed.
+    Error,
+}
+
+impl FinishKind {
+    /// The word used in JSON and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// What ended a sequence with [`FinishKind::Stop`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopCause {
+    /// The model's own end token.
+    Eos(TokenId),
+    /// One of the request's stop tokens.
+    Token(TokenId),
+    /// One of the request's stop strings.
+    Text(Arc<str>),
+}
+
+/// The receiving end of one request's output. Dropping it aborts what has not finished.
+#[derive(Debug)]
+pub struct OutputStream {
+    mailbox: Arc<Mailbox>,
+    abort: Abort,
+    ids: Vec<RequestId>,
+    unfinished: usize,
+    /// Swapped with the mailbox's, so that reading allocates nothing.
+    current: OutputDelta,
+}
+
+impl OutputStream {
+    pub(super) fn new(mailbox: Arc<Mailbox>, abort: Abort, ids: Vec<RequestId>) -> Self {
+        Self { mailbox, abort, unfinished: ids.len(), ids, current: OutputDelta::default() }
+    }
+
+    /// Waits for news of any sequence. `None` once every sequence has finished.
+    ///
+    /// Cancel safe: nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Option<&mut OutputDelta> {
+        if self.unfinished == 0 {
+            return None;
+        }
+        clear(&mut self.current);
+        let (mailbox, current) = (&self.mailbox, &mut self.current);
+        poll_fn(|cx| {
+            if mailbox.take_into(current) {
+                return Poll::Ready(());
+            }
+            mailbox.waker.register(cx.waker());
+            // The output thread may have put something there between the look and the registration.
+            if mailbox.take_into(current) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        self.unfinished -= usize::from(self.current.finish.is_some());
+        Some(&mut self.current)
+    }
+}
+
+impl Drop for OutputStream {
+    fn drop(&mut self) {
+        self.mailbox.closed.store(true, Ordering::Relaxed);
+        if self.unfinished > 0 {
+            self.ids.iter().for_each(|&id| self.abort.send(id));
+        }
+    }
+}
+
+fn clear(delta: &mut OutputDelta) {
+    delta.prompt = None;
+    delta.text.clear();
+    delta.token_ids.clear();
+    delta.logprobs.clear();
+    delta.finish = None;
+}
+
+/// Where the output thread leaves deltas for one request: one place a sequence.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    /// `n` deltas; the flag says whether there is anything in it.
+    places: Mutex<Vec<(bool, OutputDelta)>>,
+    waker: AtomicWaker,
+    closed: AtomicBool,
+}
+
+impl Mailbox {
+    pub(super) fn new(n: u32) -> Self {
+        let place = |index| (false, OutputDelta { index, ..OutputDelta::default() });
+        Self {
+            places: Mutex::new((0..n).map(place).collect()),
+            waker: AtomicWaker::new(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Adds news of sequence `index` by `write` and wakes the reader.
+    pub(super) fn put(&self, index: u32, write: impl FnOnce(&mut OutputDelta)) {
+        let mut places = self.lock();
+        let (full, delta) = &mut places[index as usize];
+        write(delta);
+        *full = true;
+        drop(places);
+        self.waker.wake();
+    }
+
+    /// Whether the reader has gone.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    fn take_into(&self, out: &mut OutputDelta) -> bool {
+        let mut places = self.lock();
+        let Some((full, delta)) = places.iter_mut().find(|(full, _)| *full) else { return false };
+        *full = false;
+        out.index = delta.index;
+        std::mem::swap(out, delta);
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(bool, OutputDelta)>> {
+        // A panic while writing leaves at worst a delta that was half extended; the sequence is then
+        // ended with an error by the output thread, so going on is right.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,386 @@
+//! What a request may ask for: turns the fields of a request, as typed by a client in either protocol,
+//! into [`SamplingParams`], or says which field is wrong and what is allowed.
+//!
+//! Ranges and defaults are vLLM's (`SamplingParams`); HTTP and gRPC differ only in a few defaults, which
+//! they fill in before they come here.
+
+use std::sync::Arc;
+
+use quire_scheduler::{ALL_LOGPROBS, SamplingParams, TokenId};
+
+use crate::engine::{GenerateRequest, TextOptions};
+
+/// One field of a request is wrong. Becomes a 400 with `param`, or INVALID_ARGUMENT.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ParamError {
+    /// The field as the client wrote it.
+    pub param: String,
+    /// What is wrong and what is allowed.
+    pub message: String,
+}
+
+impl ParamError {
+    /// An error about `param`.
+    pub fn new(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { param: param.into(), message: message.into() }
+    }
+}
+
+/// What the loaded model and the server's flags allow.
+#[derive(Debug, Clone)]
+pub struct RequestLimits {
+    /// Prompt and output together, in tokens.
+    pub max_model_len: u32,
+    /// Ids below this exist.
+    pub vocab_size: u32,
+    /// `--max-logprobs`; `None` = no limit (-1).
+    pub max_logprobs: Option<u32>,
+    /// The model's end tokens.
+    pub eos_token_ids: Arc<[TokenId]>,
+    /// From generation_config.json.
+    pub defaults: GenerationDefaults,
+}
+
+/// Sequences one request may ask for. vLLM allows 16384, which one request can use to fill the server.
+pub const MAX_N: u32 = 128;
+/// Stop strings a request may have (vLLM's VLLM_MAX_STOP_STRINGS).
+pub const MAX_STOP_STRINGS: usize = 4;
+/// Bytes in a stop string.
+pub const MAX_STOP_STRING_BYTES: usize = 1024;
+/// Bad words a request may have, counted after tokenisation (vLLM's VLLM_MAX_NUM_BAD_WORDS).
+pub const MAX_BAD_WORDS: usize = 128;
+/// Entries of `logit_bias`, and of `stop_token_ids`.
+pub const MAX_TOKEN_LIST: usize = 4096;
+
+/// Sampling defaults that the model's makers chose (`generation_config.json`).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// See [`SamplingParams::temperature`].
+    pub temperature: Option<f64>,
+    /// See [`SamplingParams::top_p`].
+    pub top_p: Option<f64>,
+    /// See [`SamplingParams::top_k`].
+    pub top_k: Option<i64>,
+    /// See [`SamplingParams::min_p`].
+    pub min_p: Option<f64>,
+    /// See [`SamplingParams::repetition_penalty`].
+    pub repetition_penalty: Option<f64>,
+    /// Caps the output of every request.
+    pub max_new_tokens: Option<u32>,
+}
+
+/// The sampling fields of a request; `None` means not given (or null).
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "the names are the wire's, and SamplingParams documents them")]
+pub struct SamplingFields {
+    pub n: Option<i64>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<i64>,
+    pub min_p: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    pub repetition_penalty: Option<f64>,
+    pub seed: Option<i64>,
+    /// `None` takes `default_max_tokens`.
+    pub max_tokens: Option<i64>,
+    /// The field that `max_tokens` came from, for errors.
+    pub max_tokens_param: &'static str,
+    /// What the protocol gives when `max_tokens` is missing; `None` = whatever the context leaves.
+    pub default_max_tokens: Option<u32>,
+    pub min_tokens: Option<i64>,
+    pub ignore_eos: bool,
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<i64>,
+    pub include_stop_str_in_output: bool,
+    pub logit_bias: Vec<(i64, f64)>,
+    pub allowed_token_ids: Option<Vec<i64>>,
+    /// Already tokenised by the text pool.
+    pub bad_words_token_ids: Vec<Vec<TokenId>>,
+    /// -1 = the whole vocabulary.
+    pub logprobs: Option<i64>,
+    /// The field that `logprobs` came from (`logprobs` or `top_logprobs`).
+    pub logprobs_param: &'static str,
+    pub prompt_logprobs: Option<i64>,
+    pub skip_special_tokens: Option<bool>,
+    pub spaces_between_special_tokens: Option<bool>,
+    pub detokenize: Option<bool>,
+}
+
+/// Everything else about a request.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "see GenerateRequest")]
+pub struct RequestFields {
+    pub external_id: String,
+    pub prompt_token_ids: Vec<TokenId>,
+    pub priority: i32,
+    pub cache_salt: Option<String>,
+    pub bypass_prefix_cache: bool,
+}
+
+/// Checks a request against the limits.
+pub fn generate_request(
+    fields: RequestFields,
+    sampling: SamplingFields,
+    limits: &RequestLimits,
+) -> Result<GenerateRequest, ParamError> {
+    let prompt_len = check_prompt(&fields.prompt_token_ids, limits)?;
+    let seeded = sampling.seed.is_some_and(|seed| seed != -1);
+    let n = ranged("n", sampling.n, 1, 1, i64::from(MAX_N))? as u32;
+    let text = text_options(&sampling)?;
+    let params = sampling_params(sampling, prompt_len, limits)?;
+    if n > 1 && params.temperature == 0.0 {
+        return Err(ParamError::new("n", format!("n must be 1 when temperature is 0 (greedy), got {n}")));
+    }
+    Ok(GenerateRequest {
+        external_id: fields.external_id.into(),
+        prompt_token_ids: fields.prompt_token_ids.into(),
+        sampling: params,
+        seeded,
+        n,
+        priority: fields.priority,
+        cache_salt: fields.cache_salt.map(check_cache_salt).transpose()?,
+        bypass_prefix_cache: fields.bypass_prefix_cache,
+        text,
+    })
+}
+
+fn check_prompt(ids: &[TokenId], limits: &RequestLimits) -> Result<u32, ParamError> {
+    if ids.is_empty() {
+        return Err(ParamError::new("prompt", "the prompt is empty; at least one token is needed"));
+    }
+    if let Some(id) = ids.iter().find(|&&id| id >= limits.vocab_size) {
+        let last = limits.vocab_size - 1;
+        let message = format!("token id {id} is out of the vocabulary; ids go from 0 to {last}");
+        return Err(ParamError::new("prompt", message));
+    }
+    let max = limits.max_model_len;
+    if ids.len() >= max as usize {
+        return Err(too_long(ids.len(), max));
+    }
+    Ok(ids.len() as u32)
+}
+
+/// The error for a prompt that leaves no room to generate; the wording is what clients look for.
+pub fn too_long(prompt_len: usize, max_model_len: u32) -> ParamError {
+    ParamError::new(
+        "input_tokens",
+        format!(
+            "This model's maximum context length is {max_model_len} tokens. However, your prompt contains \
+             {prompt_len} input tokens, which leaves no room for output. Please reduce the length of the prompt."
+        ),
+    )
+}
+
+fn text_options(f: &SamplingFields) -> Result<TextOptions, ParamError> {
+    if f.stop.len() > MAX_STOP_STRINGS {
+        let message = format!("at most {MAX_STOP_STRINGS} stop strings are allowed, got {}", f.stop.len());
+        return Err(ParamError::new("stop", message));
+    }
+    if f.stop.iter().any(String::is_empty) {
+        return Err(ParamError::new("stop", "a stop string must not be empty"));
+    }
+    if let Some(long) = f.stop.iter().find(|s| s.len() > MAX_STOP_STRING_BYTES) {
+        let message = format!("a stop string has at most {MAX_STOP_STRING_BYTES} bytes, got {}", long.len());
+        return Err(ParamError::new("stop", message));
+    }
+    let detokenize = f.detokenize.unwrap_or(true);
+    if !detokenize && !f.stop.is_empty() {
+        return Err(ParamError::new("stop", "stop strings need detokenize to be true"));
+    }
+    Ok(TextOptions {
+        detokenize,
+        stop: f.stop.clone(),
+        include_stop_str_in_output: f.include_stop_str_in_output,
+        skip_special_tokens: f.skip_special_tokens.unwrap_or(true),
+        spaces_between_special_tokens: f.spaces_between_special_tokens.unwrap_or(true),
+    })
+}
+
+fn sampling_params(
+    f: SamplingFields,
+    prompt_len: u32,
+    limits: &RequestLimits,
+) -> Result<SamplingParams, ParamError> {
+    let defaults = &limits.defaults;
+    let temperature = real("temperature", f.temperature.or(defaults.temperature), 1.0, 0.0, 2.0)?;
+    let top_p = real("top_p", f.top_p.or(defaults.top_p), 1.0, 0.0, 1.0)?;
+    if top_p == 0.0 {
+        return Err(ParamError::new("top_p", "top_p must be in (0, 1], got 0"));
+    }
+    let top_k = ranged("top_k", f.top_k.or(defaults.top_k), 0, -1, i64::from(u32::MAX))?.max(0) as u32;
+    let repetition_penalty = f.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0);
+    if !(repetition_penalty.is_finite() && repetition_penalty > 0.0) {
+        let message = format!("repetition_penalty must be a finite number above 0, got {repetition_penalty}");
+        return Err(ParamError::new("repetition_penalty", message));
+    }
+    let max_tokens = max_tokens(&f, prompt_len, limits)?;
+    let min_tokens = ranged("min_tokens", f.min_tokens, 0, 0, i64::from(max_tokens))? as u32;
+    Ok(SamplingParams {
+        temperature: normal_temperature(temperature),
+        top_k,
+        top_p: top_p as f32,
+        min_p: real("min_p", f.min_p.or(defaults.min_p), 0.0, 0.0, 1.0)? as f32,
+        presence_penalty: real("presence_penalty", f.presence_penalty, 0.0, -2.0, 2.0)? as f32,
+        frequency_penalty: real("frequency_penalty", f.frequency_penalty, 0.0, -2.0, 2.0)? as f32,
+        repetition_penalty: repetition_penalty as f32,
+        seed: f.seed.unwrap_or(0) as u64,
+        max_tokens,
+        min_tokens,
+        ignore_eos: f.ignore_eos,
+        eos_token_ids: limits.eos_token_ids.clone(),
+        stop_token_ids: token_list("stop_token_ids", f.stop_token_ids, limits.vocab_size)?,
+        logit_bias: logit_bias(&f.logit_bias, limits.vocab_size)?,
+        allowed_token_ids: allowed_token_ids(f.allowed_token_ids, limits.vocab_size)?,
+        bad_words: bad_words(f.bad_words_token_ids, limits.vocab_size)?,
+        logprobs: logprobs(f.logprobs_param, f.logprobs, limits)?,
+        prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
+    })
+}
+
+/// vLLM's rule: below 1e-5 is greedy, and what is left below 0.01 becomes 0.01, where logits divided by
+/// the temperature would overflow.
+fn normal_temperature(t: f64) -> f32 {
+    if t < 1e-5 { 0.0 } else { t.max(0.01) as f32 }
+}
+
+/// What the context leaves, what the model's makers allow, and what was asked for: the least of them.
+/// Asking for more than the context leaves is an error, as in vLLM.
+fn max_tokens(f: &SamplingFields, prompt_len: u32, limits: &RequestLimits) -> Result<u32, ParamError> {
+    let room = limits.max_model_len - prompt_len;
+    let cap = limits.defaults.max_new_tokens.unwrap_or(u32::MAX).min(room);
+    match f.max_tokens {
+        None => Ok(f.default_max_tokens.unwrap_or(u32::MAX).min(cap)),
+        Some(asked) if asked < 1 => {
+            let param = f.max_tokens_param;
+            Err(ParamError::new(param, format!("{param} must be at least 1, got {asked}")))
+        }
+        Some(asked) if asked > i64::from(room) => Err(ParamError::new(
+            f.max_tokens_param,
+            format!(
+                "This model's maximum context length is {} tokens. However, you requested {asked} output tokens \
+                 and your prompt contains {prompt_len} input tokens, for a total of {} tokens. Please reduce \
+                 the length of the prompt or the number of requested output tokens.",
+                limits.max_model_len,
+                asked.saturating_add(i64::from(prompt_len)),
+            ),
+        )),
+        Some(asked) => Ok((asked as u32).min(cap)),
+    }
+}
+
+fn logprobs(param: &str, asked: Option<i64>, limits: &RequestLimits) -> Result<Option<u32>, ParamError> {
+    let Some(asked) = asked else { return Ok(None) };
+    match (asked, limits.max_logprobs) {
+        (-1, None) => Ok(Some(ALL_LOGPROBS)),
+        (0.., None) => Ok(Some(asked.min(i64::from(limits.vocab_size)) as u32)),
+        (0.., Some(max)) if asked <= i64::from(max) => Ok(Some(asked as u32)),
+        (_, Some(max)) => {
+            let message = format!("{param} must be between 0 and {max} (--max-logprobs), got {asked}");
+            Err(ParamError::new(param, message))
+        }
+        _ => Err(ParamError::new(param, format!("{param} must be -1 or at least 0, got {asked}"))),
+    }
+}
+
+fn token_list(param: &str, ids: Vec<i64>, vocab_size: u32) -> Result<Vec<TokenId>, ParamError> {
+    if ids.len() > MAX_TOKEN_LIST {
+        let message = format!("{param} has at most {MAX_TOKEN_LIST} entries, got {}", ids.len());
+        return Err(ParamError::new(param, message));
+    }
+    let ids: Result<Vec<_>, _> = ids.into_iter().map(|id| token_id(param, id, vocab_size)).collect();
+    let mut ids = ids?;
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+fn token_id(param: &str, id: i64, vocab_size: u32) -> Result<TokenId, ParamError> {
+    let valid = u32::try_from(id).ok().filter(|&id| id < vocab_size);
+    valid.ok_or_else(|| {
+        let last = vocab_size - 1;
+        ParamError::new(
+            param,
+            format!("token id {id} in {param} is out of the vocabulary; ids go from 0 to {last}"),
+        )
+    })
+}
+
+fn allowed_token_ids(ids: Option<Vec<i64>>, vocab_size: u32) -> Result<Option<Vec<TokenId>>, ParamError> {
+    let param = "allowed_token_ids";
+    let Some(ids) = ids else { return Ok(None) };
+    if ids.is_empty() {
+        return Err(ParamError::new(param, "allowed_token_ids must not be empty; leave it out to allow all"));
+    }
+    if ids.len() > vocab_size as usize {
+        return Err(ParamError::new(
+            param,
+            format!("allowed_token_ids has more entries than the vocabulary ({vocab_size})"),
+        ));
+    }
+    let ids: Result<Vec<_>, _> = ids.into_iter().map(|id| token_id(param, id, vocab_size)).collect();
+    let mut ids = ids?;
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(Some(ids))
+}
+
+fn logit_bias(bias: &[(i64, f64)], vocab_size: u32) -> Result<Vec<(TokenId, f32)>, ParamError> {
+    if bias.len() > MAX_TOKEN_LIST {
+        let message = format!("logit_bias has at most {MAX_TOKEN_LIST} entries, got {}", bias.len());
+        return Err(ParamError::new("logit_bias", message));
+    }
+    let entry = |&(id, value): &(i64, f64)| {
+        if !value.is_finite() {
+            return Err(ParamError::new(
+                "logit_bias",
+                format!("the bias of token {id} is not a finite number"),
+            ));
+        }
+        Ok((token_id("logit_bias", id, vocab_size)?, value.clamp(-100.0, 100.0) as f32))
+    };
+    bias.iter().map(entry).collect()
+}
+
+fn bad_words(words: Vec<Vec<TokenId>>, vocab_size: u32) -> Result<Vec<Vec<TokenId>>, ParamError> {
+    if words.len() > MAX_BAD_WORDS {
+        let message =
+            format!("bad_words has at most {MAX_BAD_WORDS} entries after tokenisation, got {}", words.len());
+        return Err(ParamError::new("bad_words", message));
+    }
+    for word in &words {
+        if word.is_empty() {
+            return Err(ParamError::new("bad_words", "a bad word must not be empty"));
+        }
+        word.iter().try_for_each(|&id| token_id("bad_words", i64::from(id), vocab_size).map(drop))?;
+    }
+    Ok(words)
+}
+
+/// vLLM's rule: it becomes part of names and paths elsewhere.
+fn check_cache_salt(salt: String) -> Result<Arc<str>, ParamError> {
+    if salt.is_empty() || salt.chars().count() > 128 {
+        return Err(ParamError::new("cache_salt", "cache_salt must have 1 to 128 characters"));
+    }
+    if salt.contains(['@', '/', '\\', '\0']) {
+        return Err(ParamError::new("cache_salt", "cache_salt must not contain '@', '/', '\\' or NUL"));
+    }
+    Ok(salt.into())
+}
+
+fn ranged(param: &str, value: Option<i64>, default: i64, min: i64, max: i64) -> Result<i64, ParamError> {
+    let value = value.unwrap_or(default);
+    if (min..=max).contains(&value) {
+        return Ok(value);
+    }
+    Err(ParamError::new(param, format!("{param} must be between {min} and {max}, got {value}")))
+}
+
+fn real(param: &str, value: Option<f64>, default: f64, min: f64, max: f64) -> Result<f64, ParamError> {
+    let value = value.unwrap_or(default);
+    if (min..=max).contains(&value) {
+        return Ok(value);
+    }
+    Err(ParamError::new(param, format!("{param} must be between {min} and {max}, got {value}")))
+}
