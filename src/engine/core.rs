@@ -4,22 +4,25 @@
 //! work out what it means, send one message. No lock, no await, no log line and no allocation per token.
 //! With nothing to do it sleeps on its channel.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use quire_scheduler::{
     ModelRunner, RunnerError, Scheduler, SchedulerConfig, SchedulerOutput, StepOutputs, StepTicket,
 };
 
 use super::handle::{Abort, Admission, Command, EngineHandle, ExternalIds};
-use super::output::{OutputMessage, OutputThread};
+use super::output::{OutputMessage, OutputThread, Sequences};
 use super::stats::EngineStats;
 use crate::metrics::Metrics;
 use crate::text::Tokenizer;
+
+/// Steps the output thread may be behind. A faster engine then waits for it, so that memory stays bounded.
+const MAX_STEPS_BEHIND: usize = 64;
 
 /// What the threads need besides the runner.
 #[derive(Debug)]
@@ -54,6 +57,9 @@ impl Engine {
         let (output, output_receiver) = unbounded();
         let (started, start_receiver) = std::sync::mpsc::sync_channel(1);
         let engine_output = output.clone();
+        let (credit, credits) = bounded(MAX_STEPS_BEHIND);
+        (0..MAX_STEPS_BEHIND)
+            .for_each(|_| credit.send(()).expect("the channel was made with room for these"));
         let engine = spawn("engine", move || {
             let (runner, config) = match build() {
                 Ok(built) => built,
@@ -66,6 +72,7 @@ impl Engine {
                 in_flight: VecDeque::with_capacity(4),
                 commands: command_receiver,
                 output: engine_output,
+                credits,
                 stats: stats.clone(),
                 epoch: Instant::now(),
                 stopping: false,
@@ -87,7 +94,8 @@ impl Engine {
             external: external.clone(),
             abort: Abort(commands.clone()),
             log_requests: options.log_requests,
-            sequences: HashMap::new(),
+            credits: credit,
+            sequences: Sequences::default(),
         };
         let output_thread = spawn("output", move || output_thread.run(&output_receiver));
         let handle = EngineHandle::new(commands, output, stats, admission, external, options.seed, epoch);
@@ -119,6 +127,8 @@ struct EngineCore {
     in_flight: VecDeque<(SchedulerOutput, StepTicket)>,
     commands: Receiver<Command>,
     output: Sender<OutputMessage>,
+    /// Rights to send a step; see [`MAX_STEPS_BEHIND`].
+    credits: Receiver<()>,
     stats: Arc<EngineStats>,
     epoch: Instant,
     stopping: bool,
@@ -240,6 +250,8 @@ impl EngineCore {
     }
 
     fn send(&self, step: StepOutputs) {
+        // Fails only if the output thread is gone, and then nobody minds.
+        let _ = self.credits.recv();
         let _ = self.output.send(OutputMessage::Step(Box::new(step)));
     }
 }
