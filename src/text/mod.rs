@@ -1,0 +1,22 @@
+//! Text on both sides of the model: tokenizer, chat template, incremental detokenizer and stop strings.
+//!
+//! Nothing here knows a socket, a request or a device. The front end runs the expensive jobs (templates,
+//! encoding) on the [`TextPool`]; the output thread owns one [`Detokenizer`] and one [`StopMatcher`] per stream.
+
+mod detokenizer;
+mod error;
+mod pieces;
+mod pool;
+mod stop;
+mod template;
+mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use pool::TextPool;
+pub use stop::StopMatcher;
+pub use template::{ChatInput, ChatTemplate};
+pub use tokenizer::{SpecialTokens, Tokenizer};
+
+#[cfg(test)]
+mod tests;
