@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use quire_scheduler::{
-    ModelRunner, RunnerError, Scheduler, SchedulerConfig, SchedulerOutput, StepOutputs, StepTicket,
+    FinishReason, ModelRunner, RunnerError, Scheduler, SchedulerOutput, StepOutputs, StepTicket,
 };
 
 use super::handle::{Abort, Admission, Command, EngineHandle, ExternalIds};
@@ -51,7 +51,7 @@ impl Engine {
     /// its error is given back.
     pub fn start<E: Send + 'static>(
         options: EngineOptions,
-        build: impl FnOnce() -> Result<(Box<dyn ModelRunner>, SchedulerConfig), E> + Send + 'static,
+        build: impl FnOnce() -> Result<(Box<dyn ModelRunner>, Scheduler), E> + Send + 'static,
     ) -> Result<Self, E> {
         let (commands, command_receiver) = unbounded();
         let (output, output_receiver) = unbounded();
@@ -61,13 +61,13 @@ impl Engine {
         (0..MAX_STEPS_BEHIND)
             .for_each(|_| credit.send(()).expect("the channel was made with room for these"));
         let engine = spawn("engine", move || {
-            let (runner, config) = match build() {
+            let (runner, scheduler) = match build() {
                 Ok(built) => built,
                 Err(error) => return drop(started.send(Err(error))),
             };
-            let stats = Arc::new(EngineStats::new(config.num_blocks - 1));
+            let stats = Arc::new(EngineStats::new(&scheduler.stats()));
             let core = EngineCore {
-                scheduler: Scheduler::new(config),
+                scheduler,
                 runner,
                 in_flight: VecDeque::with_capacity(4),
                 commands: command_receiver,
@@ -151,6 +151,7 @@ impl EngineCore {
         loop {
             self.take_commands();
             if self.is_idle() {
+                self.send_outputs();
                 if self.stopping {
                     return Ok(());
                 }
@@ -159,7 +160,6 @@ impl EngineCore {
             self.stats.record_work();
             let planned = self.plan_ahead()?;
             if !planned && self.in_flight.is_empty() {
-                // Requests that end without a step: aborted while queued, or rejected.
                 self.send_outputs();
                 continue;
             }
@@ -170,7 +170,7 @@ impl EngineCore {
     }
 
     fn is_idle(&self) -> bool {
-        self.in_flight.is_empty() && !self.scheduler.has_unfinished() && !self.scheduler.has_outputs()
+        self.in_flight.is_empty() && !self.scheduler.has_unfinished()
     }
 
     /// Takes all commands there are; sleeps if there are none and nothing else to do.
@@ -194,8 +194,8 @@ impl EngineCore {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Add(request) => self.scheduler.add(*request),
-            Command::Abort(id) => self.scheduler.abort(id),
-            Command::AbortAll => self.scheduler.abort_all(),
+            Command::Abort(id) => _ = self.scheduler.abort(id),
+            Command::AbortAll => self.scheduler.end_all(&FinishReason::Abort),
             Command::ResetPrefixCache(answer) => drop(answer.send(self.scheduler.reset_prefix_cache())),
             Command::Stop => self.stopping = true,
         }
@@ -221,7 +221,7 @@ impl EngineCore {
         let (scheduler, runner) = (&mut self.scheduler, &mut self.runner);
         match guarded(plan.step, || runner.collect(ticket)) {
             Ok(output) => {
-                let step = scheduler.update(plan, output);
+                let step = scheduler.update(plan, Ok(output));
                 self.stats.record_step(&step.stats);
                 self.send(step);
                 Ok(())
@@ -230,23 +230,21 @@ impl EngineCore {
         }
     }
 
-    /// A step failed: its requests end, and so do those of the steps behind it, which built on it.
+    /// A step failed: its requests end, and so do those of the steps in flight, which built on it. The other
+    /// steps are still collected, in order; their results are void.
     fn fail(&mut self, plan: SchedulerOutput, error: RunnerError) -> Result<(), RunnerError> {
-        let mut lost = vec![plan];
-        while let Some((plan, ticket)) = self.in_flight.pop_front() {
-            // Whatever it gives is void; collecting keeps the runner's own queue in order.
-            let _ = guarded(plan.step, || self.runner.collect(ticket).map(drop));
-            lost.push(plan);
-        }
-        self.scheduler.fail(lost, &error.reason);
-        self.send_outputs();
+        let step = self.scheduler.update(plan, Err(&error));
+        self.stats.record_scheduler(&step.stats);
+        self.send(step);
         if error.fatal { Err(error) } else { Ok(()) }
     }
 
+    /// Tells of ends that no step reports: aborted while queued, or refused.
     fn send_outputs(&mut self) {
-        let outputs = self.scheduler.take_outputs();
-        self.stats.record_scheduler(&outputs.stats);
-        self.send(outputs);
+        if let Some(outputs) = self.scheduler.take_outputs() {
+            self.stats.record_scheduler(&outputs.stats);
+            self.send(outputs);
+        }
     }
 
     fn send(&self, step: StepOutputs) {
