@@ -1,6 +1,6 @@
 //! The paged KV cache as bookkeeping: which block belongs to whom, and what it holds.
-use std::sync::Arc;
 use crate::request::TokenId;
+use std::sync::Arc;
 
 /// A block of the KV cache, `block_size` tokens of one sequence. Block 0 is padding and never given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
