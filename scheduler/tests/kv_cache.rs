@@ -294,5 +294,8 @@ fn the_hash_is_the_documented_one() {
     let first = hash_block(None, &[], [1u32, 2, 3, 4].into_iter());
     assert_eq!(hex(first), "f42f6b5021117cf9aecba4016b721a455d9224f99dd6080d38788b06a9d2d200");
     let keys = [ExtraKey::Adapter("lora"), ExtraKey::CacheSalt("salt")];
-    assert_eq!(hex(hash_block(Some(&first), &keys, 0..20u32)), "b3cc650380b65d072ec2dfd3fb696a78840545854d258eae072e182ce842d13e");
+    assert_eq!(
+        hex(hash_block(Some(&first), &keys, 0..20u32)),
+        "b3cc650380b65d072ec2dfd3fb696a78840545854d258eae072e182ce842d13e"
+    );
 }
