@@ -66,7 +66,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::BadFile`] where a file does not parse or its decoder cannot stream.
     pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config: Option<&[u8]>) -> Result<Self, TextError> {
-        let config = tokenizer_config.map(parse_config).transpose()?.unwrap_or_default();
+        let config = tokenizer_config.map(|bytes| parse_json("tokenizer_config.json", bytes));
+        let config = config.transpose()?.unwrap_or_default();
         Self::new(tokenizer_json, SpecialTokens::from_config(&config), Templates::from_config(&config))
     }
 
@@ -78,9 +79,9 @@ impl Tokenizer {
     /// [`TextError::Read`] and [`TextError::BadFile`].
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
         let tokenizer_json = read(&dir.join("tokenizer.json"))?;
-        let parse_optional = |name: &str| -> Result<Value, TextError> {
-            let bytes = read_optional(&dir.join(name))?;
-            Ok(bytes.as_deref().map(parse_config).transpose()?.unwrap_or_default())
+        let parse_optional = |name: &'static str| match read_optional(&dir.join(name))? {
+            Some(bytes) => parse_json(name, &bytes),
+            None => Ok(Value::Null),
         };
         let config = parse_optional("tokenizer_config.json")?;
         let map = parse_optional("special_tokens_map.json")?;
@@ -294,9 +295,8 @@ impl Templates {
     }
 }
 
-fn parse_config(bytes: &[u8]) -> Result<Value, TextError> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| TextError::BadFile { file: "tokenizer_config.json", message: error.to_string() })
+fn parse_json(file: &'static str, bytes: &[u8]) -> Result<Value, TextError> {
+    serde_json::from_slice(bytes).map_err(|error| TextError::BadFile { file, message: error.to_string() })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TextError> {

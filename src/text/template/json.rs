@@ -188,7 +188,7 @@ fn key_text(key: &Value) -> Result<String, Error> {
     Ok(match key.kind() {
         ValueKind::String => key.as_str().unwrap_or_default().to_string(),
         ValueKind::None => "null".into(),
-        ValueKind::Bool => key.to_string(),
+        ValueKind::Bool => if key.is_true() { "true" } else { "false" }.into(),
         ValueKind::Number => python::to_str(key),
         kind => {
             let message = format!("tojson: keys must be scalars, not {kind}");
