@@ -82,7 +82,8 @@ fn write_repr(out: &mut dyn Write, value: &Value, depth: usize) -> fmt::Result {
     }
 }
 
-/// Python's `repr` of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
+/// Python's `repr` of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16
+/// on.
 pub(super) fn write_float(out: &mut dyn Write, float: f64) -> fmt::Result {
     if float.is_nan() {
         return out.write_str("nan");
@@ -120,8 +121,8 @@ fn write_quoted(out: &mut dyn Write, text: &str) -> fmt::Result {
     out.write_char(quote)
 }
 
-/// Rust escapes the same categories in debug output as Python does in `repr`, apart from quotes and from combining
-/// marks that begin a string, hence the letter before it.
+/// Rust escapes the same categories in debug output as Python does in `repr`, apart from quotes and from
+/// combining marks that begin a string, hence the letter before it.
 fn is_printable(c: char) -> bool {
     matches!(c, '"' | '\'') || ['a', c].iter().collect::<String>().escape_debug().count() == 2
 }
@@ -201,8 +202,8 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Words between runs of whitespace, in the order in which they are found. The last of at most `max_parts` is all the
-/// rest, with the whitespace at its far end.
+/// Words between runs of whitespace, in the order in which they are found. The last of at most `max_parts` is
+/// all the rest, with the whitespace at its far end.
 fn split_whitespace(text: &str, from_right: bool, max_parts: usize) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = text;
