@@ -34,9 +34,9 @@ pub(super) fn not_taken(error: &SubmitError) -> Status {
 /// The prompt's text could not be turned into tokens.
 pub(super) fn not_tokenized(error: &TextError) -> Status {
     match error {
-        TextError::Overloaded => overloaded(&error.to_string()),
-        TextError::Panicked(_) => Status::internal(error.to_string()),
-        TextError::Template(_) | TextError::Tokenizer(_) => invalid_field("text", &error.to_string()),
+        TextError::Overloaded { .. } => overloaded(&error.to_string()),
+        TextError::Encode { .. } => invalid_field("text", &error.to_string()),
+        _ => Status::internal(error.to_string()),
     }
 }
 
