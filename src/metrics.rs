@@ -22,6 +22,9 @@ pub struct FinishedSequence {
 }
 #[allow(missing_docs, unused)]
 impl Metrics {
+    pub fn for_tests() -> Self {
+        Self
+    }
     pub fn on_step(&self, num_scheduled_tokens: u32) {}
     pub fn on_prompt(&self, num_prompt_tokens: u32, num_cached_tokens: u32) {}
     /// `gap_s` since the sequence's previous token; called once an update with `n >= 1` tokens.

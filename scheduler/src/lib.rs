@@ -1,25 +1,31 @@
 //! The pure half of Quire: what to compute next, for whom, and in which blocks.
 //!
 //! Nothing here knows a device, a clock, a socket or a thread. Same calls, same plans, everywhere.
+//!
+//! * What is asked: [`Request`], [`SamplingParams`]; how it ends: [`FinishReason`].
+//! * The decisions: [`Scheduler`] within a [`SchedulerConfig`], over the blocks of [`kv`].
+//! * The messages of a step: [`SchedulerOutput`] to a [`ModelRunner`], [`ModelRunnerOutput`] back,
+//!   [`StepOutputs`] to the world.
+//! * The proof: [`sim`], a runner without a model and the simulator that drives the scheduler with it.
 #![forbid(unsafe_code)]
 
+mod admission;
+mod check;
+mod config;
+mod in_flight;
 pub mod kv;
 mod output;
+mod preemption;
+mod queue;
 mod request;
 mod runner;
-mod stub;
+mod scheduler;
+pub mod sim;
+mod state;
+mod update;
 
+pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use output::*;
 pub use request::*;
 pub use runner::*;
-pub use stub::*;
-
-/// Which waiting request is admitted first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SchedulingPolicy {
-    /// In order of arrival.
-    #[default]
-    Fcfs,
-    /// By (priority, arrival): lower first.
-    Priority,
-}
+pub use scheduler::Scheduler;

@@ -4,22 +4,25 @@
 //! work out what it means, send one message. No lock, no await, no log line and no allocation per token.
 //! With nothing to do it sleeps on its channel.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use quire_scheduler::{
-    ModelRunner, RunnerError, Scheduler, SchedulerConfig, SchedulerOutput, StepOutputs, StepTicket,
+    FinishReason, ModelRunner, RunnerError, Scheduler, SchedulerOutput, StepOutputs, StepTicket,
 };
 
 use super::handle::{Abort, Admission, Command, EngineHandle, ExternalIds};
-use super::output::{OutputMessage, OutputThread};
+use super::output::{OutputMessage, OutputThread, Sequences};
 use super::stats::EngineStats;
 use crate::metrics::Metrics;
 use crate::text::Tokenizer;
+
+/// Steps the output thread may be behind. A faster engine then waits for it, so that memory stays bounded.
+const MAX_STEPS_BEHIND: usize = 64;
 
 /// What the threads need besides the runner.
 #[derive(Debug)]
@@ -48,24 +51,28 @@ impl Engine {
     /// its error is given back.
     pub fn start<E: Send + 'static>(
         options: EngineOptions,
-        build: impl FnOnce() -> Result<(Box<dyn ModelRunner>, SchedulerConfig), E> + Send + 'static,
+        build: impl FnOnce() -> Result<(Box<dyn ModelRunner>, Scheduler), E> + Send + 'static,
     ) -> Result<Self, E> {
         let (commands, command_receiver) = unbounded();
         let (output, output_receiver) = unbounded();
         let (started, start_receiver) = std::sync::mpsc::sync_channel(1);
         let engine_output = output.clone();
+        let (credit, credits) = bounded(MAX_STEPS_BEHIND);
+        (0..MAX_STEPS_BEHIND)
+            .for_each(|_| credit.send(()).expect("the channel was made with room for these"));
         let engine = spawn("engine", move || {
-            let (runner, config) = match build() {
+            let (runner, scheduler) = match build() {
                 Ok(built) => built,
                 Err(error) => return drop(started.send(Err(error))),
             };
-            let stats = Arc::new(EngineStats::new(config.num_blocks - 1));
+            let stats = Arc::new(EngineStats::new(&scheduler.stats()));
             let core = EngineCore {
-                scheduler: Scheduler::new(config),
+                scheduler,
                 runner,
                 in_flight: VecDeque::with_capacity(4),
                 commands: command_receiver,
                 output: engine_output,
+                credits,
                 stats: stats.clone(),
                 epoch: Instant::now(),
                 stopping: false,
@@ -87,7 +94,8 @@ impl Engine {
             external: external.clone(),
             abort: Abort(commands.clone()),
             log_requests: options.log_requests,
-            sequences: HashMap::new(),
+            credits: credit,
+            sequences: Sequences::default(),
         };
         let output_thread = spawn("output", move || output_thread.run(&output_receiver));
         let handle = EngineHandle::new(commands, output, stats, admission, external, options.seed, epoch);
@@ -119,6 +127,8 @@ struct EngineCore {
     in_flight: VecDeque<(SchedulerOutput, StepTicket)>,
     commands: Receiver<Command>,
     output: Sender<OutputMessage>,
+    /// Rights to send a step; see [`MAX_STEPS_BEHIND`].
+    credits: Receiver<()>,
     stats: Arc<EngineStats>,
     epoch: Instant,
     stopping: bool,
@@ -141,6 +151,7 @@ impl EngineCore {
         loop {
             self.take_commands();
             if self.is_idle() {
+                self.send_outputs();
                 if self.stopping {
                     return Ok(());
                 }
@@ -149,7 +160,6 @@ impl EngineCore {
             self.stats.record_work();
             let planned = self.plan_ahead()?;
             if !planned && self.in_flight.is_empty() {
-                // Requests that end without a step: aborted while queued, or rejected.
                 self.send_outputs();
                 continue;
             }
@@ -160,7 +170,7 @@ impl EngineCore {
     }
 
     fn is_idle(&self) -> bool {
-        self.in_flight.is_empty() && !self.scheduler.has_unfinished() && !self.scheduler.has_outputs()
+        self.in_flight.is_empty() && !self.scheduler.has_unfinished()
     }
 
     /// Takes all commands there are; sleeps if there are none and nothing else to do.
@@ -184,8 +194,8 @@ impl EngineCore {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Add(request) => self.scheduler.add(*request),
-            Command::Abort(id) => self.scheduler.abort(id),
-            Command::AbortAll => self.scheduler.abort_all(),
+            Command::Abort(id) => _ = self.scheduler.abort(id),
+            Command::AbortAll => self.scheduler.end_all(&FinishReason::Abort),
             Command::ResetPrefixCache(answer) => drop(answer.send(self.scheduler.reset_prefix_cache())),
             Command::Stop => self.stopping = true,
         }
@@ -211,7 +221,7 @@ impl EngineCore {
         let (scheduler, runner) = (&mut self.scheduler, &mut self.runner);
         match guarded(plan.step, || runner.collect(ticket)) {
             Ok(output) => {
-                let step = scheduler.update(plan, output);
+                let step = scheduler.update(plan, Ok(output));
                 self.stats.record_step(&step.stats);
                 self.send(step);
                 Ok(())
@@ -220,26 +230,26 @@ impl EngineCore {
         }
     }
 
-    /// A step failed: its requests end, and so do those of the steps behind it, which built on it.
+    /// A step failed: its requests end, and so do those of the steps in flight, which built on it. The other
+    /// steps are still collected, in order; their results are void.
     fn fail(&mut self, plan: SchedulerOutput, error: RunnerError) -> Result<(), RunnerError> {
-        let mut lost = vec![plan];
-        while let Some((plan, ticket)) = self.in_flight.pop_front() {
-            // Whatever it gives is void; collecting keeps the runner's own queue in order.
-            let _ = guarded(plan.step, || self.runner.collect(ticket).map(drop));
-            lost.push(plan);
-        }
-        self.scheduler.fail(lost, &error.reason);
-        self.send_outputs();
+        let step = self.scheduler.update(plan, Err(&error));
+        self.stats.record_scheduler(&step.stats);
+        self.send(step);
         if error.fatal { Err(error) } else { Ok(()) }
     }
 
+    /// Tells of ends that no step reports: aborted while queued, or refused.
     fn send_outputs(&mut self) {
-        let outputs = self.scheduler.take_outputs();
-        self.stats.record_scheduler(&outputs.stats);
-        self.send(outputs);
+        if let Some(outputs) = self.scheduler.take_outputs() {
+            self.stats.record_scheduler(&outputs.stats);
+            self.send(outputs);
+        }
     }
 
     fn send(&self, step: StepOutputs) {
+        // Fails only if the output thread is gone, and then nobody minds.
+        let _ = self.credits.recv();
         let _ = self.output.send(OutputMessage::Step(Box::new(step)));
     }
 }

@@ -7,6 +7,8 @@ mod output;
 mod request;
 mod stats;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use self::core::{Engine, EngineOptions};
 pub use self::handle::EngineHandle;

@@ -5,11 +5,12 @@
 //! its client. A panic while working for one sequence ends that sequence alone.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use quire_scheduler::{
     FinishReason, RequestId, RequestUpdate, SamplingParams, StepOutputs, TokenId, TokenLogprob,
 };
@@ -104,7 +105,30 @@ pub(super) struct OutputThread {
     pub(super) external: Arc<ExternalIds>,
     pub(super) abort: Abort,
     pub(super) log_requests: bool,
-    pub(super) sequences: HashMap<RequestId, Box<SequenceOutput>>,
+    /// One goes back to the engine thread for each step worked off.
+    pub(super) credits: Sender<()>,
+    pub(super) sequences: Sequences,
+}
+
+/// The sequences that have not ended, by id.
+pub(super) type Sequences = HashMap<RequestId, Box<SequenceOutput>, BuildHasherDefault<IdHasher>>;
+
+/// Ids count up from 1: one multiplication spreads them well enough (Knuth's multiplicative hashing).
+#[derive(Debug, Default)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a RequestId is one u64");
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 impl OutputThread {
@@ -114,7 +138,11 @@ impl OutputThread {
         for message in messages {
             match message {
                 OutputMessage::Begin(sequence) => self.begin(sequence),
-                OutputMessage::Step(step) => self.step(&step),
+                OutputMessage::Step(step) => {
+                    self.step(&step);
+                    // The engine may be gone; then nobody waits for it.
+                    let _ = self.credits.send(());
+                }
                 OutputMessage::EngineGone(reason) => gone = Some(reason),
             }
             if let Some(reason) = &gone {

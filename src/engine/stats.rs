@@ -30,7 +30,7 @@ pub struct EngineStats {
 }
 
 impl EngineStats {
-    pub(super) fn new(num_blocks_total: u32) -> Self {
+    pub(super) fn new(initial: &SchedulerStats) -> Self {
         let stats = Self {
             started: Instant::now(),
             num_running: AtomicU32::new(0),
@@ -47,8 +47,7 @@ impl EngineStats {
             busy: AtomicBool::new(false),
             death: OnceLock::new(),
         };
-        stats.num_blocks_total.store(num_blocks_total, Relaxed);
-        stats.num_blocks_free.store(num_blocks_total, Relaxed);
+        stats.record_scheduler(initial);
         stats
     }
 

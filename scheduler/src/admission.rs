@@ -1,0 +1,165 @@
+//! Admission: which waiting requests enter a slot in this step.
+//!
+//! A request is admitted only if the whole of its sequence so far fits into the free blocks, over and above
+//! what the running requests still need for theirs; it would only be preempted again otherwise. If the first
+//! in the queue does not fit, those behind it wait too, or a stream of small requests could keep a big one
+//! out for ever.
+//!
+//! # Blocks that are being computed
+//!
+//! Requests that share a prefix and arrive together would each compute it. A block can be hit as soon as it
+//! is planned, so within a step the second request hits what the first one fills. For the rest of a long
+//! prefill the running request leaves the hashes of its blocks to come in `expected`. A waiting request whose
+//! next block is among them is deferred: passed over, without blocking those behind it, until that block is
+//! cached or its owner has left.
+//!
+//! Nobody waits for ever: the owner is running, and running requests go first. When it leaves, the deferred
+//! request is looked at before anyone behind it, and none of those can have become the owner of a block of
+//! the same chain meanwhile, since they would have been deferred on it as well. (Requests that do not read
+//! the cache are not deferred, so they own nothing.)
+
+use std::cmp::Reverse;
+
+use crate::in_flight::Draft;
+use crate::output::{AdmittedRequest, FirstScheduled};
+use crate::request::TimeUs;
+use crate::scheduler::Scheduler;
+
+enum Verdict {
+    /// It fits; these blocks of the prefix cache are its own from now on.
+    Admit,
+    /// Pass it over.
+    Defer,
+    /// Admit neither this one nor any behind it.
+    Stop,
+}
+
+impl Scheduler {
+    /// Admits waiting requests in order, while there are slots and budget.
+    pub(crate) fn plan_waiting(&mut self, draft: &mut Draft, now_us: TimeUs) {
+        if self.waiting.len() == 0 {
+            return;
+        }
+        let mut hits = std::mem::take(&mut self.spare_hits);
+        let mut promised = self.blocks_promised();
+        let mut place = None;
+        while draft.budget > 0 && !self.free_slots.is_empty() {
+            let Some((rank, index)) = self.waiting.after(place) else { break };
+            place = Some(rank);
+            match self.judge(index, promised, &mut hits) {
+                Verdict::Admit => promised += self.admit(draft, index, &hits, now_us),
+                Verdict::Defer => {}
+                Verdict::Stop => break,
+            }
+        }
+        self.spare_hits = hits;
+    }
+
+    /// Another request no longer needs to wait for the blocks below `num_blocks` of this one's prefill.
+    pub(crate) fn stop_expecting(&mut self, index: u32, num_blocks: usize) {
+        let state = &mut self.requests[index];
+        while state.expected.start < state.expected.end.min(num_blocks) {
+            let hash = &state.hashes[state.expected.start];
+            if self.expected.get(hash) == Some(&index) {
+                self.expected.remove(hash);
+            }
+            state.expected.start += 1;
+        }
+    }
+
+    /// Free blocks that the running requests need to compute what they have already.
+    fn blocks_promised(&self) -> usize {
+        let missing = |&index: &u32| {
+            let state = &self.requests[index];
+            self.kv.blocks_for(state.num_tokens()).saturating_sub(state.table.len())
+        };
+        self.running.iter().map(missing).sum()
+    }
+
+    fn judge(&mut self, index: u32, promised: usize, hits: &mut Vec<crate::kv::BlockId>) -> Verdict {
+        let state = &mut self.requests[index];
+        if state.num_placeholders > 0 {
+            // Preempted with a token in flight, without which its sequence is not known.
+            return Verdict::Stop;
+        }
+        hits.clear();
+        if let Some(hash) = &state.waits_for {
+            if self.expected.contains_key(hash) && self.kv.pool().get(hash).is_none() {
+                return Verdict::Defer;
+            }
+            state.waits_for = None;
+            self.num_deferred -= 1;
+        }
+        let num_known = state.num_known();
+        if self.kv.enable_prefix_caching() {
+            let block_size = self.kv.block_size();
+            let reads = state.reads_prefix_cache();
+            let (_, hashes, sequence) = state.blocks();
+            sequence.extend_hashes(hashes, usize::MAX, block_size as usize);
+            if reads {
+                self.kv.find_hits(hashes, num_known, hits);
+                let could_hit = ((num_known - 1) / block_size) as usize;
+                let next = hashes[..could_hit].get(hits.len()).copied();
+                if let Some(hash) = next.filter(|hash| self.expected.contains_key(hash)) {
+                    state.waits_for = Some(hash);
+                    self.num_deferred += 1;
+                    return Verdict::Defer;
+                }
+            }
+        }
+        let taken = self.kv.num_blocks_taken(hits, num_known);
+        if taken + promised > self.kv.pool().num_free() as usize { Verdict::Stop } else { Verdict::Admit }
+    }
+
+    /// Admits a request that [`Scheduler::judge`] found to fit. Returns how many blocks it has been promised
+    /// beyond those of its first row.
+    fn admit(&mut self, draft: &mut Draft, index: u32, hits: &[crate::kv::BlockId], now_us: TimeUs) -> usize {
+        let Reverse(slot) = self.free_slots.pop().expect("a slot is free");
+        let num_cached = hits.len() as u32 * self.kv.block_size();
+        let state = &mut self.requests[index];
+        let num_known = state.num_known();
+        self.kv.adopt(&mut state.table, hits);
+        state.slot = Some(slot);
+        state.num_computed = num_cached;
+        if !state.was_scheduled {
+            state.was_scheduled = true;
+            state.first_scheduled = Some(FirstScheduled { at_us: now_us, num_cached_tokens: num_cached });
+            if self.kv.enable_prefix_caching() && state.reads_prefix_cache() {
+                self.totals.prefix_cache_queries += u64::from(num_known);
+                self.totals.prefix_cache_hits += u64::from(num_cached);
+            }
+        }
+        draft.plan.admitted.push(AdmittedRequest {
+            slot,
+            id: state.request.id,
+            prompt_token_ids: state.request.prompt_token_ids.clone(),
+            output_token_ids: state.outputs.clone(),
+            sampling: state.request.sampling.clone(),
+            adapter: state.request.adapter.clone(),
+            block_ids: hits.to_vec(),
+        });
+        let rank = state.rank;
+        let num_tokens = self.cap_tokens(num_known - num_cached, draft.budget);
+        self.waiting.remove(rank);
+        self.running.push(index);
+        let blocks_from = draft.plan.new_block_ids.len() as u32;
+        let table = &mut self.requests[index].table;
+        let grown = self.kv.grow(table, num_cached + num_tokens, &mut draft.plan.new_block_ids);
+        assert!(grown, "the whole sequence fits, so a part of it does");
+        self.plan_row(draft, index, num_tokens, blocks_from);
+        self.expect_rest(index);
+        self.kv.blocks_for(num_known) - self.requests[index].table.len()
+    }
+
+    /// Lets others wait for the blocks that this request has still to fill.
+    fn expect_rest(&mut self, index: u32) {
+        let state = &mut self.requests[index];
+        if !self.kv.enable_prefix_caching() || !state.reads_prefix_cache() {
+            return;
+        }
+        state.expected = state.table.num_registered()..state.hashes.len();
+        for hash in &state.hashes[state.expected.clone()] {
+            self.expected.entry(*hash).or_insert(index);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The invariants of the scheduler's state, checked from scratch: for tests and the simulator.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::kv::{BlockHash, BlockId};
+use crate::scheduler::Scheduler;
+
+macro_rules! ensure {
+    ($holds:expr, $($text:tt)+) => {
+        if !$holds {
+            return Err(format!($($text)+));
+        }
+    };
+}
+
+impl Scheduler {
+    /// Recounts everything. Costs time in proportion to the pool and all requests; says what is wrong.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.check_blocks()?;
+        self.check_cache()?;
+        self.check_requests()?;
+        self.check_slots()
+    }
+
+    /// Blocks: free + used = total; reference counts are the tables' sum; nothing both free and held.
+    fn check_blocks(&self) -> Result<(), String> {
+        let pool = self.kv.pool();
+        let total = pool.num_total();
+        let mut holders = vec![0u32; total as usize + 1];
+        for index in self.requests.indexes() {
+            for block in self.requests[index].table.blocks() {
+                holders[block.0 as usize] += 1;
+            }
+        }
+        ensure!(holders[0] == 0, "the padding block is in a block table");
+        let mut num_held = 0;
+        for block in (1..=total).map(BlockId) {
+            let (count, held_by) = (pool.ref_count(block), holders[block.0 as usize]);
+            ensure!(count == held_by, "block {} has ref count {count}, {held_by} tables hold it", block.0);
+            let free = pool.free_blocks().contains(block);
+            ensure!(free == (count == 0), "block {} has ref count {count} and free = {free}", block.0);
+            num_held += u32::from(count > 0);
+        }
+        let free = pool.num_free();
+        ensure!(pool.free_blocks().iter().count() == free as usize, "the free list is not {free} long");
+        ensure!(free + num_held == total, "{free} free + {num_held} held != {total} blocks");
+        Ok(())
+    }
+
+    /// The map from content to block says what the blocks say.
+    fn check_cache(&self) -> Result<(), String> {
+        let pool = self.kv.pool();
+        let mut contents: BTreeMap<BlockHash, u32> = BTreeMap::new();
+        for block in (1..=pool.num_total()).map(BlockId) {
+            if let Some(hash) = pool.hash(block) {
+                *contents.entry(*hash).or_default() += 1;
+                let first = pool.get(hash);
+                ensure!(first.is_some(), "block {} is registered but cannot be hit", block.0);
+                let first = first.and_then(|first| pool.hash(first));
+                ensure!(first == Some(hash), "a hit on block {}'s hash gives other content", block.0);
+            }
+        }
+        let (mapped, held) = (pool.num_cached(), contents.len());
+        ensure!(mapped == held, "{mapped} hashes can be hit, {held} are held by blocks");
+        Ok(())
+    }
+
+    fn check_requests(&self) -> Result<(), String> {
+        let mut placeholders: BTreeMap<u32, u32> = BTreeMap::new();
+        for row in self.in_flight.iter().flat_map(|flight| &flight.rows) {
+            if row.samples && self.requests.is_live(row.index, row.id) {
+                *placeholders.entry(row.index).or_default() += 1;
+            }
+        }
+        let mut num_deferred = 0;
+        for index in self.requests.indexes() {
+            let state = &self.requests[index];
+            let id = state.request.id.0;
+            let in_flight = placeholders.get(&index).copied().unwrap_or(0);
+            ensure!(
+                state.num_placeholders == in_flight,
+                "request {id} counts {} tokens in flight; there are {in_flight}",
+                state.num_placeholders
+            );
+            ensure!(state.num_computed <= state.num_tokens(), "request {id} computed tokens it has not got");
+            ensure!(state.num_known() < state.max_len, "request {id} is as long as it may be, and goes on");
+            ensure!(state.num_tokens() <= state.max_len, "request {id} is planned beyond its length");
+            let room = state.table.len() * self.config.block_size as usize;
+            ensure!(room >= state.num_computed as usize, "request {id} computed more than its blocks hold");
+            for (i, block) in state.table.blocks()[..state.table.num_registered()].iter().enumerate() {
+                let hash = self.kv.pool().hash(*block);
+                let same = hash.is_none() || hash == state.hashes.get(i);
+                ensure!(same, "block {} of request {id} is registered as other content", block.0);
+            }
+            if state.slot.is_none() {
+                ensure!(state.table.is_empty(), "request {id} waits and holds blocks");
+                ensure!(state.num_computed == 0, "request {id} waits and has computed tokens");
+            }
+            num_deferred += u32::from(state.waits_for.is_some());
+        }
+        ensure!(num_deferred == self.num_deferred, "{num_deferred} deferred, counted {}", self.num_deferred);
+        for owner in self.expected.values() {
+            ensure!(self.requests.is_running(*owner), "blocks are expected of a request that does not run");
+        }
+        Ok(())
+    }
+
+    fn check_slots(&self) -> Result<(), String> {
+        let running: BTreeSet<u32> = self.running.iter().copied().collect();
+        let waiting: BTreeSet<u32> = self.waiting.iter().collect();
+        ensure!(running.len() == self.running.len(), "a request runs twice");
+        ensure!(running.is_disjoint(&waiting), "a request runs and waits");
+        ensure!(running.len() + waiting.len() == self.requests.len(), "a request neither runs nor waits");
+        let mut slots: BTreeSet<u32> = self.free_slots.iter().map(|&Reverse(slot)| slot).collect();
+        ensure!(slots.len() == self.free_slots.len(), "a slot is free twice");
+        for &index in &self.running {
+            let slot = self.requests[index].slot;
+            ensure!(slot.is_some_and(|slot| slots.insert(slot)), "slot {slot:?} is free or used twice");
+        }
+        ensure!(slots.len() == self.config.max_num_seqs as usize, "slots got lost");
+        Ok(())
+    }
+}

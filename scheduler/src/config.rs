@@ -1,0 +1,145 @@
+//! [`SchedulerConfig`]: the limits within which the scheduler plans, checked once at the start.
+
+/// Which waiting request is admitted first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SchedulingPolicy {
+    /// In order of arrival.
+    #[default]
+    Fcfs,
+    /// By (priority, arrival): lower first.
+    Priority,
+}
+
+/// Limits and policies. [`SchedulerConfig::validate`] says what goes together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Requests that may hold blocks at once = slots of the runner = rows of a plan.
+    pub max_num_seqs: u32,
+    /// Tokens computed in one step, over all rows.
+    pub max_num_batched_tokens: u32,
+    /// Tokens of one sequence, prompt and output together.
+    pub max_model_len: u32,
+    /// Tokens in a KV block.
+    pub block_size: u32,
+    /// KV blocks, the padding block included.
+    pub num_blocks: u32,
+    /// Keep and look up the content of full blocks.
+    pub enable_prefix_caching: bool,
+    /// Report what enters and leaves the prefix cache in [`crate::StepOutputs::kv_events`].
+    pub enable_kv_events: bool,
+    /// Order of admission, and who may be preempted for whom.
+    pub policy: SchedulingPolicy,
+    /// A request computes at most this many tokens in a step while there are others; 0 = no such limit.
+    pub long_prefill_token_threshold: u32,
+    /// A request's priority improves by 1 for every so many microseconds since its arrival; 0 = never.
+    /// With it, no stream of urgent requests can starve an unimportant one for ever.
+    pub priority_ageing_us: u64,
+}
+
+impl SchedulerConfig {
+    /// Checks the limits against each other.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value) in [
+            ("max_num_seqs", self.max_num_seqs),
+            ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("block_size", self.block_size),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::Zero { field });
+            }
+        }
+        if self.max_model_len < 2 {
+            return Err(ConfigError::ModelLenTooShort { max_model_len: self.max_model_len });
+        }
+        if self.max_num_batched_tokens < self.max_num_seqs {
+            return Err(ConfigError::BatchedTokensBelowSeqs {
+                max_num_batched_tokens: self.max_num_batched_tokens,
+                max_num_seqs: self.max_num_seqs,
+            });
+        }
+        let kv_tokens = u64::from(self.num_blocks.saturating_sub(1)) * u64::from(self.block_size);
+        if kv_tokens < u64::from(self.max_model_len) {
+            return Err(ConfigError::KvCacheTooSmall {
+                max_model_len: self.max_model_len,
+                kv_tokens,
+                num_blocks: self.num_blocks,
+                block_size: self.block_size,
+            });
+        }
+        if self.long_prefill_token_threshold > self.max_model_len {
+            return Err(ConfigError::ThresholdAboveModelLen {
+                long_prefill_token_threshold: self.long_prefill_token_threshold,
+                max_model_len: self.max_model_len,
+            });
+        }
+        if self.priority_ageing_us > 0 && self.policy != SchedulingPolicy::Priority {
+            return Err(ConfigError::AgeingWithoutPriority { priority_ageing_us: self.priority_ageing_us });
+        }
+        if self.enable_kv_events && !self.enable_prefix_caching {
+            return Err(ConfigError::EventsWithoutCache);
+        }
+        Ok(())
+    }
+}
+
+/// Why a [`SchedulerConfig`] cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A limit that must be positive.
+    #[error("{field} is 0; it must be at least 1")]
+    Zero {
+        /// Its name.
+        field: &'static str,
+    },
+    /// No room for a prompt token and an output token.
+    #[error("max_model_len is {max_model_len}; it must be at least 2 (one prompt and one output token)")]
+    ModelLenTooShort {
+        /// As configured.
+        max_model_len: u32,
+    },
+    /// A step could not hold one token of each running request.
+    #[error(
+        "max_num_batched_tokens ({max_num_batched_tokens}) must be at least max_num_seqs ({max_num_seqs})"
+    )]
+    BatchedTokensBelowSeqs {
+        /// As configured.
+        max_num_batched_tokens: u32,
+        /// As configured.
+        max_num_seqs: u32,
+    },
+    /// One request of the greatest length does not fit, so it could outgrow the cache with nobody to preempt.
+    #[error(
+        "the KV cache holds {kv_tokens} tokens ({num_blocks} blocks of {block_size}, one of them padding), \
+         fewer than max_model_len ({max_model_len}): lower max_model_len or give the cache more memory"
+    )]
+    KvCacheTooSmall {
+        /// As configured.
+        max_model_len: u32,
+        /// What fits.
+        kv_tokens: u64,
+        /// As configured.
+        num_blocks: u32,
+        /// As configured.
+        block_size: u32,
+    },
+    /// A threshold that no request can reach.
+    #[error(
+        "long_prefill_token_threshold ({long_prefill_token_threshold}) must not exceed max_model_len \
+         ({max_model_len}); 0 turns it off"
+    )]
+    ThresholdAboveModelLen {
+        /// As configured.
+        long_prefill_token_threshold: u32,
+        /// As configured.
+        max_model_len: u32,
+    },
+    /// Ageing changes priorities, and there are none.
+    #[error("priority_ageing_us ({priority_ageing_us}) needs the priority policy; 0 turns it off")]
+    AgeingWithoutPriority {
+        /// As configured.
+        priority_ageing_us: u64,
+    },
+    /// Events tell of the prefix cache, and there is none.
+    #[error("enable_kv_events needs enable_prefix_caching")]
+    EventsWithoutCache,
+}

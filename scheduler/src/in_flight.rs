@@ -1,0 +1,51 @@
+//! What the scheduler remembers of a plan until its results are in: [`InFlightStep`]; and the plan under
+//! construction: [`Draft`].
+
+use crate::kv::{BlockHash, BlockId};
+use crate::output::SchedulerOutput;
+use crate::request::RequestId;
+
+/// Whose row it is. The request may have ended, and its index been given away, by the time of the result.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InFlightRow {
+    pub(crate) index: u32,
+    pub(crate) id: RequestId,
+    pub(crate) samples: bool,
+}
+
+/// A block that the step's rows fill, and that can be hit already.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Registered {
+    pub(crate) owner: RequestId,
+    pub(crate) block: BlockId,
+    pub(crate) hash: BlockHash,
+}
+
+/// A plan whose results are not in yet.
+#[derive(Debug, Default)]
+pub(crate) struct InFlightStep {
+    pub(crate) step: u64,
+    /// Parallel to the plan's rows.
+    pub(crate) rows: Vec<InFlightRow>,
+    pub(crate) registered: Vec<Registered>,
+    /// An earlier step failed after this one was planned: nobody waits for its results.
+    pub(crate) written_off: bool,
+}
+
+impl InFlightStep {
+    pub(crate) fn clear(&mut self) {
+        self.rows.clear();
+        self.registered.clear();
+        self.written_off = false;
+    }
+}
+
+/// A plan under construction.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) plan: SchedulerOutput,
+    pub(crate) flight: InFlightStep,
+    /// Tokens that may still be planned.
+    pub(crate) budget: u32,
+    pub(crate) preempted: bool,
+}

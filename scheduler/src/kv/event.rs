@@ -1,0 +1,35 @@
+//! What happened in the prefix cache, as data for others to publish.
+
+use std::sync::Arc;
+
+use super::BlockHash;
+use crate::request::TokenId;
+
+/// A change of the set of blocks that can be hit (vLLM's KV events).
+///
+/// A hash held by two blocks is stored once and removed when the last of them goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KvEvent {
+    /// These blocks, a chain, can be hit from now on.
+    Stored {
+        /// In order.
+        block_hashes: Vec<BlockHash>,
+        /// The block before the first; `None` at the start of a sequence.
+        parent_block_hash: Option<BlockHash>,
+        /// `block_hashes.len() * block_size` tokens.
+        token_ids: Vec<TokenId>,
+        /// Tokens in a block.
+        block_size: u32,
+        /// Adapter name, part of the hash.
+        adapter: Option<Arc<str>>,
+        /// Cache salt, part of the first block's hash.
+        cache_salt: Option<Arc<str>>,
+    },
+    /// These can no longer be hit.
+    Removed {
+        /// In order of eviction.
+        block_hashes: Vec<BlockHash>,
+    },
+    /// Nothing can be hit any more.
+    Cleared,
+}

@@ -1,0 +1,219 @@
+//! [`BlockPool`]: every block, who holds it, and what the unheld ones still hold.
+//!
+//! A block is held (`ref_count > 0`) or free, never both. A free block keeps its content, and can be hit,
+//! until it is given out again: eviction happens then and not before.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::{BlockHash, BlockId, FreeList, KvEvent};
+
+/// `same_*` link the blocks of equal content; block 0 has none, so 0 ends the chain.
+#[derive(Debug, Default, Clone)]
+struct Block {
+    ref_count: u32,
+    hash: Option<BlockHash>,
+    same_prev: u32,
+    same_next: u32,
+}
+
+/// All blocks of a device. See the module's text.
+#[derive(Debug)]
+pub struct BlockPool {
+    blocks: Vec<Block>,
+    free: FreeList,
+    /// The first of the blocks of a content. Only looked up, never walked: its order decides nothing.
+    cached: HashMap<BlockHash, BlockId, BuildHasherDefault<LeadingBytes>>,
+    record_events: bool,
+    events: Vec<KvEvent>,
+}
+
+impl BlockPool {
+    /// A pool of blocks `1..num_blocks`, all free; they are given out in this order first.
+    pub fn new(num_blocks: u32, record_events: bool) -> Self {
+        let mut free = FreeList::new(num_blocks);
+        (1..num_blocks).for_each(|i| free.push_back(BlockId(i)));
+        Self {
+            blocks: vec![Block::default(); num_blocks as usize],
+            free,
+            cached: HashMap::default(),
+            record_events,
+            events: Vec::new(),
+        }
+    }
+
+    /// All blocks but the padding block.
+    pub fn num_total(&self) -> u32 {
+        self.blocks.len() as u32 - 1
+    }
+
+    /// Blocks that nobody holds; they may be cached.
+    pub fn num_free(&self) -> u32 {
+        self.free.len()
+    }
+
+    /// How many sequences hold the block.
+    pub fn ref_count(&self, block: BlockId) -> u32 {
+        self.blocks[block.0 as usize].ref_count
+    }
+
+    /// What the block is registered as.
+    pub fn hash(&self, block: BlockId) -> Option<&BlockHash> {
+        self.blocks[block.0 as usize].hash.as_ref()
+    }
+
+    /// A block with this content; the one registered first if there are several.
+    pub fn get(&self, hash: &BlockHash) -> Option<BlockId> {
+        self.cached.get(hash).copied()
+    }
+
+    /// Number of different contents that can be hit.
+    pub fn num_cached(&self) -> usize {
+        self.cached.len()
+    }
+
+    /// The free blocks in the order in which they will be given out.
+    pub fn free_blocks(&self) -> &FreeList {
+        &self.free
+    }
+
+    /// Gives out the block that has been free for longest, which forgets its content.
+    pub fn allocate(&mut self) -> Option<BlockId> {
+        let block = self.free.pop_front()?;
+        self.forget(block);
+        self.blocks[block.0 as usize].ref_count = 1;
+        Some(block)
+    }
+
+    /// One more sequence holds this block (a prefix-cache hit).
+    pub fn touch(&mut self, block: BlockId) {
+        let entry = &mut self.blocks[block.0 as usize];
+        if entry.ref_count == 0 {
+            self.free.remove(block);
+        }
+        entry.ref_count += 1;
+    }
+
+    /// One sequence fewer holds this block. Callers release a sequence's last block first, so that the
+    /// head of a prefix, which more requests share, outlives its tail.
+    pub fn release(&mut self, block: BlockId) {
+        let entry = &mut self.blocks[block.0 as usize];
+        assert!(entry.ref_count > 0, "block {} is released but nobody holds it", block.0);
+        entry.ref_count -= 1;
+        if entry.ref_count == 0 {
+            if entry.hash.is_some() {
+                self.free.push_back(block);
+            } else {
+                self.free.push_front(block);
+            }
+        }
+    }
+
+    /// The block, held and not registered, can be hit as `hash` from now on. True if nothing could be hit
+    /// as that before.
+    pub fn register(&mut self, block: BlockId, hash: BlockHash) -> bool {
+        let entry = &self.blocks[block.0 as usize];
+        assert!(entry.ref_count > 0 && entry.hash.is_none(), "block {} cannot be registered", block.0);
+        self.blocks[block.0 as usize].hash = Some(hash);
+        let Some(&first) = self.cached.get(&hash) else {
+            self.cached.insert(hash, block);
+            return true;
+        };
+        let second = std::mem::replace(&mut self.blocks[first.0 as usize].same_next, block.0);
+        let entry = &mut self.blocks[block.0 as usize];
+        (entry.same_prev, entry.same_next) = (first.0, second);
+        if second != 0 {
+            self.blocks[second as usize].same_prev = block.0;
+        }
+        false
+    }
+
+    /// The block can no longer be hit as `hash`: what should have been computed into it never was. Does
+    /// nothing if it is not registered as that (it may have been given out since).
+    pub fn unregister(&mut self, block: BlockId, hash: &BlockHash) {
+        if self.hash(block) != Some(hash) {
+            return;
+        }
+        self.forget(block);
+        if self.free.contains(block) {
+            self.free.remove(block);
+            self.free.push_front(block);
+        }
+    }
+
+    /// Forgets all content, if no block is held; else does nothing and says false.
+    pub fn reset_cache(&mut self) -> bool {
+        if self.num_free() != self.num_total() {
+            return false;
+        }
+        self.cached.clear();
+        for block in &mut self.blocks {
+            *block = Block::default();
+        }
+        self.record(KvEvent::Cleared);
+        true
+    }
+
+    /// Whether [`KvEvent`]s are kept.
+    pub fn records_events(&self) -> bool {
+        self.record_events
+    }
+
+    /// Keeps an event, if anybody listens.
+    pub fn record(&mut self, event: KvEvent) {
+        if self.record_events {
+            self.events.push(event);
+        }
+    }
+
+    /// The events since the last call, in order.
+    pub fn take_events(&mut self) -> Vec<KvEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    fn forget(&mut self, block: BlockId) {
+        let entry = &mut self.blocks[block.0 as usize];
+        let Some(hash) = entry.hash.take() else { return };
+        let (prev, next) = (std::mem::take(&mut entry.same_prev), std::mem::take(&mut entry.same_next));
+        if next != 0 {
+            self.blocks[next as usize].same_prev = prev;
+        }
+        if prev != 0 {
+            self.blocks[prev as usize].same_next = next;
+        } else if next != 0 {
+            self.cached.insert(hash, BlockId(next));
+        } else {
+            self.cached.remove(&hash);
+            self.record_removed(hash);
+        }
+    }
+
+    fn record_removed(&mut self, hash: BlockHash) {
+        if !self.record_events {
+            return;
+        }
+        match self.events.last_mut() {
+            Some(KvEvent::Removed { block_hashes }) => block_hashes.push(hash),
+            _ => self.events.push(KvEvent::Removed { block_hashes: vec![hash] }),
+        }
+    }
+}
+
+/// The key is a SHA-256: its first eight bytes are as good a hash as any.
+#[derive(Debug, Default)]
+pub(crate) struct LeadingBytes(u64);
+
+impl Hasher for LeadingBytes {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk::<8>() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    /// The length prefix of an array says nothing.
+    fn write_usize(&mut self, _: usize) {}
+}

@@ -1,0 +1,132 @@
+//! [`Workload`]: who asks what in one simulated life, drawn from a seed.
+
+use std::sync::Arc;
+
+use super::model::SimModel;
+use super::rng::Rng;
+use super::runner::{SimCheck, SimFailures, SimRunnerConfig};
+use crate::config::{SchedulerConfig, SchedulingPolicy};
+use crate::request::{Request, RequestId, SamplingParams, TimeUs, TokenId};
+
+const VOCAB: u32 = 40;
+const EOS: TokenId = 0;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Workload {
+    pub(super) scheduler: SchedulerConfig,
+    pub(super) runner: SimRunnerConfig,
+    /// A step in how many percent of which a request arrives.
+    pub(super) arrival_percent: u32,
+    /// Per 1000 steps.
+    pub(super) abort_permille: u32,
+    /// Requests alive at once.
+    pub(super) max_live: usize,
+    /// Prompts that others begin with; grows by finished conversations.
+    prefixes: Vec<Vec<TokenId>>,
+    next_id: u64,
+}
+
+impl Workload {
+    pub(super) fn new(seed: u64, rng: &mut Rng) -> Self {
+        let scheduler = draw_config(rng);
+        let failing = rng.percent(30);
+        let failures = if failing {
+            SimFailures { submit: rng.below(60), collect: rng.below(60), row: rng.below(60) }
+        } else {
+            SimFailures::default()
+        };
+        let runner = SimRunnerConfig {
+            model: SimModel { seed, vocab: 0..VOCAB },
+            max_num_seqs: scheduler.max_num_seqs,
+            max_in_flight: rng.between(1, 2) as usize,
+            cost: None,
+            check: Some(SimCheck { num_blocks: scheduler.num_blocks, block_size: scheduler.block_size }),
+            failures,
+        };
+        let prefixes = (0..rng.between(1, 4)).map(|_| draw_tokens(rng, scheduler.max_model_len)).collect();
+        Self {
+            arrival_percent: *rng.pick(&[5, 20, 50, 90]),
+            abort_permille: *rng.pick(&[0, 0, 5, 30]),
+            max_live: rng.between(2, 40) as usize,
+            scheduler,
+            runner,
+            prefixes,
+            next_id: 0,
+        }
+    }
+
+    /// A new request; one in a hundred is one that must be refused.
+    pub(super) fn draw_request(&mut self, rng: &mut Rng, now_us: TimeUs) -> Request {
+        self.next_id += 1;
+        let most = self.scheduler.max_model_len - 1;
+        let mut prompt = if rng.percent(60) { rng.pick(&self.prefixes).clone() } else { Vec::new() };
+        if !rng.percent(30) || prompt.is_empty() {
+            prompt.extend(draw_tokens(rng, most.min(2 * self.scheduler.block_size)));
+        }
+        prompt.truncate(if rng.percent(70) { most as usize / 2 + 1 } else { most as usize });
+        if rng.percent(1) {
+            prompt = if rng.percent(50) { Vec::new() } else { vec![1; most as usize + 1] };
+        }
+        let max_tokens = if rng.percent(20) { 1 } else { rng.between(1, most) };
+        let sampling = SamplingParams {
+            seed: u64::from(rng.below(3)),
+            max_tokens,
+            min_tokens: if rng.percent(20) { rng.between(0, max_tokens) } else { 0 },
+            ignore_eos: rng.percent(20),
+            eos_token_ids: Arc::new([EOS]),
+            stop_token_ids: if rng.percent(20) { vec![1, 2] } else { Vec::new() },
+            logprobs: rng.percent(10).then_some(0),
+            prompt_logprobs: rng.percent(8).then_some(0),
+            ..SamplingParams::default()
+        };
+        let name = |rng: &mut Rng, percent| rng.percent(percent).then(|| Arc::from(*rng.pick(&["a", "b"])));
+        Request {
+            id: RequestId(self.next_id),
+            prompt_token_ids: prompt.into(),
+            sampling: Arc::new(sampling),
+            priority: rng.between(0, 6) as i32 - 3,
+            arrival_us: now_us - u64::from(rng.below(50)).min(now_us),
+            adapter: name(rng, 15),
+            cache_salt: name(rng, 15),
+            bypass_prefix_cache: rng.percent(4),
+        }
+    }
+
+    /// A conversation goes on: later prompts may begin with this whole sequence.
+    pub(super) fn remember(&mut self, rng: &mut Rng, request: &Request, outputs: &[TokenId]) {
+        if rng.percent(10) && request.prompt_token_ids.len() < self.scheduler.max_model_len as usize / 2 {
+            let at = rng.below(self.prefixes.len() as u32) as usize;
+            self.prefixes[at] = request.prompt_token_ids.iter().chain(outputs).copied().collect();
+        }
+    }
+}
+
+fn draw_config(rng: &mut Rng) -> SchedulerConfig {
+    let block_size = *rng.pick(&[1, 2, 3, 4, 8, 16]);
+    let max_model_len = rng.between(4, 16 + 6 * block_size);
+    let least = max_model_len.div_ceil(block_size);
+    let num_blocks = 1 + least + rng.below(4 * least + 2);
+    let max_num_seqs = rng.between(1, 10);
+    let policy = if rng.percent(50) { SchedulingPolicy::Fcfs } else { SchedulingPolicy::Priority };
+    let enable_prefix_caching = rng.percent(85);
+    SchedulerConfig {
+        max_num_seqs,
+        max_num_batched_tokens: max_num_seqs + rng.below(3 * max_model_len),
+        max_model_len,
+        block_size,
+        num_blocks,
+        enable_prefix_caching,
+        enable_kv_events: enable_prefix_caching && rng.percent(50),
+        policy,
+        long_prefill_token_threshold: if rng.percent(25) { rng.between(1, max_model_len) } else { 0 },
+        priority_ageing_us: match policy {
+            SchedulingPolicy::Priority if rng.percent(50) => u64::from(rng.between(1, 2000)),
+            _ => 0,
+        },
+    }
+}
+
+fn draw_tokens(rng: &mut Rng, most: u32) -> Vec<TokenId> {
+    (0..rng.between(1, most)).map(|_| rng.below(VOCAB)).collect()
+}

@@ -1,0 +1,69 @@
+//! The production scheduler, driven through hundreds of seeded lives.
+//!
+//! One seed alone: `QUIRE_SIM_SEED=7 cargo test --release -p quire-scheduler --test simulator`.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quire_scheduler::sim::{SimReport, simulate};
+
+const NUM_SEEDS: u64 = 520;
+const STEPS_PER_SEED: u64 = 2_000;
+
+fn run(seed: u64) -> SimReport {
+    simulate(seed, STEPS_PER_SEED).unwrap_or_else(|failure| {
+        panic!(
+            "{failure}\n  again: QUIRE_SIM_SEED={seed} cargo test --release -p quire-scheduler --test simulator"
+        )
+    })
+}
+
+/// Invariants 5 (blocks), 6 (every request ends once) and 8 (tokens do not depend on company), in each of
+/// more than a million steps.
+#[test]
+fn invariant_5_6_8_hold_in_every_step_of_every_life() {
+    if let Ok(seed) = std::env::var("QUIRE_SIM_SEED") {
+        println!("{:#?}", run(seed.parse().expect("QUIRE_SIM_SEED is a number")));
+        return;
+    }
+    let next = AtomicU64::new(0);
+    let total = Mutex::new(SimReport::default());
+    let worker = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= NUM_SEEDS {
+                return;
+            }
+            let report = run(seed);
+            let mut total = total.lock().unwrap();
+            total.steps += report.steps;
+            total.finished += report.finished;
+            total.aborted += report.aborted;
+            total.failed += report.failed;
+            total.preempted += report.preempted;
+            total.cache_hits += report.cache_hits;
+            total.deferrals += report.deferrals;
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(worker);
+        }
+    });
+    let total = total.into_inner().unwrap();
+    println!("{NUM_SEEDS} seeds: {total:?}");
+    assert!(total.steps >= 1_000_000, "only {} steps", total.steps);
+    // A simulation in which nothing happens proves nothing.
+    assert!(total.finished > 100_000, "{total:?}");
+    assert!(total.aborted > 1_000 && total.failed > 1_000, "{total:?}");
+    assert!(total.preempted > 10_000, "{total:?}");
+    assert!(total.cache_hits > 100_000 && total.deferrals > 1_000, "{total:?}");
+}
+
+#[test]
+fn invariant_2_same_seed_same_trace() {
+    for seed in 1000..1020 {
+        assert_eq!(run(seed), run(seed), "seed {seed}");
+    }
+    assert_ne!(run(1000).trace, run(1001).trace);
+}

@@ -1,0 +1,311 @@
+//! The tokenizer of a model: `tokenizer.json`, its special tokens and its chat template.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::TextError;
+use super::detokenizer::Detokenizer;
+use super::pieces::{Piece, Pieces};
+
+/// Vocabularies of today end near 300 000; an id beyond this is a broken file and would only cost memory.
+const MAX_NUM_IDS: usize = 1 << 24;
+
+const SPECIAL: u8 = 1;
+const ADDED: u8 = 2;
+
+/// A cloneable handle to a loaded tokenizer.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    pieces: Option<Pieces>,
+    /// `SPECIAL | ADDED` by token id.
+    flags: Vec<u8>,
+    vocab_size: usize,
+    special: SpecialTokens,
+    templates: Templates,
+}
+
+/// The special tokens that `tokenizer_config.json` names, as text. Chat templates see them by these names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Begins a text.
+    pub bos_token: Option<String>,
+    /// Ends a text or a turn.
+    pub eos_token: Option<String>,
+    /// Fills a batch.
+    pub pad_token: Option<String>,
+    /// Stands for what the vocabulary does not have.
+    pub unk_token: Option<String>,
+    /// Separates two texts.
+    pub sep_token: Option<String>,
+    /// Begins a text to be classified.
+    pub cls_token: Option<String>,
+    /// Hides a token.
+    pub mask_token: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Templates {
+    default: Option<String>,
+    tool_use: Option<String>,
+}
+
+impl Tokenizer {
+    /// Loads a tokenizer from the contents of `tokenizer.json` and, where there is one, `tokenizer_config.json`.
+    ///
+    /// Truncation and padding that `tokenizer.json` may ask for are switched off: a prompt is never shortened in
+    /// silence.
+    ///
+    /// # Errors
+    /// [`TextError::BadFile`] where a file does not parse or its decoder cannot stream.
+    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config: Option<&[u8]>) -> Result<Self, TextError> {
+        let config = tokenizer_config.map(parse_config).transpose()?.unwrap_or_default();
+        Self::new(tokenizer_json, SpecialTokens::from_config(&config), Templates::from_config(&config))
+    }
+
+    /// Loads `tokenizer.json` from a checkpoint's directory, and `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `chat_template.jinja` where they exist. The last one takes precedence over a
+    /// template in the config.
+    ///
+    /// # Errors
+    /// [`TextError::Read`] and [`TextError::BadFile`].
+    pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
+        let tokenizer_json = read(&dir.join("tokenizer.json"))?;
+        let parse_optional = |name: &str| -> Result<Value, TextError> {
+            let bytes = read_optional(&dir.join(name))?;
+            Ok(bytes.as_deref().map(parse_config).transpose()?.unwrap_or_default())
+        };
+        let config = parse_optional("tokenizer_config.json")?;
+        let map = parse_optional("special_tokens_map.json")?;
+        let special = SpecialTokens::from_config(&config).or(SpecialTokens::from_config(&map));
+        let mut templates = Templates::from_config(&config);
+        if let Some(bytes) = read_optional(&dir.join("chat_template.jinja"))? {
+            let source = String::from_utf8(bytes).map_err(|error| TextError::BadFile {
+                file: "chat_template.jinja",
+                message: error.to_string(),
+            })?;
+            templates = Templates { default: Some(source), tool_use: None };
+        }
+        Self::new(&tokenizer_json, special, templates)
+    }
+
+    fn new(json: &[u8], special: SpecialTokens, templates: Templates) -> Result<Self, TextError> {
+        let bad = |message: String| TextError::BadFile { file: "tokenizer.json", message };
+        let mut tokenizer =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|error| bad(error.to_string()))?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| bad(error.to_string()))?;
+
+        let num_ids = tokenizer.get_vocab(true).values().max().map_or(0, |&max| max as usize + 1);
+        if num_ids > MAX_NUM_IDS {
+            return Err(bad(format!("token id {} is above the limit of {MAX_NUM_IDS}", num_ids - 1)));
+        }
+        let mut flags = vec![0; num_ids];
+        for (id, token) in tokenizer.get_added_tokens_decoder() {
+            flags[id as usize] = ADDED | if token.special { SPECIAL } else { 0 };
+        }
+        let pieces = Pieces::build(&tokenizer, num_ids)?;
+        let vocab_size = tokenizer.get_vocab_size(true);
+        Ok(Self { inner: Arc::new(Inner { tokenizer, pieces, flags, vocab_size, special, templates }) })
+    }
+
+    /// Token ids of `text`. With `add_special_tokens` the tokenizer's post-processor may add a beginning or an end.
+    /// Special tokens that are written out in `text` become their ids, as in vLLM.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`] where the vocabulary cannot express the text.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = self.inner.tokenizer.encode_fast(text, add_special_tokens);
+        let encoding = encoding.map_err(|error| TextError::Encode { message: error.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of a whole sequence. Ids that the vocabulary does not have contribute nothing.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        let mut text = String::new();
+        let mut detokenizer = Detokenizer::new(self, &[], skip_special_tokens, true);
+        for &id in ids {
+            detokenizer.push(id, &mut text);
+        }
+        detokenizer.finish(&mut text);
+        text
+    }
+
+    /// The vocabulary's own spelling of a token, for example `Ġhello`.
+    pub fn token_str(&self, id: u32) -> Option<String> {
+        self.inner.tokenizer.id_to_token(id)
+    }
+
+    /// The text of one token as it stands within a text, with its leading space; U+FFFD where it is only part of a
+    /// character. This is the `token` of logprobs.
+    pub fn token_text(&self, id: u32) -> String {
+        match self.piece(id) {
+            Some(Piece::Text(text)) => text.to_string(),
+            Some(Piece::Bytes(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+            None => self.decode_in_context(&[id], false),
+        }
+    }
+
+    /// The exact bytes that a token contributes to a text, also where it is only part of a character. Decoders
+    /// without byte tokens give the bytes of [`token_text`](Self::token_text).
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        match self.piece(id) {
+            Some(Piece::Text(text)) => text.as_bytes().to_vec(),
+            Some(Piece::Bytes(bytes)) => bytes.to_vec(),
+            None => self.decode_in_context(&[id], false).into_bytes(),
+        }
+    }
+
+    /// Whether `id` is a special token, which `skip_special_tokens` removes from the text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.has_flag(id, SPECIAL)
+    }
+
+    /// Number of tokens, with the added ones.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.vocab_size
+    }
+
+    /// Id of a token by the vocabulary's own spelling.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.tokenizer.token_to_id(token)
+    }
+
+    /// Id of the token that ends a text.
+    pub fn eos_token_id(&self) -> Option<u32> {
+        self.token_to_id(self.special_tokens().eos_token.as_deref()?)
+    }
+
+    /// Id of the token that begins a text.
+    pub fn bos_token_id(&self) -> Option<u32> {
+        self.token_to_id(self.special_tokens().bos_token.as_deref()?)
+    }
+
+    /// Id of the token that fills a batch.
+    pub fn pad_token_id(&self) -> Option<u32> {
+        self.token_to_id(self.special_tokens().pad_token.as_deref()?)
+    }
+
+    /// The special tokens as text.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.inner.special
+    }
+
+    /// Source of the model's chat template.
+    pub fn chat_template_source(&self) -> Option<&str> {
+        self.inner.templates.default.as_deref()
+    }
+
+    /// Source of the template that the model wants instead when the request has tools.
+    pub fn tool_use_template_source(&self) -> Option<&str> {
+        self.inner.templates.tool_use.as_deref()
+    }
+
+    pub(super) fn pieces(&self) -> Option<&Pieces> {
+        self.inner.pieces.as_ref()
+    }
+
+    pub(super) fn is_added(&self, id: u32) -> bool {
+        self.has_flag(id, ADDED)
+    }
+
+    /// The text of `ids` by the tokenizer's own decoder, whatever its kind.
+    pub(super) fn decode_in_context(&self, ids: &[u32], skip_special_tokens: bool) -> String {
+        // The decoder can fail only on a regex that exceeds its step limit; that text is then lost, not the stream.
+        self.inner.tokenizer.decode(ids, skip_special_tokens).unwrap_or_default()
+    }
+
+    fn piece(&self, id: u32) -> Option<Piece<'_>> {
+        self.pieces()?.get(id)
+    }
+
+    fn has_flag(&self, id: u32, flag: u8) -> bool {
+        self.inner.flags.get(id as usize).is_some_and(|flags| flags & flag != 0)
+    }
+}
+
+impl SpecialTokens {
+    fn from_config(config: &Value) -> Self {
+        let token = |name: &str| match &config[name] {
+            Value::String(token) => Some(token.clone()),
+            Value::Object(added_token) => added_token.get("content")?.as_str().map(String::from),
+            _ => None,
+        };
+        Self {
+            bos_token: token("bos_token"),
+            eos_token: token("eos_token"),
+            pad_token: token("pad_token"),
+            unk_token: token("unk_token"),
+            sep_token: token("sep_token"),
+            cls_token: token("cls_token"),
+            mask_token: token("mask_token"),
+        }
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self {
+            bos_token: self.bos_token.or(other.bos_token),
+            eos_token: self.eos_token.or(other.eos_token),
+            pad_token: self.pad_token.or(other.pad_token),
+            unk_token: self.unk_token.or(other.unk_token),
+            sep_token: self.sep_token.or(other.sep_token),
+            cls_token: self.cls_token.or(other.cls_token),
+            mask_token: self.mask_token.or(other.mask_token),
+        }
+    }
+
+    /// The tokens that are set, by the names that templates use.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [
+            ("bos_token", &self.bos_token),
+            ("eos_token", &self.eos_token),
+            ("pad_token", &self.pad_token),
+            ("unk_token", &self.unk_token),
+            ("sep_token", &self.sep_token),
+            ("cls_token", &self.cls_token),
+            ("mask_token", &self.mask_token),
+        ]
+        .into_iter()
+        .filter_map(|(name, token)| Some((name, token.as_deref()?)))
+    }
+}
+
+impl Templates {
+    /// `chat_template` is one source, or a list of `{"name", "template"}`.
+    fn from_config(config: &Value) -> Self {
+        match &config["chat_template"] {
+            Value::String(source) => Self { default: Some(source.clone()), tool_use: None },
+            Value::Array(named) => {
+                let find = |name: &str| {
+                    let entry = named.iter().find(|entry| entry["name"] == name)?;
+                    entry["template"].as_str().map(String::from)
+                };
+                Self { default: find("default"), tool_use: find("tool_use") }
+            }
+            _ => Self::default(),
+        }
+    }
+}
+
+fn parse_config(bytes: &[u8]) -> Result<Value, TextError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| TextError::BadFile { file: "tokenizer_config.json", message: error.to_string() })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TextError> {
+    std::fs::read(path).map_err(|source| TextError::Read { path: path.to_path_buf(), source })
+}
+
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, TextError> {
+    match read(path) {
+        Err(TextError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
