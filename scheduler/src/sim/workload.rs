@@ -39,7 +39,7 @@ impl Workload {
         let runner = SimRunnerConfig {
             model: SimModel { seed, vocab: 0..VOCAB },
             max_num_seqs: scheduler.max_num_seqs,
-            max_in_flight: rng.between(1, 2) as usize,
+            max_in_flight: rng.between(1, 3) as usize,
             cost: None,
             check: Some(SimCheck { num_blocks: scheduler.num_blocks, block_size: scheduler.block_size }),
             failures,
@@ -112,14 +112,16 @@ fn draw_config(rng: &mut Rng) -> SchedulerConfig {
     let enable_prefix_caching = rng.percent(85);
     SchedulerConfig {
         max_num_seqs,
-        max_num_batched_tokens: max_num_seqs + rng.below(3 * max_model_len),
+        // Small budgets make prefills take many steps: more is in flight, shared and preempted half-way.
+        max_num_batched_tokens: max_num_seqs
+            + if rng.percent(50) { rng.below(3 * block_size) } else { rng.below(3 * max_model_len) },
         max_model_len,
         block_size,
         num_blocks,
         enable_prefix_caching,
         enable_kv_events: enable_prefix_caching && rng.percent(50),
         policy,
-        long_prefill_token_threshold: if rng.percent(25) { rng.between(1, max_model_len) } else { 0 },
+        long_prefill_token_threshold: if rng.percent(35) { rng.between(1, max_model_len) } else { 0 },
         priority_ageing_us: match policy {
             SchedulingPolicy::Priority if rng.percent(50) => u64::from(rng.between(1, 2000)),
             _ => 0,
