@@ -24,6 +24,8 @@ pub(super) struct Workload {
     pub(super) max_live: usize,
     /// Prompts that others begin with; grows by finished conversations.
     prefixes: Vec<Vec<TokenId>>,
+    /// Often asked again at once.
+    last: Option<Request>,
     next_id: u64,
 }
 
@@ -52,6 +54,7 @@ impl Workload {
             scheduler,
             runner,
             prefixes,
+            last: None,
             next_id: 0,
         }
     }
@@ -59,6 +62,9 @@ impl Workload {
     /// A new request; one in a hundred is one that must be refused.
     pub(super) fn draw_request(&mut self, rng: &mut Rng, now_us: TimeUs) -> Request {
         self.next_id += 1;
+        if let Some(last) = self.last.clone().filter(|_| rng.percent(20)) {
+            return Request { id: RequestId(self.next_id), ..last };
+        }
         let most = self.scheduler.max_model_len - 1;
         let mut prompt = if rng.percent(60) { rng.pick(&self.prefixes).clone() } else { Vec::new() };
         if !rng.percent(30) || prompt.is_empty() {
@@ -81,7 +87,7 @@ impl Workload {
             ..SamplingParams::default()
         };
         let name = |rng: &mut Rng, percent| rng.percent(percent).then(|| Arc::from(*rng.pick(&["a", "b"])));
-        Request {
+        let request = Request {
             id: RequestId(self.next_id),
             prompt_token_ids: prompt.into(),
             sampling: Arc::new(sampling),
@@ -90,7 +96,9 @@ impl Workload {
             adapter: name(rng, 15),
             cache_salt: name(rng, 15),
             bypass_prefix_cache: rng.percent(4),
-        }
+        };
+        self.last = Some(request.clone());
+        request
     }
 
     /// A conversation goes on: later prompts may begin with this whole sequence.
