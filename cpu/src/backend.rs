@@ -130,10 +130,12 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Vec<f32>, BackendError> {
-        let mut buffer = Vec::new();
-        buffer.try_reserve_exact(len).map_err(|_| error(format!("no memory for {len} f32 of {role:?}")))?;
-        buffer.resize(len, 0.0);
-        Ok(buffer)
+        // Asked for once to be refused politely, then again as zeros: those pages come from the system
+        // untouched, so the start does not pay for a KV cache that nobody has used yet.
+        let mut probe = Vec::<f32>::new();
+        probe.try_reserve_exact(len).map_err(|_| error(format!("no memory for {len} f32 of {role:?}")))?;
+        drop(probe);
+        Ok(vec![0.0; len])
     }
 
     fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use candle_core::safetensors::{MmapedSafetensors, SliceSafetensors};
+use half::{bf16, f16};
 use serde_json::Value;
 
 use crate::error::ModelError;
@@ -14,6 +15,8 @@ use crate::spec::Dtype;
 /// A model's tensors by Hugging Face's names.
 pub struct Checkpoint {
     source: Source,
+    /// What tensors are converted to on their way out; `None` = handed out as stored.
+    dtype: Option<Dtype>,
 }
 
 enum Source {
@@ -47,7 +50,7 @@ impl Checkpoint {
         #[allow(unsafe_code)]
         let mapped = unsafe { MmapedSafetensors::multi(&files) }
             .map_err(|e| ModelError::Malformed { path: dir.into(), reason: e.to_string() })?;
-        Ok(Self { source: Source::Mapped(mapped) })
+        Ok(Self { source: Source::Mapped(mapped), dtype: None })
     }
 
     /// A whole safetensors file that is in memory, such as one embedded in the program.
@@ -56,13 +59,18 @@ impl Checkpoint {
             path: "safetensors in memory".into(),
             reason: e.to_string(),
         })?;
-        Ok(Self { source: Source::Memory(slice) })
+        Ok(Self { source: Source::Memory(slice), dtype: None })
     }
 
     /// Weights that nobody trained: whatever tensor is asked for exists, with pseudo-random values that
     /// depend on its name only. For measuring speed (`--load-format dummy`).
     pub fn dummy(dtype: Dtype) -> Self {
-        Self { source: Source::Dummy(dtype) }
+        Self { source: Source::Dummy(dtype), dtype: None }
+    }
+
+    /// The same tensors, each rounded to the nearest value of `dtype` when it is handed out.
+    pub fn converted_to(self, dtype: Dtype) -> Self {
+        Self { dtype: Some(dtype), ..self }
     }
 
     /// All names, sorted; empty for a dummy, which has no list.
@@ -98,7 +106,30 @@ impl Checkpoint {
                 return Err(ModelError::TensorDtype { name: name.into(), found });
             }
         };
-        Ok(TensorView { dtype, shape: shape.to_vec(), data: Cow::Borrowed(view.data()) })
+        let view = TensorView { dtype, shape: shape.to_vec(), data: Cow::Borrowed(view.data()) };
+        Ok(match self.dtype {
+            Some(wanted) if wanted != dtype => view.convert(wanted),
+            _ => view,
+        })
+    }
+}
+
+impl TensorView<'_> {
+    fn convert(&self, dtype: Dtype) -> Self {
+        let two = |bytes: &[u8]| [bytes[0], bytes[1]];
+        let values: Vec<f32> = match self.dtype {
+            Dtype::F32 => {
+                self.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+            Dtype::Bf16 => self.data.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()).collect(),
+            Dtype::F16 => self.data.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()).collect(),
+        };
+        let data: Vec<u8> = match dtype {
+            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        };
+        Self { dtype, shape: self.shape.clone(), data: Cow::Owned(data) }
     }
 }
 

@@ -266,7 +266,7 @@ fn layer_of_type(kind: &str, window: Option<u32>) -> Result<LayerSpec, ModelErro
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(name: &str, text: &'a str) -> Result<T, ModelError> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(name: &str, text: &'a str) -> Result<T, ModelError> {
     serde_json::from_str(text)
         .map_err(|error| ModelError::Malformed { path: name.into(), reason: error.to_string() })
 }

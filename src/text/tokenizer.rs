@@ -58,10 +58,11 @@ struct Templates {
 }
 
 impl Tokenizer {
-    /// Loads a tokenizer from the contents of `tokenizer.json` and, where there is one, `tokenizer_config.json`.
+    /// Loads a tokenizer from the contents of `tokenizer.json` and, where there is one,
+    /// `tokenizer_config.json`.
     ///
-    /// Truncation and padding that `tokenizer.json` may ask for are switched off: a prompt is never shortened in
-    /// silence.
+    /// Truncation and padding that `tokenizer.json` may ask for are switched off: a prompt is never shortened
+    /// in silence.
     ///
     /// # Errors
     /// [`TextError::BadFile`] where a file does not parse or its decoder cannot stream.
@@ -72,8 +73,8 @@ impl Tokenizer {
     }
 
     /// Loads `tokenizer.json` from a checkpoint's directory, and `tokenizer_config.json`,
-    /// `special_tokens_map.json` and `chat_template.jinja` where they exist. The last one takes precedence over a
-    /// template in the config.
+    /// `special_tokens_map.json` and `chat_template.jinja` where they exist. The last one takes precedence
+    /// over a template in the config.
     ///
     /// # Errors
     /// [`TextError::Read`] and [`TextError::BadFile`].
@@ -117,8 +118,8 @@ impl Tokenizer {
         Ok(Self { inner: Arc::new(Inner { tokenizer, pieces, flags, vocab_size, special, templates }) })
     }
 
-    /// Token ids of `text`. With `add_special_tokens` the tokenizer's post-processor may add a beginning or an end.
-    /// Special tokens that are written out in `text` become their ids, as in vLLM.
+    /// Token ids of `text`. With `add_special_tokens` the tokenizer's post-processor may add a beginning or
+    /// an end. Special tokens that are written out in `text` become their ids, as in vLLM.
     ///
     /// # Errors
     /// [`TextError::Encode`] where the vocabulary cannot express the text.
@@ -144,8 +145,8 @@ impl Tokenizer {
         self.inner.tokenizer.id_to_token(id)
     }
 
-    /// The text of one token as it stands within a text, with its leading space; U+FFFD where it is only part of a
-    /// character. This is the `token` of logprobs.
+    /// The text of one token as it stands within a text, with its leading space; U+FFFD where it is only part
+    /// of a character. This is the `token` of logprobs.
     pub fn token_text(&self, id: u32) -> String {
         match self.piece(id) {
             Some(Piece::Text(text)) => text.to_string(),
@@ -154,8 +155,8 @@ impl Tokenizer {
         }
     }
 
-    /// The exact bytes that a token contributes to a text, also where it is only part of a character. Decoders
-    /// without byte tokens give the bytes of [`token_text`](Self::token_text).
+    /// The exact bytes that a token contributes to a text, also where it is only part of a character.
+    /// Decoders without byte tokens give the bytes of [`token_text`](Self::token_text).
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         match self.piece(id) {
             Some(Piece::Text(text)) => text.as_bytes().to_vec(),
@@ -219,7 +220,8 @@ impl Tokenizer {
 
     /// The text of `ids` by the tokenizer's own decoder, whatever its kind.
     pub(super) fn decode_in_context(&self, ids: &[u32], skip_special_tokens: bool) -> String {
-        // The decoder can fail only on a regex that exceeds its step limit; that text is then lost, not the stream.
+        // The decoder can fail only on a regex that exceeds its step limit; that text is then lost, not the
+        // stream.
         self.inner.tokenizer.decode(ids, skip_special_tokens).unwrap_or_default()
     }
 

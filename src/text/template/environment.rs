@@ -1,4 +1,5 @@
-//! The minijinja environment that chat templates expect: the one of `transformers`, as far as templates can see.
+//! The minijinja environment that chat templates expect: the one of `transformers`, as far as templates can
+//! see.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -22,8 +23,11 @@ impl std::error::Error for RaisedByTemplate {}
 
 /// An environment that prints, compares and computes like Jinja2 under Python, as far as templates can tell.
 ///
-/// Known differences: tuples print as lists; `~` spells lists, dicts and very large or small floats in minijinja's way; `%` does not format strings; filters that no chat template needs are
-/// missing (`wordcount`, `truncate`, `center`, `urlize`, `random`) and so are Jinja2's `cycler`, `joiner` and `lipsum`.
+/// Known differences: tuples print as lists; `~` spells lists, dicts and very large or small floats in
+/// minijinja's way; `%` does not format strings; a list or string that is empty cannot be reversed with
+/// `[::-1]`; filters that no chat template needs are missing (`wordcount`, `truncate`, `center`, `urlize`,
+/// `random`) and so are string methods for padding (`zfill`, `center`) and Jinja2's `cycler`, `joiner` and
+/// `lipsum`.
 pub(super) fn python_like() -> Environment<'static> {
     let mut env = Environment::new();
     env.set_trim_blocks(true);
@@ -68,8 +72,8 @@ pub(super) fn source_of<T: std::error::Error + 'static>(error: &Error) -> Option
     None
 }
 
-/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the answer's text for training and do nothing
-/// when serving, by a `with` block: it has the same scope and the same whitespace rules.
+/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the answer's text for training and do
+/// nothing when serving, by a `with` block: it has the same scope and the same whitespace rules.
 pub(super) fn without_generation_tags(source: &str) -> String {
     let mut output = String::with_capacity(source.len());
     let mut rest = source;

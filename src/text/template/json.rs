@@ -1,7 +1,7 @@
 //! `tojson` as chat templates know it: Python's `json.dumps(value, ensure_ascii=False)`.
 //!
-//! The prompt must be what the model saw in training, to the byte: Python's separators, its spelling of floats, and
-//! no HTML escapes (unlike Jinja2's own filter, which transformers replaces in the same way).
+//! The prompt must be what the model saw in training, to the byte: Python's separators, its spelling of
+//! floats, and no HTML escapes (unlike Jinja2's own filter, which transformers replaces in the same way).
 
 use std::fmt::Write;
 
