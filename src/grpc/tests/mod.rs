@@ -159,7 +159,7 @@ fn app(options: Options) -> App {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),
             created: 0,
-            model_type: "llama".into(),
+            architecture: "LlamaForCausalLM".into(),
             block_size: 16,
             num_blocks: 1000,
             max_num_seqs: 32,
