@@ -195,6 +195,7 @@ fn rotation_and_attention_are_candles() {
             block_size: rng.random_range(1..20),
             max_logits_rows: 3,
             vocab_size: 11,
+            heads_per_group: shape.num_heads / num_kv_heads,
         };
         backend.prepare(&limits).unwrap();
         backend.upload(prefill_batch(&lens, limits, rng).inputs()).unwrap();
@@ -287,4 +288,50 @@ fn head_norms_touch_queries_and_keys_only() {
         let values = heads.narrow(1, num_heads + num_kv_heads, num_kv_heads).unwrap();
         assert_close(&out, &Tensor::cat(&[queries, keys, values], 1).unwrap(), what);
     });
+}
+
+#[test]
+fn a_token_that_the_host_does_not_know_yet_is_embedded_all_the_same() {
+    let limits = StepLimits {
+        max_num_seqs: 3,
+        max_num_batched_tokens: 16,
+        max_blocks_per_seq: 4,
+        block_size: 4,
+        max_logits_rows: 3,
+        vocab_size: 11,
+        heads_per_group: 1,
+    };
+    let rng = &mut StdRng::seed_from_u64(1);
+    let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+    backend.prepare(&limits).unwrap();
+    let mut batch = prefill_batch(&[5, 2, 3], limits, rng);
+    backend.upload(batch.inputs()).unwrap();
+    let mut logits = buffer(&mut backend, &[0.0; 33]);
+    for (row, token) in [(0, 7), (1, 3), (2, 9)] {
+        logits[row * 11 + token] = 90.0;
+    }
+    backend.sample(&mut logits, batch.logits_rows(), batch.slots()).unwrap();
+    batch.expect_tokens();
+    // The next step is handed over before the first is collected.
+    let row = |slot: u32, start| ScheduledRow {
+        slot,
+        id: RequestId(u64::from(slot)),
+        start,
+        num_tokens: 1,
+        new_blocks: 0..0,
+        samples: true,
+    };
+    let plan = SchedulerOutput {
+        step: 2,
+        rows: vec![row(2, 3), row(0, 5)],
+        num_tokens: 2,
+        ..SchedulerOutput::default()
+    };
+    batch.apply(&plan).unwrap();
+    backend.upload(batch.inputs()).unwrap();
+    let (table, rows) = load(&mut backend, &random(rng, 11 * 5), &[11, 5], Dtype::F16);
+    let mut out = buffer(&mut backend, &[0.0; 10]);
+    backend.embed(&table, &mut out).unwrap();
+    let expected = rows.index_select(&Tensor::new(&[9u32, 7], CPU).unwrap(), 0).unwrap();
+    assert_close(&out, &expected, "embedding");
 }
