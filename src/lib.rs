@@ -5,7 +5,12 @@
 
 pub mod app;
 pub mod config;
+pub mod demo;
 pub mod engine;
+pub mod grpc;
+pub mod http;
+pub mod load;
 pub mod metrics;
+pub mod server;
 pub mod text;
 pub mod validate;

@@ -211,6 +211,7 @@ impl OutputThread {
             num_cached_tokens: s.prompt.num_cached_tokens,
             num_output_tokens: s.num_output_tokens,
             max_tokens: s.sampling.max_tokens,
+            index: s.index,
             n: s.n,
             num_preemptions: s.num_preemptions,
             scheduled_s: s.scheduled.map(since),

@@ -102,7 +102,7 @@ impl EngineStats {
         self.record_progress(true);
     }
 
-    pub(super) fn record_scheduler(&self, s: &SchedulerStats) {
+    pub(crate) fn record_scheduler(&self, s: &SchedulerStats) {
         self.num_running.store(s.num_running, Relaxed);
         self.num_waiting_capacity.store(s.num_waiting_capacity, Relaxed);
         self.num_waiting_deferred.store(s.num_waiting_deferred, Relaxed);
