@@ -3,9 +3,9 @@
 use axum::response::Response;
 use serde::Serialize;
 
-use super::super::logprobs::{ChatLogprobs, PromptLogprobs};
-use super::super::reply::{FINGERPRINT, Generated, Reply, StopReason, json, usage};
-use super::super::usage::Usage;
+use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
+use crate::http::reply::{FINGERPRINT, Generated, Reply, StopReason, json, usage};
+use crate::http::usage::Usage;
 
 #[derive(Serialize)]
 struct ChatCompletion<'a> {

@@ -5,9 +5,9 @@ use serde::Serialize;
 
 use crate::engine::{Finish, FinishKind, TokenLogprobs};
 
-use super::super::logprobs::{CompletionLogprobs, PromptLogprobs, TokenNames};
-use super::super::reply::{FINGERPRINT, Generated, Reply, ReplyPrompt, StopReason, json, usage};
-use super::super::usage::Usage;
+use crate::http::logprobs::{CompletionLogprobs, PromptLogprobs, TokenNames};
+use crate::http::reply::{FINGERPRINT, Generated, Reply, ReplyPrompt, StopReason, json, usage};
+use crate::http::usage::Usage;
 
 #[derive(Serialize)]
 struct Completion<'a> {

@@ -4,10 +4,10 @@ use bytes::{BufMut, BytesMut};
 
 use crate::engine::OutputDelta;
 
-use super::super::logprobs::{CompletionLogprobs, PromptLogprobs};
-use super::super::reply::StopReason;
-use super::super::sse::{Choice, Pen, put_json};
 use super::response::{hide_stop, prompt_part};
+use crate::http::logprobs::{CompletionLogprobs, PromptLogprobs};
+use crate::http::reply::StopReason;
+use crate::http::sse::{Choice, Pen, put_json};
 
 /// Writes chunks with `text`.
 #[derive(Debug)]
