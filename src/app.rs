@@ -38,8 +38,8 @@ pub struct ModelInfo {
     pub root: String,
     /// Seconds since 1970 at which the model was loaded.
     pub created: i64,
-    /// `model_type` of config.json.
-    pub model_type: String,
+    /// Name in `architectures` of config.json.
+    pub architecture: String,
     /// Tokens in a KV block.
     pub block_size: u32,
     /// KV blocks, the padding block not counted.

@@ -1,1 +1,18 @@
-//! placeholder
+//! The [`Backend`](quire_model::Backend) of a machine without an accelerator, and the oracle for those with.
+//!
+//! Weights stay as stored (f32, bf16 or f16); activations, sums and the KV cache are f32. Every element of
+//! every result is computed in an order that depends only on its own request, and on no instruction set: the
+//! same request gives the same bits in any batch, on any machine.
+
+mod attention;
+mod backend;
+mod elementwise;
+mod lanes;
+mod linear;
+mod pool;
+mod shared;
+mod weight;
+
+pub use backend::{CpuBackend, CpuOptions};
+pub use lanes::Isa;
+pub use weight::CpuWeight;

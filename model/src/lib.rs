@@ -1,1 +1,39 @@
-//! placeholder
+//! What a model is: a [`ModelSpec`] read from a Hugging Face config, a [`Checkpoint`] with its weights, and
+//! one forward pass over a [`Backend`], driven by the [`Runner`].
+//!
+//! Nothing here knows a device. A device is an implementation of [`Backend`]; a model family is a mapping
+//! of config fields and weight names, not a forward pass of its own.
+
+mod backend;
+mod checkpoint;
+mod error;
+mod forward;
+mod hf_config;
+mod input_batch;
+mod kv_layout;
+mod logprobs;
+mod philox;
+mod rope;
+mod runner;
+mod sampler;
+mod sampling_defaults;
+mod slot;
+mod spec;
+mod step_inputs;
+mod weights;
+
+pub use backend::{AttentionShape, Backend, BackendError, BufferRole, StepLimits};
+pub use checkpoint::{Checkpoint, TensorView};
+pub use error::ModelError;
+pub use input_batch::InputBatch;
+pub use kv_layout::KvLayout;
+pub use logprobs::{RankedLogprob, capture_logprob};
+pub use philox::{philox4x32, uniform};
+pub use rope::rope_table;
+pub use runner::{Runner, RunnerConfig};
+pub use sampler::{RowFailure, SamplerScratch, sample_row};
+pub use sampling_defaults::SamplingDefaults;
+pub use slot::Slot;
+pub use spec::{Activation, AttentionSpec, Dtype, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
+pub use step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, RowResult, StepInputs};
+pub use weights::{LayerWeights, Model, Progress};

@@ -30,7 +30,7 @@ pub struct EngineStats {
 }
 
 impl EngineStats {
-    pub(super) fn new(initial: &SchedulerStats) -> Self {
+    pub(crate) fn new(initial: &SchedulerStats) -> Self {
         let stats = Self {
             started: Instant::now(),
             num_running: AtomicU32::new(0),

@@ -1,18 +1,20 @@
 //! Token ids to text, one at a time, for a stream.
 //!
-//! What a stream emits is exactly what decoding the whole sequence would give, never half a character: bytes that
-//! are only the beginning of a character wait for the rest. One rule of the `tokenizers` decoder is not kept,
-//! because it would need unlimited lookahead: where a run of byte tokens (`<0xE4><0xBD>…`) is invalid anywhere, that
-//! decoder replaces *every* byte of the run with U+FFFD; here the valid characters of the run stay.
+//! What a stream emits is exactly what decoding the whole sequence would give, never half a character: bytes
+//! that are only the beginning of a character wait for the rest. One rule of the `tokenizers` decoder is not
+//! kept, because it would need unlimited lookahead: where a run of byte tokens (`<0xE4><0xBD>…`) is invalid
+//! anywhere, that decoder replaces *every* byte of the run with U+FFFD; here the valid characters of the run
+//! stay.
 
 use super::Tokenizer;
 use super::pieces::{Joining, Piece, Pieces, Start};
 
-/// Tokens of the prompt that give the first new token its context, for decoders without a table (vLLM's number).
+/// Tokens of the prompt that give the first new token its context, for decoders without a table (vLLM's
+/// number).
 const CONTEXT_TOKENS: usize = 5;
 
-/// Tokens that may wait for a character to be complete, for decoders without a table. No character has more bytes
-/// than 4, so text that still ends in U+FFFD after this many tokens really contains it.
+/// Tokens that may wait for a character to be complete, for decoders without a table. No character has more
+/// bytes than 4, so text that still ends in U+FFFD after this many tokens really contains it.
 const MAX_HELD_TOKENS: usize = 16;
 
 /// The detokenizer of one sequence.
@@ -30,12 +32,12 @@ enum State {
 }
 
 impl Detokenizer {
-    /// A detokenizer for what follows `prompt_ids`. The prompt decides whether a leading space belongs to the text,
-    /// and may end within a character that the first new token completes.
+    /// A detokenizer for what follows `prompt_ids`. The prompt decides whether a leading space belongs to the
+    /// text, and may end within a character that the first new token completes.
     ///
-    /// `spaces_between_special_tokens: false` matters only to decoders that put spaces between tokens (WordPiece):
-    /// an added token that follows another one is then written without the space. As in vLLM it has no effect when
-    /// special tokens are skipped.
+    /// `spaces_between_special_tokens: false` matters only to decoders that put spaces between tokens
+    /// (WordPiece): an added token that follows another one is then written without the space. As in vLLM it
+    /// has no effect when special tokens are skipped.
     pub fn new(
         tokenizer: &Tokenizer,
         prompt_ids: &[u32],

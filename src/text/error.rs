@@ -16,7 +16,7 @@ pub enum TextError {
     /// A tokenizer file is not what its name says.
     #[error("{file} is not valid: {message}")]
     BadFile {
-        /// `tokenizer.json` or `tokenizer_config.json`.
+        /// Its name, such as `tokenizer.json`.
         file: &'static str,
         /// What is wrong with it.
         message: String,

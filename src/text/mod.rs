@@ -1,7 +1,8 @@
 //! Text on both sides of the model: tokenizer, chat template, incremental detokenizer and stop strings.
 //!
 //! Nothing here knows a socket, a request or a device. The front end runs the expensive jobs (templates,
-//! encoding) on the [`TextPool`]; the output thread owns one [`Detokenizer`] and one [`StopMatcher`] per stream.
+//! encoding) on the [`TextPool`]; the output thread owns one [`Detokenizer`] and one [`StopMatcher`] per
+//! stream.
 
 mod detokenizer;
 mod error;

@@ -1,5 +1,6 @@
 //! The flat table from token id to output bytes, for the decoders where a token's bytes do not depend on its
-//! neighbours: byte-level BPE, SentencePiece-like sequences (Replace, ByteFallback, Fuse, Strip) and Metaspace.
+//! neighbours: byte-level BPE, SentencePiece-like sequences (Replace, ByteFallback, Fuse, Strip) and
+//! Metaspace.
 //!
 //! These cover nearly every generative model, and with them detokenizing is appending a slice. Other decoders
 //! (WordPiece, CTC, `</w>` suffixes) have no table and go through the tokenizer's own decoder.
@@ -159,8 +160,8 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Accepts `(Replace | Strip)* ByteFallback? (Fuse Strip?)?`, the order in which each stage's effect on a token
-    /// is known without its neighbours.
+    /// Accepts `(Replace | Strip)* ByteFallback? (Fuse Strip?)?`, the order in which each stage's effect on a
+    /// token is known without its neighbours.
     fn of_stages(decoders: &'a [DecoderWrapper]) -> Result<Option<Self>, TextError> {
         let mut stages = Vec::new();
         let (mut byte_fallback, mut fused, mut start) = (false, false, Start::Plain);
@@ -222,8 +223,8 @@ fn byte_token(token: &str) -> Option<u8> {
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// GPT-2's printable alphabet for bytes: printable Latin-1 stands for itself, and the other 68 bytes are numbered
-/// upwards from U+0100 in order.
+/// GPT-2's printable alphabet for bytes: printable Latin-1 stands for itself, and the other 68 bytes are
+/// numbered upwards from U+0100 in order.
 fn byte_level_alphabet() -> Box<[Option<u8>; 0x144]> {
     let mut byte_of = Box::new([None; 0x144]);
     let mut next = 0x100;

@@ -1,7 +1,7 @@
 //! The text pool: a fixed number of threads for templates and tokenization, with a bounded queue.
 //!
-//! Encoding a long prompt takes milliseconds of pure computing, which must not stall the sockets' threads. The
-//! queue is bounded so that overload is an answer at once and not a growing delay.
+//! Encoding a long prompt takes milliseconds of pure computing, which must not stall the sockets' threads.
+//! The queue is bounded so that overload is an answer at once and not a growing delay.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 
 use super::TextError;
 
-/// Templates nest at most as deep as minijinja's recursion limit allows; measured, that fits in half of this.
+/// Four times Rust's default, in which the deepest recursion that minijinja allows runs in the tests. Only
+/// what is touched takes memory.
 const STACK_BYTES: usize = 8 << 20;
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -1,13 +1,13 @@
 //! Stop strings over a stream of text pieces.
 //!
 //! The rule is vLLM's: of all occurrences the one that is *complete* first ends the text, and of several that
-//! are complete at the same character the one listed first. Text that could still become a match is held back,
-//! so a stop string never shows in the stream, not even in part. vLLM holds back a fixed number of
+//! are complete at the same character the one listed first. Text that could still become a match is held
+//! back, so a stop string never shows in the stream, not even in part. vLLM holds back a fixed number of
 //! characters; here it is exactly the longest tail that is a beginning of some stop string.
 //!
-//! One Knuth-Morris-Pratt automaton per stop string, fed byte by byte: the cost per byte does not depend on how
-//! the text is cut or on what the stop strings look like. Bytes are safe on UTF-8, because a whole string can
-//! match only at character boundaries.
+//! One Knuth-Morris-Pratt automaton per stop string, fed byte by byte: the cost per byte does not depend on
+//! how the text is cut or on what the stop strings look like. Bytes are safe on UTF-8, because a whole string
+//! can match only at character boundaries.
 
 /// Matches the stop strings of one sequence.
 #[derive(Clone, Debug)]
@@ -22,7 +22,8 @@ pub struct StopMatcher {
 impl StopMatcher {
     /// A matcher for `stops`, in order of precedence. Empty strings never match.
     ///
-    /// With `include_stop_str_in_output` the matched string itself is emitted, so nothing needs to be held back.
+    /// With `include_stop_str_in_output` the matched string itself is emitted, so nothing needs to be held
+    /// back.
     pub fn new(stops: &[String], include_stop_str_in_output: bool) -> Self {
         Self {
             patterns: stops.iter().map(|stop| Pattern::new(stop)).collect(),
@@ -59,9 +60,9 @@ impl StopMatcher {
         None
     }
 
-    /// Takes text that comes before `min_tokens` is reached: a stop string that is complete within it does not
-    /// count. One that begins here and is completed by a later [`push`](Self::push) does, as in vLLM, so its
-    /// beginning is held back here too.
+    /// Takes text that comes before `min_tokens` is reached: a stop string that is complete within it does
+    /// not count. One that begins here and is completed by a later [`push`](Self::push) does, as in vLLM, so
+    /// its beginning is held back here too.
     pub fn pass(&mut self, text: &str, out: &mut String) {
         if self.done {
             return;

@@ -1,9 +1,9 @@
 //! Chat templates: messages to the prompt's text, as `transformers.apply_chat_template` does it.
 //!
-//! Templates are Jinja2 written for Python. minijinja runs the language; the modules below give it Python's way of
-//! printing, JSON, string methods and dates. Templates come with the model and are trusted as far as the server's
-//! operator trusts the model; messages and keyword arguments come from anybody. So a rendering has a limit
-//! on steps and on output, and JSON that nests too deeply is refused before it is walked.
+//! Templates are Jinja2 written for Python. minijinja runs the language; the modules below give it Python's
+//! way of printing, JSON, string methods and dates. Templates come with the model and are trusted as far as
+//! the server's operator trusts the model; messages and keyword arguments come from anybody. So a rendering
+//! has a limit on steps and on output, and JSON that nests too deeply is refused before it is walked.
 
 mod environment;
 mod json;
@@ -20,8 +20,8 @@ use serde_json::{Map, Value};
 use super::{SpecialTokens, TextError, Tokenizer};
 use environment::RaisedByTemplate;
 
-/// Steps of the template machine per rendering: a few hundred milliseconds of work. A message takes some tens to
-/// some hundreds of steps.
+/// Steps of the template machine per rendering: a few hundred milliseconds of work. A message takes some tens
+/// to some hundreds of steps.
 const MAX_STEPS: u64 = 5_000_000;
 
 /// Bytes of rendered text: twice the largest request body, because JSON that is printed again may grow.
@@ -41,8 +41,8 @@ const RESERVED: [&str; 7] = [
     "tokenize",
 ];
 
-/// Stands at the end of the message to be continued while rendering; the rendered text is cut there. The blank at
-/// its end shows whether the template trims messages.
+/// Stands at the end of the message to be continued while rendering; the rendered text is cut there. The
+/// blank at its end shows whether the template trims messages.
 const CONTINUE_MARK: &str = "QUIRE_CONTINUE_FINAL_MESSAGE ";
 
 /// A compiled chat template.
@@ -73,6 +73,10 @@ pub struct ChatInput<'a> {
 impl ChatTemplate {
     /// Compiles a template. `special` are the tokens that it may name, such as `bos_token`.
     ///
+    /// The source must be trusted: minijinja's parser recurses without a limit on some constructs, such as a
+    /// long run of unary minus, and a variable that doubles in a loop is not bounded by the limits on
+    /// rendering.
+    ///
     /// # Errors
     /// [`TextError::TemplateSyntax`] with the line.
     pub fn new(source: &str, special: &SpecialTokens) -> Result<Self, TextError> {
@@ -83,7 +87,8 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The template that comes with a tokenizer, and the one for requests with tools where the model has its own.
+    /// The template that comes with a tokenizer, and the one for requests with tools where the model has its
+    /// own.
     ///
     /// # Errors
     /// [`TextError::TemplateSyntax`] with the line.
@@ -146,7 +151,8 @@ impl ChatTemplate {
         let name = if self.has_tool_use && input.tools.is_some() { "tool_use" } else { "default" };
         let template = self.environment.get_template(name).map_err(|error| explain(&error))?;
         let mut output = LimitedOutput::default();
-        // minijinja 2.24 panics on some input, such as `[][::-1]`: that request has no prompt, but nothing is broken.
+        // minijinja 2.24 panics on some input, such as `[][::-1]`: that request has no prompt, but nothing is
+        // broken.
         let render = || template.render_captured_to(context, &mut output).map(drop);
         let result = catch_unwind(AssertUnwindSafe(render)).map_err(|_| TextError::TemplateRender {
             line: 0,

@@ -58,29 +58,31 @@ struct Templates {
 }
 
 impl Tokenizer {
-    /// Loads a tokenizer from the contents of `tokenizer.json` and, where there is one, `tokenizer_config.json`.
+    /// Loads a tokenizer from the contents of `tokenizer.json` and, where there is one,
+    /// `tokenizer_config.json`.
     ///
-    /// Truncation and padding that `tokenizer.json` may ask for are switched off: a prompt is never shortened in
-    /// silence.
+    /// Truncation and padding that `tokenizer.json` may ask for are switched off: a prompt is never shortened
+    /// in silence.
     ///
     /// # Errors
     /// [`TextError::BadFile`] where a file does not parse or its decoder cannot stream.
     pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config: Option<&[u8]>) -> Result<Self, TextError> {
-        let config = tokenizer_config.map(parse_config).transpose()?.unwrap_or_default();
+        let config = tokenizer_config.map(|bytes| parse_json("tokenizer_config.json", bytes));
+        let config = config.transpose()?.unwrap_or_default();
         Self::new(tokenizer_json, SpecialTokens::from_config(&config), Templates::from_config(&config))
     }
 
     /// Loads `tokenizer.json` from a checkpoint's directory, and `tokenizer_config.json`,
-    /// `special_tokens_map.json` and `chat_template.jinja` where they exist. The last one takes precedence over a
-    /// template in the config.
+    /// `special_tokens_map.json` and `chat_template.jinja` where they exist. The last one takes precedence
+    /// over a template in the config.
     ///
     /// # Errors
     /// [`TextError::Read`] and [`TextError::BadFile`].
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
         let tokenizer_json = read(&dir.join("tokenizer.json"))?;
-        let parse_optional = |name: &str| -> Result<Value, TextError> {
-            let bytes = read_optional(&dir.join(name))?;
-            Ok(bytes.as_deref().map(parse_config).transpose()?.unwrap_or_default())
+        let parse_optional = |name: &'static str| match read_optional(&dir.join(name))? {
+            Some(bytes) => parse_json(name, &bytes),
+            None => Ok(Value::Null),
         };
         let config = parse_optional("tokenizer_config.json")?;
         let map = parse_optional("special_tokens_map.json")?;
@@ -116,8 +118,8 @@ impl Tokenizer {
         Ok(Self { inner: Arc::new(Inner { tokenizer, pieces, flags, vocab_size, special, templates }) })
     }
 
-    /// Token ids of `text`. With `add_special_tokens` the tokenizer's post-processor may add a beginning or an end.
-    /// Special tokens that are written out in `text` become their ids, as in vLLM.
+    /// Token ids of `text`. With `add_special_tokens` the tokenizer's post-processor may add a beginning or
+    /// an end. Special tokens that are written out in `text` become their ids, as in vLLM.
     ///
     /// # Errors
     /// [`TextError::Encode`] where the vocabulary cannot express the text.
@@ -143,8 +145,8 @@ impl Tokenizer {
         self.inner.tokenizer.id_to_token(id)
     }
 
-    /// The text of one token as it stands within a text, with its leading space; U+FFFD where it is only part of a
-    /// character. This is the `token` of logprobs.
+    /// The text of one token as it stands within a text, with its leading space; U+FFFD where it is only part
+    /// of a character. This is the `token` of logprobs.
     pub fn token_text(&self, id: u32) -> String {
         match self.piece(id) {
             Some(Piece::Text(text)) => text.to_string(),
@@ -153,8 +155,8 @@ impl Tokenizer {
         }
     }
 
-    /// The exact bytes that a token contributes to a text, also where it is only part of a character. Decoders
-    /// without byte tokens give the bytes of [`token_text`](Self::token_text).
+    /// The exact bytes that a token contributes to a text, also where it is only part of a character.
+    /// Decoders without byte tokens give the bytes of [`token_text`](Self::token_text).
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         match self.piece(id) {
             Some(Piece::Text(text)) => text.as_bytes().to_vec(),
@@ -218,7 +220,8 @@ impl Tokenizer {
 
     /// The text of `ids` by the tokenizer's own decoder, whatever its kind.
     pub(super) fn decode_in_context(&self, ids: &[u32], skip_special_tokens: bool) -> String {
-        // The decoder can fail only on a regex that exceeds its step limit; that text is then lost, not the stream.
+        // The decoder can fail only on a regex that exceeds its step limit; that text is then lost, not the
+        // stream.
         self.inner.tokenizer.decode(ids, skip_special_tokens).unwrap_or_default()
     }
 
@@ -294,9 +297,8 @@ impl Templates {
     }
 }
 
-fn parse_config(bytes: &[u8]) -> Result<Value, TextError> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| TextError::BadFile { file: "tokenizer_config.json", message: error.to_string() })
+fn parse_json(file: &'static str, bytes: &[u8]) -> Result<Value, TextError> {
+    serde_json::from_slice(bytes).map_err(|error| TextError::BadFile { file, message: error.to_string() })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TextError> {

@@ -1,4 +1,5 @@
-//! The minijinja environment that chat templates expect: the one of `transformers`, as far as templates can see.
+//! The minijinja environment that chat templates expect: the one of `transformers`, as far as templates can
+//! see.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -22,8 +23,11 @@ impl std::error::Error for RaisedByTemplate {}
 
 /// An environment that prints, compares and computes like Jinja2 under Python, as far as templates can tell.
 ///
-/// Known differences: the `~` operator joins `True`, `None` and lists in minijinja's spelling, and numbers beyond
-/// 128 bits are an error.
+/// Known differences: tuples print as lists; `~` spells lists, dicts and very large or small floats in
+/// minijinja's way; `%` does not format strings; a list or string that is empty cannot be reversed with
+/// `[::-1]`; filters that no chat template needs are missing (`wordcount`, `truncate`, `center`, `urlize`,
+/// `random`) and so are string methods for padding (`zfill`, `center`) and Jinja2's `cycler`, `joiner` and
+/// `lipsum`.
 pub(super) fn python_like() -> Environment<'static> {
     let mut env = Environment::new();
     env.set_trim_blocks(true);
@@ -35,6 +39,8 @@ pub(super) fn python_like() -> Environment<'static> {
     env.add_filter("tojson", json::tojson);
     env.add_filter("string", |value: &Value| python::to_str(value));
     env.add_filter("join", join);
+    env.add_filter("int", int);
+    env.add_filter("float", float);
     env.add_filter("length", length);
     env.add_filter("count", length);
     env.add_function("raise_exception", raise_exception);
@@ -66,8 +72,8 @@ pub(super) fn source_of<T: std::error::Error + 'static>(error: &Error) -> Option
     None
 }
 
-/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the answer's text for training and do nothing
-/// when serving, by a `with` block: it has the same scope and the same whitespace rules.
+/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the answer's text for training and do
+/// nothing when serving, by a `with` block: it has the same scope and the same whitespace rules.
 pub(super) fn without_generation_tags(source: &str) -> String {
     let mut output = String::with_capacity(source.len());
     let mut rest = source;
@@ -94,6 +100,43 @@ pub(super) fn without_generation_tags(source: &str) -> String {
 fn raise_exception(message: &Value) -> Result<Value, Error> {
     let message = python::to_str(message);
     Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(RaisedByTemplate(message)))
+}
+
+/// Jinja2's `int(default=0, base=10)`: what does not parse becomes the default.
+fn int(value: &Value, default: Option<Value>, base: Option<u32>, kwargs: Kwargs) -> Result<Value, Error> {
+    let default = default.or(kwargs.get("default")?).unwrap_or_else(|| Value::from(0));
+    let base = base.or(kwargs.get("base")?).unwrap_or(10);
+    kwargs.assert_all_used()?;
+    if value.is_integer() {
+        return Ok(value.clone());
+    }
+    let digits = value.as_str().map(str::trim);
+    let parsed = digits.filter(|_| (2..=36).contains(&base)).and_then(|text| {
+        let prefix = match base {
+            2 => "0b",
+            8 => "0o",
+            16 => "0x",
+            _ => "",
+        };
+        i128::from_str_radix(text.strip_prefix(prefix).unwrap_or(text), base).ok()
+    });
+    let truncated = || to_float(value).filter(|float| float.abs() < 1e38).map(|float| float as i128);
+    Ok(parsed.or_else(truncated).map_or(default, Value::from))
+}
+
+/// Jinja2's `float(default=0.0)`.
+fn float(value: &Value, default: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let default = default.or(kwargs.get("default")?).unwrap_or_else(|| Value::from(0.0));
+    kwargs.assert_all_used()?;
+    Ok(to_float(value).map_or(default, Value::from))
+}
+
+fn to_float(value: &Value) -> Option<f64> {
+    match value.kind() {
+        ValueKind::String => value.as_str()?.trim().parse().ok(),
+        ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
+        _ => f64::try_from(value.clone()).ok(),
+    }
 }
 
 /// Jinja2's undefined value is an empty collection.

@@ -1,7 +1,7 @@
 //! `tojson` as chat templates know it: Python's `json.dumps(value, ensure_ascii=False)`.
 //!
-//! The prompt must be what the model saw in training, to the byte: Python's separators, its spelling of floats, and
-//! no HTML escapes (unlike Jinja2's own filter, which transformers replaces in the same way).
+//! The prompt must be what the model saw in training, to the byte: Python's separators, its spelling of
+//! floats, and no HTML escapes (unlike Jinja2's own filter, which transformers replaces in the same way).
 
 use std::fmt::Write;
 
@@ -188,7 +188,7 @@ fn key_text(key: &Value) -> Result<String, Error> {
     Ok(match key.kind() {
         ValueKind::String => key.as_str().unwrap_or_default().to_string(),
         ValueKind::None => "null".into(),
-        ValueKind::Bool => key.to_string(),
+        ValueKind::Bool => if key.is_true() { "true" } else { "false" }.into(),
         ValueKind::Number => python::to_str(key),
         kind => {
             let message = format!("tojson: keys must be scalars, not {kind}");

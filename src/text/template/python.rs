@@ -1,11 +1,8 @@
 //! Python's view of values: how they print, and the methods that templates call on them.
 
 use std::fmt::{self, Write};
-use std::sync::Arc;
 
-use minijinja::value::{
-    DynObject, Enumerator, Kwargs, Object, ObjectRepr, Rest, Value, ValueKind, from_args,
-};
+use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
@@ -17,78 +14,20 @@ const MAX_PRINT_DEPTH: usize = 200;
 /// Converts JSON from a request. Objects keep their order.
 ///
 /// # Errors
-/// [`TextError::TemplateLimit`] where `value` nests deeper than `depth`.
-pub(super) fn from_json(value: &serde_json::Value, depth: usize) -> Result<Value, TextError> {
-    use serde_json::Value as Json;
-    let limit = TextError::TemplateLimit { limit: super::MAX_DEPTH as u64, unit: "levels of nested JSON" };
-    let inner = depth.checked_sub(1).ok_or(limit)?;
-    Ok(match value {
-        Json::Null => Value::from(()),
-        Json::Bool(flag) => Value::from(*flag),
-        Json::Number(number) => Value::from_serialize(number),
-        Json::String(text) => Value::from(text.as_str()),
-        Json::Array(items) => {
-            items.iter().map(|item| from_json(item, inner)).collect::<Result<Vec<_>, _>>()?.into()
-        }
-        Json::Object(map) => {
-            let pairs = map.iter().map(|(key, value)| Ok((key.as_str(), from_json(value, inner)?)));
-            Value::from_object(Dict(pairs.collect::<Result<Vec<_>, TextError>>()?.into_iter().collect()))
-        }
-    })
+/// [`TextError::TemplateLimit`] where `value` nests deeper than `max_depth`.
+pub(super) fn from_json(value: &serde_json::Value, max_depth: usize) -> Result<Value, TextError> {
+    if nests_deeper(value, max_depth) {
+        return Err(TextError::TemplateLimit { limit: max_depth as u64, unit: "levels of nested JSON" });
+    }
+    Ok(Value::from_serialize(value))
 }
 
-/// A dict whose methods win over its keys: a JSON schema with a property called `items` must not hide `.items()`.
-#[derive(Debug)]
-struct Dict(Value);
-
-impl Dict {
-    fn map(&self) -> &DynObject {
-        self.0.as_object().expect("a dict is made from a map value")
-    }
-
-    fn pairs(&self) -> impl Iterator<Item = (Value, Value)> {
-        self.map().try_iter_pairs().into_iter().flatten()
-    }
-}
-
-impl Object for Dict {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Map
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.map().get_value(key)
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        self.map().enumerate()
-    }
-
-    fn call_method(
-        self: &Arc<Self>,
-        _state: &State<'_, '_>,
-        method: &str,
-        args: &[Value],
-    ) -> Result<Value, Error> {
-        match method {
-            "items" => {
-                let () = from_args(args)?;
-                Ok(self.pairs().map(|(key, value)| Value::from(vec![key, value])).collect())
-            }
-            "keys" => {
-                let () = from_args(args)?;
-                Ok(self.pairs().map(|(key, _)| key).collect())
-            }
-            "values" => {
-                let () = from_args(args)?;
-                Ok(self.pairs().map(|(_, value)| value).collect())
-            }
-            "get" => {
-                let (key, default): (&Value, Option<Value>) = from_args(args)?;
-                Ok(self.map().get_value(key).or(default).unwrap_or(Value::from(())))
-            }
-            _ => Err(Error::from(ErrorKind::UnknownMethod)),
-        }
+fn nests_deeper(value: &serde_json::Value, max_depth: usize) -> bool {
+    let Some(inner) = max_depth.checked_sub(1) else { return true };
+    match value {
+        serde_json::Value::Array(items) => items.iter().any(|item| nests_deeper(item, inner)),
+        serde_json::Value::Object(map) => map.values().any(|value| nests_deeper(value, inner)),
+        _ => false,
     }
 }
 
@@ -143,7 +82,8 @@ fn write_repr(out: &mut dyn Write, value: &Value, depth: usize) -> fmt::Result {
     }
 }
 
-/// Python's `repr` of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
+/// Python's `repr` of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16
+/// on.
 pub(super) fn write_float(out: &mut dyn Write, float: f64) -> fmt::Result {
     if float.is_nan() {
         return out.write_str("nan");
@@ -181,8 +121,8 @@ fn write_quoted(out: &mut dyn Write, text: &str) -> fmt::Result {
     out.write_char(quote)
 }
 
-/// Rust escapes the same categories in debug output as Python does in `repr`, apart from quotes and from combining
-/// marks that begin a string, hence the letter before it.
+/// Rust escapes the same categories in debug output as Python does in `repr`, apart from quotes and from
+/// combining marks that begin a string, hence the letter before it.
 fn is_printable(c: char) -> bool {
     matches!(c, '"' | '\'') || ['a', c].iter().collect::<String>().escape_debug().count() == 2
 }
@@ -262,8 +202,8 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Words between runs of whitespace, in the order in which they are found. The last of at most `max_parts` is all the
-/// rest, with the whitespace at its far end.
+/// Words between runs of whitespace, in the order in which they are found. The last of at most `max_parts` is
+/// all the rest, with the whitespace at its far end.
 fn split_whitespace(text: &str, from_right: bool, max_parts: usize) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut rest = text;

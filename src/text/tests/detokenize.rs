@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::super::{Detokenizer, TextError, Tokenizer};
 
-/// A tokenizer.json with a plain vocabulary: the first `added` entries are special or added tokens, alternately.
+/// A tokenizer.json with a plain vocabulary: the first `added` entries are special or added tokens,
+/// alternately.
 fn tokenizer_json(vocab: &[String], num_added: usize, model: &str, decoder: Value) -> Value {
     let ids: serde_json::Map<String, Value> =
         vocab.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
@@ -65,8 +66,9 @@ impl Subject {
         }
     }
 
-    /// What the crate's decoder gives. It throws away a whole run of byte tokens that is invalid anywhere, so runs
-    /// are first taken apart into valid texts and invalid sequences, with a separator token between them.
+    /// What the crate's decoder gives. It throws away a whole run of byte tokens that is invalid anywhere, so
+    /// runs are first taken apart into valid texts and invalid sequences, with a separator token between
+    /// them.
     fn expected(&self, ids: &[u32], skip_special: bool) -> String {
         let Some(separator) = self.separator else { return self.oracle.decode(ids, skip_special).unwrap() };
         let is_seen =
@@ -191,7 +193,8 @@ fn a_prompt_gives_the_stream_its_context() {
     }
 }
 
-/// All of Unicode's planes through a byte-level tokenizer, streamed: no piece of the stream is half a character.
+/// All of Unicode's planes through a byte-level tokenizer, streamed: no piece of the stream is half a
+/// character.
 #[test]
 fn real_text_streams_without_replacement_characters() {
     let tokenizer = super::pebble();

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::{ChatInput, ChatTemplate};
+use super::super::{ChatInput, ChatTemplate, TextError, Tokenizer};
 use super::{asset, pebble};
 
 #[test]
@@ -42,6 +42,32 @@ fn special_tokens_come_from_the_config() {
     assert!(tokenizer.is_special(2) && !tokenizer.is_special(3) && !tokenizer.is_special(9_999));
     assert_eq!(tokenizer.token_str(3).as_deref(), Some("<tool_call>"));
     assert_eq!(tokenizer.token_str(9_999), None);
+}
+
+#[test]
+fn a_checkpoint_directory_may_keep_its_template_and_tokens_in_files_of_their_own() {
+    let dir = std::env::temp_dir().join(format!("quire-text-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
+    let missing = Tokenizer::from_dir(&dir).unwrap_err();
+    assert!(
+        matches!(&missing, TextError::Read { path, .. } if path.ends_with("tokenizer.json")),
+        "{missing}"
+    );
+
+    std::fs::copy(asset("model/tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+    write("tokenizer_config.json", r#"{"chat_template": "config", "eos_token": {"content": "<|im_end|>"}}"#);
+    write("special_tokens_map.json", r#"{"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}"#);
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    assert_eq!(tokenizer.chat_template_source(), Some("config"));
+    assert_eq!((tokenizer.eos_token_id(), tokenizer.pad_token_id()), (Some(2), Some(0)));
+
+    write("chat_template.jinja", "file");
+    assert_eq!(Tokenizer::from_dir(&dir).unwrap().chat_template_source(), Some("file"));
+    write("special_tokens_map.json", "{");
+    let broken = Tokenizer::from_dir(&dir).unwrap_err();
+    assert!(matches!(&broken, TextError::BadFile { file: "special_tokens_map.json", .. }), "{broken}");
+    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]

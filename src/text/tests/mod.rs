@@ -1,5 +1,5 @@
-//! Tests of the text layer against outside oracles: the `tokenizers` crate's own decoder, Jinja2 under Python, and
-//! a naive search. Random cases are seeded; a failure names its seed.
+//! Tests of the text layer against outside oracles: the `tokenizers` crate's own decoder, Jinja2 under
+//! Python, and a naive search. Random cases are seeded; a failure names its seed.
 
 mod detokenize;
 mod golden;

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use super::super::{TextError, TextPool};
+use super::super::{ChatInput, ChatTemplate, SpecialTokens, TextError, TextPool};
 
 fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
@@ -62,4 +62,16 @@ fn a_dropped_job_that_has_not_started_is_skipped() {
     });
     thread.join().unwrap();
     assert_eq!(num_run.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_template_and_its_input_travel_to_the_pool() {
+    let template = Arc::new(ChatTemplate::new("{{ messages[0] }}", &SpecialTokens::default()).unwrap());
+    let messages = vec![serde_json::json!("hi")];
+    let job = move || template.render(&ChatInput { messages: &messages, ..Default::default() });
+    // As an HTTP handler would: the future must be able to move between threads.
+    let pool = TextPool::new(2, 2);
+    let run = async move { pool.run(job).await };
+    let thread = std::thread::spawn(move || block_on(run));
+    assert_eq!(thread.join().unwrap().unwrap().unwrap(), "hi");
 }

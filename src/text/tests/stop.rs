@@ -3,7 +3,8 @@ use rand::{Rng, SeedableRng};
 
 use super::super::StopMatcher;
 
-/// The rule said naively: of all occurrences that end after `min_end`, the one that ends first, then list order.
+/// The rule said naively: of all occurrences that end after `min_end`, the one that ends first, then list
+/// order.
 fn naive(text: &str, stops: &[String], include: bool, min_end: usize) -> (String, Option<usize>) {
     for end in (min_end + 1)..=text.len() {
         for (index, stop) in stops.iter().enumerate() {

@@ -16,18 +16,18 @@ fn render(source: &str, input: &ChatInput) -> Result<String, TextError> {
 #[test]
 fn renders_as_jinja2_under_python() {
     let fixture: Value = serde_json::from_str(include_str!("fixtures/templates.json")).unwrap();
-    let now = UNIX_EPOCH + Duration::from_secs(fixture["epoch_s"].as_u64().unwrap());
     let mut wrong = Vec::new();
     for case in fixture["cases"].as_array().unwrap() {
-        let input = &case["input"];
-        let list = |name: &str| input[name].as_array().map(Vec::as_slice);
+        let now = UNIX_EPOCH + Duration::from_secs(case["now_s"].as_u64().unwrap());
+        let list = |name: &str| case[name].as_array().map(Vec::as_slice);
+        let flag = |name: &str| case[name].as_bool().unwrap_or(false);
         let chat_input = ChatInput {
-            messages: list("messages").unwrap(),
+            messages: fixture["messages"][case["messages"].as_str().unwrap()].as_array().unwrap(),
             tools: list("tools"),
             documents: list("documents"),
-            add_generation_prompt: input["add_generation_prompt"].as_bool().unwrap(),
-            continue_final_message: input["continue_final_message"].as_bool().unwrap(),
-            kwargs: input["kwargs"].as_object(),
+            add_generation_prompt: flag("add_generation_prompt"),
+            continue_final_message: flag("continue_final_message"),
+            kwargs: case["kwargs"].as_object(),
         };
         let rendered = ChatTemplate::new(case["template"].as_str().unwrap(), &special())
             .and_then(|template| template.render_at(&chat_input, now));
@@ -94,6 +94,16 @@ fn hostile_input_ends_with_an_error_in_bounded_time() {
         nested = items.pop().unwrap_or_default();
     }
     assert!(started.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn a_long_conversation_stays_within_the_limits() {
+    let template = ChatTemplate::from_tokenizer(&super::pebble()).unwrap().unwrap();
+    let roles = ["user", "assistant"];
+    let messages: Vec<Value> =
+        (0..10_000).map(|index| json!({"role": roles[index % 2], "content": "x".repeat(100)})).collect();
+    let text = template.render(&ChatInput { messages: &messages, ..Default::default() }).unwrap();
+    assert!(text.len() > 10_000 * 100);
 }
 
 #[test]

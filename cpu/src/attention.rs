@@ -1,0 +1,210 @@
+//! Paged attention of one token: all query heads of one key-value head over the token's whole past.
+//!
+//! The order of every sum follows from the token's position alone: scores are summed in sixteen lanes by
+//! position modulo 16, values are added position after position. How the prompt was cut into steps, which
+//! blocks hold it and who else is in the batch leave no trace.
+
+use std::ops::Range;
+
+use quire_model::AttentionShape;
+
+use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
+
+/// One layer's cache, `[block][K | V][kv_head][token in block][head_dim]`, and one sequence's way into it.
+#[derive(Clone, Copy)]
+pub(crate) struct PagedKv<'a> {
+    pub(crate) cache: &'a [f32],
+    /// The sequence's blocks in order.
+    pub(crate) block_table: &'a [u32],
+    pub(crate) block_size: usize,
+}
+
+/// The query heads of one token that share a key-value head.
+#[derive(Clone, Copy)]
+pub(crate) struct Queries<'a> {
+    pub(crate) kv_head: usize,
+    /// The token's position in its sequence.
+    pub(crate) position: usize,
+    /// `[heads in the group][head_dim]`.
+    pub(crate) heads: &'a [f32],
+}
+
+/// Offset in a layer's cache of the key of (block, head, token in block); its value is
+/// `num_kv_heads * block_size * head_dim` further.
+#[inline(always)]
+pub(crate) fn key_offset(
+    shape: &AttentionShape,
+    block_size: usize,
+    block: usize,
+    head: usize,
+    token: usize,
+) -> usize {
+    let plane = shape.num_kv_heads * block_size * shape.head_dim;
+    2 * block * plane + (head * block_size + token) * shape.head_dim
+}
+
+/// Attention of some heads of one token; `out` is like `queries.heads`. `scores` has room for
+/// `scores_len(position + 1)` for each of these heads.
+pub(crate) fn attend(
+    isa: Isa,
+    shape: &AttentionShape,
+    kv: PagedKv<'_>,
+    queries: Queries<'_>,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    dispatch!(isa, attend_kernel;
+        shape: &AttentionShape = shape,
+        kv: PagedKv<'_> = kv,
+        queries: Queries<'_> = queries,
+        scores: &mut [f32] = scores,
+        out: &mut [f32] = out,
+    );
+}
+
+/// Scores kept for one head over a context of that length: whole groups of lanes.
+pub(crate) fn scores_len(context_len: usize) -> usize {
+    context_len.next_multiple_of(LANES)
+}
+
+/// The positions that a token sees, and the runs of them that lie in one block.
+struct Context {
+    first: usize,
+    end: usize,
+}
+
+impl Context {
+    #[inline(always)]
+    fn of(shape: &AttentionShape, position: usize) -> Self {
+        let end = position + 1;
+        let first = shape.sliding_window.map_or(0, |window| end.saturating_sub(window as usize));
+        Self { first, end }
+    }
+
+    /// Calls `f(position, offset of its key, number of positions)` for each block's part of the context.
+    #[inline(always)]
+    fn for_each_run(
+        &self,
+        shape: &AttentionShape,
+        kv: PagedKv<'_>,
+        kv_head: usize,
+        mut f: impl FnMut(usize, usize, usize),
+    ) {
+        let mut position = self.first;
+        while position < self.end {
+            let (index, token) = (position / kv.block_size, position % kv.block_size);
+            let len = (kv.block_size - token).min(self.end - position);
+            let block = kv.block_table[index] as usize;
+            f(position, key_offset(shape, kv.block_size, block, kv_head, token), len);
+            position += len;
+        }
+    }
+}
+
+#[inline(always)]
+fn attend_kernel<V: Lanes>(
+    shape: &AttentionShape,
+    kv: PagedKv<'_>,
+    queries: Queries<'_>,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    let Queries { kv_head, position, heads } = queries;
+    let context = Context::of(shape, position);
+    // Lanes go by absolute position, so scores are kept from a multiple of the lanes on.
+    let origin = context.first / LANES * LANES;
+    let seen = context.first - origin..context.end - origin;
+    let row_len = scores_len(seen.end);
+    let scores = &mut scores[..heads.len() / shape.head_dim * row_len];
+    context.for_each_run(shape, kv, kv_head, |position, key, len| {
+        let keys = &kv.cache[key..][..len * shape.head_dim];
+        for (query, row) in heads.chunks_exact(shape.head_dim).zip(scores.chunks_exact_mut(row_len)) {
+            score_run::<V>(query, keys, &mut row[position - origin..][..len]);
+        }
+    });
+    out.fill(0.0);
+    let plane = shape.num_kv_heads * kv.block_size * shape.head_dim;
+    for (row, out) in scores.chunks_exact_mut(row_len).zip(out.chunks_exact_mut(shape.head_dim)) {
+        let sum = softmax_numerators::<V>(shape, row, seen.clone());
+        context.for_each_run(shape, kv, kv_head, |position, key, len| {
+            let values = &kv.cache[key + plane..][..len * shape.head_dim];
+            add_values::<V>(&row[position - origin..][..len], values, out);
+        });
+        out.iter_mut().for_each(|x| *x /= sum);
+    }
+}
+
+/// q·k for each key.
+#[inline(always)]
+fn score_run<V: Lanes>(query: &[f32], keys: &[f32], scores: &mut [f32]) {
+    let (query_groups, query_tail) = query.as_chunks::<LANES>();
+    for (key, score) in keys.chunks_exact(query.len()).zip(scores) {
+        let (key_groups, key_tail) = key.as_chunks::<LANES>();
+        let mut sum = V::splat(0.0);
+        for (q, k) in query_groups.iter().zip(key_groups) {
+            sum = V::load(q).mul_add(V::load(k), sum);
+        }
+        if !query_tail.is_empty() {
+            sum = V::load(&padded(query_tail)).mul_add(V::load(&padded(key_tail)), sum);
+        }
+        *score = sum.sum();
+    }
+}
+
+/// Scales and caps the scores in `seen`, replaces them by their exponentials (others by 0), and gives the sum
+/// of those.
+#[inline(always)]
+fn softmax_numerators<V: Lanes>(shape: &AttentionShape, scores: &mut [f32], seen: Range<usize>) -> f32 {
+    for group in scores.as_chunks_mut::<LANES>().0 {
+        let mut score = V::load(group).mul(V::splat(shape.scale));
+        if let Some(cap) = shape.softcap {
+            score = soft_cap(score, V::splat(cap));
+        }
+        score.store(group);
+    }
+    scores[..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..].fill(f32::NEG_INFINITY);
+    let groups = scores.as_chunks_mut::<LANES>().0;
+    let greatest = groups.iter().fold(V::splat(f32::NEG_INFINITY), |max, group| max.max(V::load(group)));
+    let greatest = V::splat(greatest.greatest());
+    let mut sum = V::splat(0.0);
+    for group in groups {
+        let numerator = exp(V::load(group).sub(greatest));
+        numerator.store(group);
+        sum = sum.add(numerator);
+    }
+    sum.sum()
+}
+
+/// `cap * tanh(x / cap)`.
+#[inline(always)]
+fn soft_cap<V: Lanes>(x: V, cap: V) -> V {
+    let one = V::splat(1.0);
+    let power = exp(x.div(cap).mul(V::splat(2.0)));
+    cap.mul(power.sub(one).div(power.add(one)))
+}
+
+/// `out += weight * value`, value after value.
+#[inline(always)]
+fn add_values<V: Lanes>(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    let width = out.len();
+    let (groups, tail) = out.as_chunks_mut::<LANES>();
+    let tail_start = width - tail.len();
+    for (index, group) in groups.iter_mut().enumerate() {
+        let mut sum = V::load(group);
+        for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+            let value = &value.as_chunks::<LANES>().0[index];
+            sum = V::splat(*weight).mul_add(V::load(value), sum);
+        }
+        sum.store(group);
+    }
+    if !tail.is_empty() {
+        let mut sum = V::load(&padded(tail));
+        for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
+            sum = V::splat(*weight).mul_add(V::load(&padded(&value[tail_start..])), sum);
+        }
+        let mut last = [0.0; LANES];
+        sum.store(&mut last);
+        tail.copy_from_slice(&last[..tail.len()]);
+    }
+}

@@ -1,0 +1,394 @@
+//! [`CpuBackend`]: the operations of [`Backend`] over the pool. Work is done when an operation returns.
+
+use std::ops::Range;
+
+use quire_model::{
+    AttentionShape, Backend, BackendError, BufferRole, Dtype, LogitsRow, LogitsTask, PLACEHOLDER_BIT,
+    RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
+};
+
+use crate::attention::{PagedKv, Queries, attend, key_offset, scores_len};
+use crate::elementwise::{head_norm, rms_norm, rotate, silu_mul};
+use crate::lanes::{Element, Isa};
+use crate::linear::linear;
+use crate::pool::Pool;
+use crate::shared::SharedSlice;
+use crate::weight::{CpuWeight, WeightData};
+
+/// How a backend uses the machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads that compute, the caller's among them; `None` = as many as the process may use.
+    pub num_threads: Option<usize>,
+    /// Instruction set; `None` = the best there is. Results do not depend on it.
+    pub isa: Option<Isa>,
+}
+
+/// The CPU as a device.
+pub struct CpuBackend {
+    pool: Pool,
+    isa: Isa,
+    limits: StepLimits,
+    step: StepInputs,
+    /// `[slot][max_blocks_per_seq]`.
+    block_tables: Vec<u32>,
+    /// `[slot]` the token last sampled.
+    last_tokens: Vec<u32>,
+    scratch: Vec<WorkerScratch>,
+    results: Vec<RowResult>,
+    /// Results of the step; the rest of `results` is memory for later steps.
+    num_results: usize,
+}
+
+/// Memory of one thread.
+struct WorkerScratch {
+    scores: Vec<f32>,
+    sampler: SamplerScratch,
+}
+
+/// Numbers touched below which an operation stays on the caller's thread.
+const MIN_WORK_PER_CHUNK: usize = 32_768;
+
+impl CpuBackend {
+    /// Starts the threads.
+    pub fn new(options: CpuOptions) -> Result<Self, BackendError> {
+        let available = Isa::available();
+        let isa = options.isa.unwrap_or(available[0]);
+        if !available.contains(&isa) {
+            return Err(error(format!("this machine has no {isa:?}; it has {available:?}")));
+        }
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let num_threads = options.num_threads.unwrap_or_else(cores).max(1);
+        let pool =
+            Pool::new(num_threads).map_err(|e| error(format!("cannot start {num_threads} threads: {e}")))?;
+        Ok(Self {
+            pool,
+            isa,
+            limits: StepLimits {
+                max_num_seqs: 0,
+                max_num_batched_tokens: 0,
+                max_blocks_per_seq: 0,
+                block_size: 1,
+                max_logits_rows: 0,
+                vocab_size: 0,
+                heads_per_group: 0,
+            },
+            step: StepInputs::default(),
+            block_tables: Vec::new(),
+            last_tokens: Vec::new(),
+            scratch: Vec::new(),
+            results: Vec::new(),
+            num_results: 0,
+        })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Calls `f(row)` for every row, several rows a chunk; `row_work` is the cost of one.
+    fn for_rows(&mut self, rows: usize, row_work: usize, f: impl Fn(usize) + Sync) {
+        let per_chunk = (MIN_WORK_PER_CHUNK / row_work.max(1)).max(1);
+        self.pool.run(rows.div_ceil(per_chunk), &|_, chunk| {
+            (chunk * per_chunk..rows.min((chunk + 1) * per_chunk)).for_each(&f);
+        });
+    }
+}
+
+fn error(reason: String) -> BackendError {
+    BackendError { device: "cpu", reason, fatal: false }
+}
+
+/// One row of an output that rows are computed into in parallel.
+///
+/// # Safety
+/// As [`SharedSlice::part`]: each row at most once at a time.
+#[allow(unsafe_code, clippy::mut_from_ref)]
+unsafe fn row_of<'a>(out: &'a SharedSlice<'_, f32>, row: usize, width: usize) -> &'a mut [f32] {
+    // SAFETY: rows do not overlap, and the caller has each only once.
+    unsafe { out.part(row * width, width) }
+}
+
+impl Backend for CpuBackend {
+    type Buffer = Vec<f32>;
+    type Weight = CpuWeight;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn max_in_flight(&self) -> usize {
+        1
+    }
+
+    fn kv_dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn load(&mut self, parts: &[TensorView<'_>]) -> Result<CpuWeight, BackendError> {
+        CpuWeight::from_parts(parts).map_err(error)
+    }
+
+    fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Vec<f32>, BackendError> {
+        // Asked for once to be refused politely, then again as zeros: those pages come from the system
+        // untouched, so the start does not pay for a KV cache that nobody has used yet.
+        let mut probe = Vec::<f32>::new();
+        probe.try_reserve_exact(len).map_err(|_| error(format!("no memory for {len} f32 of {role:?}")))?;
+        drop(probe);
+        Ok(vec![0.0; len])
+    }
+
+    fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError> {
+        self.limits = *limits;
+        self.block_tables = vec![0; limits.max_num_seqs * limits.max_blocks_per_seq];
+        self.last_tokens = vec![0; limits.max_num_seqs];
+        self.results = vec![RowResult::default(); limits.max_num_seqs];
+        let longest = scores_len(limits.max_blocks_per_seq * limits.block_size);
+        let scores = || vec![0.0; limits.heads_per_group * longest];
+        self.scratch = (0..self.pool.num_threads())
+            .map(|_| WorkerScratch { scores: scores(), sampler: SamplerScratch::new(limits.vocab_size) })
+            .collect();
+        Ok(())
+    }
+
+    fn upload(&mut self, inputs: &StepInputs) -> Result<(), BackendError> {
+        self.step.copy_from(inputs);
+        self.num_results = 0;
+        for [slot, index, block] in inputs.block_writes() {
+            self.block_tables[*slot as usize * self.limits.max_blocks_per_seq + *index as usize] = *block;
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self, table: &CpuWeight, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        let width = table.columns;
+        for (word, out) in self.step.token_ids().iter().zip(out.chunks_exact_mut(width)) {
+            let token = match word & PLACEHOLDER_BIT {
+                0 => *word,
+                _ => self.last_tokens[(word & !PLACEHOLDER_BIT) as usize],
+            };
+            let row = token as usize * width..(token as usize + 1) * width;
+            match &table.data {
+                WeightData::F32(values) => widen(&values[row], out),
+                WeightData::Bf16(values) => widen(&values[row], out),
+                WeightData::F16(values) => widen(&values[row], out),
+            }
+        }
+        Ok(())
+    }
+
+    fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Vec<f32>,
+        weight: &CpuWeight,
+        eps: f32,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, weight) = (self.isa, weight.f32());
+        let (width, out) = (weight.len(), SharedSlice::new(out));
+        self.for_rows(rows, width, |row| {
+            // SAFETY: each row is computed once.
+            #[allow(unsafe_code)]
+            let out = unsafe { row_of(&out, row, width) };
+            rms_norm(isa, &x[row * width..][..width], weight, eps, out);
+        });
+        Ok(())
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Vec<f32>,
+        residual: &mut Vec<f32>,
+        weight: &CpuWeight,
+        eps: f32,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, weight) = (self.isa, weight.f32());
+        let (width, out, residual) = (weight.len(), SharedSlice::new(out), SharedSlice::new(residual));
+        self.for_rows(rows, 2 * width, |row| {
+            // SAFETY: each row is computed once.
+            #[allow(unsafe_code)]
+            let (out, residual) = unsafe { (row_of(&out, row, width), row_of(&residual, row, width)) };
+            residual.iter_mut().zip(&x[row * width..]).for_each(|(sum, x)| *sum += x);
+            rms_norm(isa, residual, weight, eps, out);
+        });
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        rows: usize,
+        x: &Vec<f32>,
+        weight: &CpuWeight,
+        bias: Option<&CpuWeight>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        linear(&mut self.pool, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
+        Ok(())
+    }
+
+    fn qk_norm(
+        &mut self,
+        rows: usize,
+        shape: &AttentionShape,
+        q_weight: &CpuWeight,
+        k_weight: &CpuWeight,
+        eps: f32,
+        qkv: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, shape, qkv) = (self.isa, *shape, SharedSlice::new(qkv));
+        let (q, kv) = (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
+        self.for_rows(rows, q + kv, |row| {
+            // SAFETY: each row is computed once.
+            #[allow(unsafe_code)]
+            let qkv = unsafe { row_of(&qkv, row, q + 2 * kv) };
+            let (queries, rest) = qkv.split_at_mut(q);
+            head_norm(isa, queries, q_weight.f32(), eps);
+            head_norm(isa, &mut rest[..kv], k_weight.f32(), eps);
+        });
+        Ok(())
+    }
+
+    fn rope_and_cache(
+        &mut self,
+        shape: &AttentionShape,
+        table: &CpuWeight,
+        qkv: &mut Vec<f32>,
+        kv_cache: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (head, kv_heads, block_size) = (shape.head_dim, shape.num_kv_heads, self.limits.block_size);
+        let plane = kv_heads * block_size * head;
+        let row_len = (shape.num_heads + 2 * kv_heads) * head;
+        let (positions, rows) = (self.step.positions(), self.step.token_rows());
+        for ((row, position), qkv) in rows.iter().zip(positions).zip(qkv.chunks_exact_mut(row_len)) {
+            let position = *position as usize;
+            rotate(shape, &table.f32()[position * head..][..head], qkv);
+            let slot = self.step.row_slots()[*row as usize] as usize;
+            let entry = slot * self.limits.max_blocks_per_seq + position / block_size;
+            let block = self.block_tables[entry] as usize;
+            let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
+            for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
+                let to = key_offset(shape, block_size, block, index, position % block_size);
+                kv_cache[to..to + head].copy_from_slice(key);
+                kv_cache[to + plane..to + plane + head].copy_from_slice(value);
+            }
+        }
+        Ok(())
+    }
+
+    fn paged_attention(
+        &mut self,
+        shape: &AttentionShape,
+        qkv: &Vec<f32>,
+        kv_cache: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let Self { pool, isa, limits, step, block_tables, scratch, .. } = self;
+        let (kv_heads, group) = (shape.num_kv_heads, shape.num_heads / shape.num_kv_heads);
+        let (out_len, qkv_len) =
+            (shape.num_heads * shape.head_dim, (shape.num_heads + 2 * kv_heads) * shape.head_dim);
+        let (scratch, out, group_len) =
+            (SharedSlice::new(scratch), SharedSlice::new(out), group * shape.head_dim);
+        let work: usize =
+            step.positions().iter().map(|position| (*position as usize + 1) * 2 * out_len).sum();
+        let items = step.num_tokens() * kv_heads;
+        let per_chunk = items.div_ceil((work / MIN_WORK_PER_CHUNK).clamp(1, items.max(1)));
+        pool.run(items.div_ceil(per_chunk.max(1)), &|worker, chunk| {
+            // SAFETY: no two threads are the same worker at the same time.
+            #[allow(unsafe_code)]
+            let scratch = unsafe { &mut scratch.part(worker, 1)[0] };
+            for item in chunk * per_chunk..items.min((chunk + 1) * per_chunk) {
+                let (token, kv_head) = (item / kv_heads, item % kv_heads);
+                let position = step.positions()[token] as usize;
+                let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
+                let table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
+                let kv = PagedKv { cache: kv_cache, block_table: table, block_size: limits.block_size };
+                let heads = &qkv[token * qkv_len + kv_head * group_len..][..group_len];
+                // SAFETY: each token's group of heads is computed once.
+                #[allow(unsafe_code)]
+                let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
+                attend(*isa, shape, kv, Queries { kv_head, position, heads }, &mut scratch.scores, out);
+            }
+        });
+        Ok(())
+    }
+
+    fn silu_mul(
+        &mut self,
+        rows: usize,
+        width: usize,
+        gate_up: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, out) = (self.isa, SharedSlice::new(out));
+        self.for_rows(rows, 8 * width, |row| {
+            let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
+            // SAFETY: each row is computed once.
+            #[allow(unsafe_code)]
+            silu_mul(isa, gate, up, unsafe { row_of(&out, row, width) });
+        });
+        Ok(())
+    }
+
+    fn gather(
+        &mut self,
+        range: Range<usize>,
+        width: usize,
+        x: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        for (token, out) in self.step.logits_tokens()[range].iter().zip(out.chunks_exact_mut(width)) {
+            out.copy_from_slice(&x[*token as usize * width..][..width]);
+        }
+        Ok(())
+    }
+
+    fn sample(
+        &mut self,
+        logits: &mut Vec<f32>,
+        rows: &[LogitsRow],
+        slots: &[Slot],
+    ) -> Result<(), BackendError> {
+        let first = self.num_results;
+        self.num_results += rows.len();
+        if self.results.len() < self.num_results {
+            self.results.resize(self.num_results, RowResult::default());
+        }
+        let Self { pool, limits, scratch, results, .. } = self;
+        let (scratch, logits) = (SharedSlice::new(scratch), SharedSlice::new(logits));
+        let results = SharedSlice::new(&mut results[first..]);
+        let per_chunk = (MIN_WORK_PER_CHUNK / limits.vocab_size.max(1)).max(1);
+        pool.run(rows.len().div_ceil(per_chunk), &|worker, chunk| {
+            for index in chunk * per_chunk..rows.len().min((chunk + 1) * per_chunk) {
+                // SAFETY: each row is sampled once; no two threads are the same worker at the same time.
+                #[allow(unsafe_code)]
+                let (scratch, logits, result) = unsafe {
+                    (
+                        &mut scratch.part(worker, 1)[0].sampler,
+                        row_of(&logits, index, limits.vocab_size),
+                        &mut results.part(index, 1)[0],
+                    )
+                };
+                let row = &rows[index];
+                sample_row(row, logits, &slots[row.slot as usize], scratch, result);
+            }
+        });
+        for (row, result) in rows.iter().zip(&self.results[first..]) {
+            if row.task == LogitsTask::Sample {
+                self.last_tokens[row.slot as usize] = result.token;
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<&[RowResult], BackendError> {
+        Ok(&self.results[..self.num_results])
+    }
+}
+
+fn widen<T: Element>(from: &[T], to: &mut [f32]) {
+    from.iter().zip(to).for_each(|(value, out)| *out = value.to_f32());
+}

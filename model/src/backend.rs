@@ -1,0 +1,204 @@
+//! [`Backend`]: a device, as about twenty operations on buffers that exist from the start.
+//!
+//! Every operation works on all tokens of the step at once, enqueues its work and returns: nothing between
+//! [`Backend::upload`] and [`Backend::collect`] needs the host to know a result. Operations take effect in
+//! the order of the calls. Sizes are the caller's business: buffers are flat, and a shape in a comment such
+//! as `[rows][width]` says how their first elements are used.
+//!
+//! An element of a result must be computed in an order that depends on nothing but that element's own
+//! request (invariant 8: not on the number of rows, nor on a row's place among them).
+
+use std::ops::Range;
+
+use crate::checkpoint::TensorView;
+use crate::slot::Slot;
+use crate::spec::Dtype;
+use crate::step_inputs::{LogitsRow, RowResult, StepInputs};
+
+/// The device cannot do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{device}: {reason}")]
+pub struct BackendError {
+    /// [`Backend::name`].
+    pub device: &'static str,
+    /// In words.
+    pub reason: String,
+    /// The device is lost: nothing will work any more.
+    pub fatal: bool,
+}
+
+/// What a buffer is for; the backend chooses the element type by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BufferRole {
+    /// Hidden states and what lies between two operations.
+    Activation,
+    /// Logits, always `f32`.
+    Logits,
+    /// Keys and values; [`Backend::kv_dtype`].
+    KvCache,
+}
+
+/// The largest step there will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Rows, and slots.
+    pub max_num_seqs: usize,
+    /// Tokens over all rows.
+    pub max_num_batched_tokens: usize,
+    /// Entries of a slot's block table.
+    pub max_blocks_per_seq: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+    /// Rows of one [`Backend::sample`].
+    pub max_logits_rows: usize,
+    /// Logits in a row.
+    pub vocab_size: usize,
+    /// Query heads that share a key-value head.
+    pub heads_per_group: usize,
+}
+
+/// What the attention operations need to know of a layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on q·k.
+    pub scale: f32,
+    /// `Some(c)`: scores become `c * tanh(score / c)`.
+    pub softcap: Option<f32>,
+    /// `Some(w)`: a token sees itself and the `w - 1` before it.
+    pub sliding_window: Option<u32>,
+}
+
+/// A device. Implementations own their stream, scratch memory and the step's metadata.
+pub trait Backend: Send {
+    /// A flat array on the device.
+    type Buffer: Send;
+    /// A tensor of the model on the device, in the format it is computed with.
+    type Weight: Send;
+
+    /// For messages.
+    fn name(&self) -> &'static str;
+
+    /// Steps that may be uploaded and not yet collected.
+    fn max_in_flight(&self) -> usize;
+
+    /// What an element of [`BufferRole::KvCache`] is stored as.
+    fn kv_dtype(&self) -> Dtype;
+
+    /// Brings a tensor to the device. Several parts are stacked along their first dimension; they have one
+    /// type and agree in the other dimension. One or two dimensions.
+    fn load(&mut self, parts: &[TensorView<'_>]) -> Result<Self::Weight, BackendError>;
+
+    /// A buffer of `len` zeros.
+    fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Self::Buffer, BackendError>;
+
+    /// Allocates what the operations themselves need. Called once, before the first step.
+    fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError>;
+
+    /// Starts a step: applies the block table writes and keeps the metadata that later operations refer to
+    /// (`T` tokens, `R` rows, `L` rows of logits).
+    fn upload(&mut self, inputs: &StepInputs) -> Result<(), BackendError>;
+
+    /// `out[T][hidden] = table[token_ids[T]]`, with placeholders resolved from the slots' last samples.
+    fn embed(&mut self, table: &Self::Weight, out: &mut Self::Buffer) -> Result<(), BackendError>;
+
+    /// `out[rows][width] = x / sqrt(mean(x²) + eps) * weight`; `weight` is `[width]`.
+    fn rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Weight,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+
+    /// `residual += x`, then `out = rms_norm(residual)`.
+    fn add_rms_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        residual: &mut Self::Buffer,
+        weight: &Self::Weight,
+        eps: f32,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+
+    /// `out[rows][n] = x[rows][k] · weight[n][k]ᵀ + bias[n]`.
+    fn linear(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Weight,
+        bias: Option<&Self::Weight>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+
+    /// RMSNorm of each query and key head in place. `qkv` is `[rows][q heads | k heads | v heads][head_dim]`,
+    /// the weights are `[head_dim]`.
+    fn qk_norm(
+        &mut self,
+        rows: usize,
+        shape: &AttentionShape,
+        q_weight: &Self::Weight,
+        k_weight: &Self::Weight,
+        eps: f32,
+        qkv: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+
+    /// Rotates query and key heads of `qkv[T]` by their positions, in place, and writes keys and values into
+    /// the layer's cache. `table` is what [`crate::rope_table`] gives, as `[positions][head_dim]`.
+    fn rope_and_cache(
+        &mut self,
+        shape: &AttentionShape,
+        table: &Self::Weight,
+        qkv: &mut Self::Buffer,
+        kv_cache: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+
+    /// Causal attention of each of the `T` tokens over its sequence's cached keys and values up to its own
+    /// position. `out` is `[T][heads][head_dim]`; `kv_cache` is laid out as in [`crate::KvLayout`].
+    fn paged_attention(
+        &mut self,
+        shape: &AttentionShape,
+        qkv: &Self::Buffer,
+        kv_cache: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+
+    /// `out[rows][width] = silu(gate) * up`, where `gate_up` is `[rows][gate: width | up: width]`.
+    fn silu_mul(
+        &mut self,
+        rows: usize,
+        width: usize,
+        gate_up: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+
+    /// `out[i][width] = x[logits_tokens[first + i]]` for `i` below `range.len()`, `first = range.start`:
+    /// a range of the step's `L` rows of logits.
+    fn gather(
+        &mut self,
+        range: Range<usize>,
+        width: usize,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError>;
+
+    /// Does what `rows` ask for with `logits[rows.len()][vocab]` (which it may overwrite), by the rules of
+    /// [`crate::sample_row`], and remembers the sampled tokens as the slots' last. Results add up until
+    /// [`Self::collect`]. `slots` is indexed by [`LogitsRow::slot`].
+    fn sample(
+        &mut self,
+        logits: &mut Self::Buffer,
+        rows: &[LogitsRow],
+        slots: &[Slot],
+    ) -> Result<(), BackendError>;
+
+    /// Waits for the oldest step not yet collected; one result for each row given to [`Self::sample`].
+    fn collect(&mut self) -> Result<&[RowResult], BackendError>;
+}

@@ -1,0 +1,175 @@
+//! [`Checkpoint`]: where a model's weights come from. Tensors are handed out as stored, without a copy.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+use candle_core::safetensors::{MmapedSafetensors, SliceSafetensors};
+use half::{bf16, f16};
+use serde_json::Value;
+
+use crate::error::ModelError;
+use crate::spec::Dtype;
+
+/// A model's tensors by Hugging Face's names.
+pub struct Checkpoint {
+    source: Source,
+    /// What tensors are converted to on their way out; `None` = handed out as stored.
+    dtype: Option<Dtype>,
+}
+
+enum Source {
+    Mapped(MmapedSafetensors),
+    Memory(SliceSafetensors<'static>),
+    Dummy(Dtype),
+}
+
+/// One stored tensor: row-major, little-endian.
+pub struct TensorView<'a> {
+    /// Element type as stored.
+    pub dtype: Dtype,
+    /// Slowest dimension first.
+    pub shape: Vec<usize>,
+    /// `shape.product() * dtype.bytes()` bytes, of any alignment.
+    pub data: Cow<'a, [u8]>,
+}
+
+impl Checkpoint {
+    /// Maps `model.safetensors`, or the files that `model.safetensors.index.json` lists, into memory. The
+    /// files must not be changed while the checkpoint is open.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let index = dir.join("model.safetensors.index.json");
+        let single = dir.join("model.safetensors");
+        let files = if !single.exists() && index.exists() { shards(dir, &index)? } else { vec![single] };
+        for path in &files {
+            std::fs::File::open(path).map_err(|source| ModelError::Io { path: path.clone(), source })?;
+        }
+        // SAFETY: the map is read-only and lives as long as `self`; that nobody truncates the files meanwhile
+        // is the documented condition of this function.
+        #[allow(unsafe_code)]
+        let mapped = unsafe { MmapedSafetensors::multi(&files) }
+            .map_err(|e| ModelError::Malformed { path: dir.into(), reason: e.to_string() })?;
+        Ok(Self { source: Source::Mapped(mapped), dtype: None })
+    }
+
+    /// A whole safetensors file that is in memory, such as one embedded in the program.
+    pub fn from_bytes(file: &'static [u8]) -> Result<Self, ModelError> {
+        let slice = SliceSafetensors::new(file).map_err(|e| ModelError::Malformed {
+            path: "safetensors in memory".into(),
+            reason: e.to_string(),
+        })?;
+        Ok(Self { source: Source::Memory(slice), dtype: None })
+    }
+
+    /// Weights that nobody trained: whatever tensor is asked for exists, with pseudo-random values that
+    /// depend on its name only. For measuring speed (`--load-format dummy`).
+    pub fn dummy(dtype: Dtype) -> Self {
+        Self { source: Source::Dummy(dtype), dtype: None }
+    }
+
+    /// The same tensors, each rounded to the nearest value of `dtype` when it is handed out.
+    pub fn converted_to(self, dtype: Dtype) -> Self {
+        Self { dtype: Some(dtype), ..self }
+    }
+
+    /// All names, sorted; empty for a dummy, which has no list.
+    pub fn names(&self) -> BTreeSet<String> {
+        match &self.source {
+            Source::Mapped(files) => files.tensors().into_iter().map(|(name, _)| name).collect(),
+            Source::Memory(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
+            Source::Dummy(_) => BTreeSet::new(),
+        }
+    }
+
+    /// The tensor of that name, which must have that shape.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
+        let missing = |_| ModelError::MissingTensor { name: name.into() };
+        let view = match &self.source {
+            Source::Mapped(files) => files.get(name).map_err(missing)?,
+            Source::Memory(file) => file.get(name).map_err(missing)?,
+            Source::Dummy(dtype) => return Ok(dummy_tensor(name, shape, *dtype)),
+        };
+        if view.shape() != shape {
+            return Err(ModelError::Shape {
+                name: name.into(),
+                found: view.shape().to_vec(),
+                expected: shape.to_vec(),
+            });
+        }
+        let dtype = match DType::try_from(view.dtype()) {
+            Ok(DType::F32) => Dtype::F32,
+            Ok(DType::BF16) => Dtype::Bf16,
+            Ok(DType::F16) => Dtype::F16,
+            _ => {
+                let found = format!("{:?}", view.dtype());
+                return Err(ModelError::TensorDtype { name: name.into(), found });
+            }
+        };
+        let view = TensorView { dtype, shape: shape.to_vec(), data: Cow::Borrowed(view.data()) };
+        Ok(match self.dtype {
+            Some(wanted) if wanted != dtype => view.convert(wanted),
+            _ => view,
+        })
+    }
+}
+
+impl TensorView<'_> {
+    fn convert(&self, dtype: Dtype) -> Self {
+        let two = |bytes: &[u8]| [bytes[0], bytes[1]];
+        let values: Vec<f32> = match self.dtype {
+            Dtype::F32 => {
+                self.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+            Dtype::Bf16 => self.data.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()).collect(),
+            Dtype::F16 => self.data.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()).collect(),
+        };
+        let data: Vec<u8> = match dtype {
+            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        };
+        Self { dtype, shape: self.shape.clone(), data: Cow::Owned(data) }
+    }
+}
+
+/// The distinct files of an index, in order of name. A file outside the model's directory is refused.
+fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let malformed = |reason: String| ModelError::Malformed { path: index.into(), reason };
+    let text =
+        std::fs::read_to_string(index).map_err(|source| ModelError::Io { path: index.into(), source })?;
+    let json: Value = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
+    let map = json.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| malformed("weight_map is missing or not an object".into()))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in map {
+        match file.as_str() {
+            Some(file) if !file.contains(['/', '\\']) => names.insert(file),
+            _ => return Err(malformed(format!("weight_map[{tensor:?}] = {file} is not a file name"))),
+        };
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// Half-width of the uniform distribution of dummy weights: its standard deviation is 0.02, the usual
+/// initialisation of a decoder.
+const DUMMY_HALF_WIDTH: f32 = 0.0346;
+
+fn dummy_tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorView<'static> {
+    let centre = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+    let mut state =
+        name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let len: usize = shape.iter().product();
+    let mut data = Vec::with_capacity(len * dtype.bytes());
+    for _ in 0..len {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let unit = (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
+        let value = centre + unit * DUMMY_HALF_WIDTH;
+        match dtype {
+            Dtype::F32 => data.extend_from_slice(&value.to_le_bytes()),
+            Dtype::Bf16 => data.extend_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+            Dtype::F16 => data.extend_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+        }
+    }
+    TensorView { dtype, shape: shape.to_vec(), data: Cow::Owned(data) }
+}

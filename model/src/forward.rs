@@ -1,0 +1,160 @@
+//! The forward pass, once for all models and devices: from the step's tokens to normalised hidden states.
+
+use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, StepLimits};
+use crate::checkpoint::TensorView;
+use crate::kv_layout::KvLayout;
+use crate::rope::rope_table;
+use crate::spec::{Activation, Dtype, ModelSpec};
+use crate::weights::{LayerWeights, Model};
+
+/// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
+pub(crate) struct Workspace<B: Backend> {
+    /// `[layer]`, each as [`KvLayout`] says.
+    kv_cache: Vec<B::Buffer>,
+    rope_table: B::Weight,
+    /// `[T][hidden]` the sum of all layers so far.
+    residual: B::Buffer,
+    /// `[T][hidden]` normalised input of a projection; after the last layer, of the logits.
+    normed: B::Buffer,
+    /// `[T][hidden]` output of a projection back to the residual stream.
+    projected: B::Buffer,
+    qkv: B::Buffer,
+    attended: B::Buffer,
+    gate_up: B::Buffer,
+    activated: B::Buffer,
+    /// `[logits rows][hidden]`.
+    gathered: B::Buffer,
+    /// `[logits rows][vocab]`.
+    pub(crate) logits: B::Buffer,
+}
+
+impl<B: Backend> Workspace<B> {
+    pub(crate) fn new(
+        backend: &mut B,
+        spec: &ModelSpec,
+        limits: &StepLimits,
+        num_blocks: usize,
+    ) -> Result<Self, BackendError> {
+        let block_len = KvLayout::new(spec, limits.block_size).block_len();
+        let mut kv_cache = Vec::with_capacity(spec.layers.len());
+        for _ in &spec.layers {
+            kv_cache.push(backend.alloc(BufferRole::KvCache, num_blocks * block_len)?);
+        }
+        let tokens = limits.max_num_batched_tokens;
+        let mut activation = |width: usize| backend.alloc(BufferRole::Activation, tokens * width);
+        Ok(Self {
+            kv_cache,
+            residual: activation(spec.hidden_size)?,
+            normed: activation(spec.hidden_size)?,
+            projected: activation(spec.hidden_size)?,
+            qkv: activation(spec.qkv_size())?,
+            attended: activation(spec.attention_size())?,
+            gate_up: activation(2 * spec.intermediate_size)?,
+            activated: activation(spec.intermediate_size)?,
+            gathered: backend.alloc(BufferRole::Activation, limits.max_logits_rows * spec.hidden_size)?,
+            logits: backend.alloc(BufferRole::Logits, limits.max_logits_rows * spec.vocab_size)?,
+            rope_table: load_rope_table(backend, spec, limits.max_blocks_per_seq * limits.block_size)?,
+        })
+    }
+
+    /// Computes the uploaded step's `num_tokens` tokens through all layers, writing the cache.
+    pub(crate) fn forward(
+        &mut self,
+        backend: &mut B,
+        model: &Model<B>,
+        num_tokens: usize,
+    ) -> Result<(), BackendError> {
+        let eps = model.spec.norm_eps;
+        backend.embed(&model.embedding, &mut self.residual)?;
+        for (index, layer) in model.layers.iter().enumerate() {
+            match index {
+                0 => {
+                    backend.rms_norm(num_tokens, &self.residual, &layer.input_norm, eps, &mut self.normed)?
+                }
+                _ => self.add_norm(backend, num_tokens, &layer.input_norm, eps)?,
+            }
+            self.attention(backend, &model.spec, index, layer, num_tokens)?;
+            self.add_norm(backend, num_tokens, &layer.post_attention_norm, eps)?;
+            self.mlp(backend, &model.spec, layer, num_tokens)?;
+        }
+        self.add_norm(backend, num_tokens, &model.final_norm, eps)
+    }
+
+    /// Logits of a range of the step's rows of logits, into [`Self::logits`].
+    pub(crate) fn compute_logits(
+        &mut self,
+        backend: &mut B,
+        model: &Model<B>,
+        range: std::ops::Range<usize>,
+    ) -> Result<(), BackendError> {
+        let head = model.lm_head.as_ref().unwrap_or(&model.embedding);
+        let rows = range.len();
+        backend.gather(range, model.spec.hidden_size, &self.normed, &mut self.gathered)?;
+        backend.linear(rows, &self.gathered, head, None, &mut self.logits)
+    }
+
+    fn add_norm(
+        &mut self,
+        backend: &mut B,
+        rows: usize,
+        weight: &B::Weight,
+        eps: f32,
+    ) -> Result<(), BackendError> {
+        backend.add_rms_norm(rows, &self.projected, &mut self.residual, weight, eps, &mut self.normed)
+    }
+
+    fn attention(
+        &mut self,
+        backend: &mut B,
+        spec: &ModelSpec,
+        index: usize,
+        layer: &LayerWeights<B>,
+        rows: usize,
+    ) -> Result<(), BackendError> {
+        let shape = AttentionShape {
+            num_heads: spec.attention.num_heads,
+            num_kv_heads: spec.attention.num_kv_heads,
+            head_dim: spec.attention.head_dim,
+            scale: spec.attention.scale,
+            softcap: spec.attention.softcap,
+            sliding_window: spec.layers[index].sliding_window,
+        };
+        let (qkv, kv_cache) = (&mut self.qkv, &mut self.kv_cache[index]);
+        backend.linear(rows, &self.normed, &layer.qkv.weight, layer.qkv.bias.as_ref(), qkv)?;
+        if let Some((q_weight, k_weight)) = &layer.qk_norm {
+            backend.qk_norm(rows, &shape, q_weight, k_weight, spec.norm_eps, qkv)?;
+        }
+        backend.rope_and_cache(&shape, &self.rope_table, qkv, kv_cache)?;
+        backend.paged_attention(&shape, qkv, kv_cache, &mut self.attended)?;
+        let output = &layer.output;
+        backend.linear(rows, &self.attended, &output.weight, output.bias.as_ref(), &mut self.projected)
+    }
+
+    fn mlp(
+        &mut self,
+        backend: &mut B,
+        spec: &ModelSpec,
+        layer: &LayerWeights<B>,
+        rows: usize,
+    ) -> Result<(), BackendError> {
+        let (gate_up, down) = (&layer.gate_up, &layer.down);
+        backend.linear(rows, &self.normed, &gate_up.weight, gate_up.bias.as_ref(), &mut self.gate_up)?;
+        match spec.activation {
+            Activation::Silu => {
+                backend.silu_mul(rows, spec.intermediate_size, &self.gate_up, &mut self.activated)?;
+            }
+        }
+        backend.linear(rows, &self.activated, &down.weight, down.bias.as_ref(), &mut self.projected)
+    }
+}
+
+fn load_rope_table<B: Backend>(
+    backend: &mut B,
+    spec: &ModelSpec,
+    num_positions: usize,
+) -> Result<B::Weight, BackendError> {
+    let head_dim = spec.attention.head_dim;
+    let table = rope_table(&spec.rope, head_dim, num_positions);
+    let data: Vec<u8> = table.iter().flat_map(|value| value.to_le_bytes()).collect();
+    backend.load(&[TensorView { dtype: Dtype::F32, shape: vec![num_positions, head_dim], data: data.into() }])
+}

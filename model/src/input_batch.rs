@@ -1,0 +1,174 @@
+//! [`InputBatch`]: the running requests by slot, and the step's inputs made from them and a plan.
+
+use std::sync::Arc;
+
+use quire_scheduler::{ScheduledRow, SchedulerOutput, TokenId};
+
+use crate::backend::StepLimits;
+use crate::slot::{Slot, UNKNOWN_TOKEN};
+use crate::step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, StepInputs};
+
+/// State of all slots. Everything is allocated when it is made or when a request is admitted; a step of
+/// requests that are here already allocates nothing.
+pub struct InputBatch {
+    limits: StepLimits,
+    slots: Vec<Slot>,
+    inputs: StepInputs,
+    logits_rows: Vec<LogitsRow>,
+}
+
+impl InputBatch {
+    /// Empty slots for steps up to these limits.
+    pub fn new(limits: StepLimits) -> Self {
+        let tokens = limits.max_num_batched_tokens;
+        // Every token may open a block, and an admitted request may bring a full table.
+        let writes = tokens + limits.max_blocks_per_seq;
+        Self {
+            limits,
+            slots: (0..limits.max_num_seqs).map(|_| Slot::default()).collect(),
+            inputs: StepInputs::with_capacity(tokens, limits.max_num_seqs, writes),
+            logits_rows: Vec::with_capacity(tokens),
+        }
+    }
+
+    /// Takes in a plan: who left, who came, what to compute. The error says how the plan contradicts the
+    /// state here; nothing can be computed from it.
+    pub fn apply(&mut self, plan: &SchedulerOutput) -> Result<(), Arc<str>> {
+        for slot in &plan.released_slots {
+            self.slot_mut(*slot)?.release();
+        }
+        for request in &plan.admitted {
+            let vocab_size = self.limits.vocab_size;
+            let mut tokens = request.prompt_token_ids.iter().chain(&request.output_token_ids);
+            if let Some(token) = tokens.find(|token| **token as usize >= vocab_size) {
+                return Err(format!("{:?}: token {token} of {vocab_size}", request.id).into());
+            }
+            self.slot_mut(request.slot)?.admit(request, vocab_size);
+        }
+        self.choose_logits_rows(plan)?;
+        self.fill_inputs(plan)
+    }
+
+    /// What the last plan tells the device.
+    pub fn inputs(&self) -> &StepInputs {
+        &self.inputs
+    }
+
+    /// What the rows of logits of the last plan are for, in the plan's order; a request's prompt positions
+    /// come before its sample.
+    pub fn logits_rows(&self) -> &[LogitsRow] {
+        &self.logits_rows
+    }
+
+    /// By slot.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// After the last plan's work was handed over: every sampled row's sequence is one token longer, though
+    /// the token is not known yet.
+    pub fn expect_tokens(&mut self) {
+        for row in self.logits_rows.iter().filter(|row| row.task == LogitsTask::Sample) {
+            self.slots[row.slot as usize].expect_token();
+        }
+    }
+
+    /// The token that an earlier step sampled, once it is known.
+    pub fn set_token(&mut self, slot: u32, position: u32, token: TokenId) {
+        self.slots[slot as usize].set_token(position as usize, token);
+    }
+
+    fn slot_mut(&mut self, slot: u32) -> Result<&mut Slot, Arc<str>> {
+        let count = self.slots.len();
+        self.slots.get_mut(slot as usize).ok_or_else(|| format!("slot {slot} of {count}").into())
+    }
+
+    fn choose_logits_rows(&mut self, plan: &SchedulerOutput) -> Result<(), Arc<str>> {
+        self.logits_rows.clear();
+        for (plan_row, row) in plan.rows.iter().enumerate() {
+            let slot = self.slots.get(row.slot as usize).filter(|slot| slot.id() == Some(row.id));
+            let slot =
+                slot.ok_or_else(|| format!("row {plan_row}: {:?} is not in slot {}", row.id, row.slot))?;
+            let end = row.start + row.num_tokens;
+            let logits_row =
+                |position, task| LogitsRow { plan_row: plan_row as u32, slot: row.slot, position, task };
+            if slot.params().prompt_logprobs.is_some() && !slot.is_resumed() {
+                let last = end.min(slot.prompt_len() as u32 - 1);
+                self.logits_rows.extend((row.start + 1..last + 1).map(|position| {
+                    logits_row(position, LogitsTask::Prompt { token: slot.tokens()[position as usize] })
+                }));
+            }
+            if row.samples {
+                self.logits_rows.push(logits_row(end, LogitsTask::Sample));
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_inputs(&mut self, plan: &SchedulerOutput) -> Result<(), Arc<str>> {
+        let num_tokens = plan.rows.iter().map(|row| row.num_tokens as usize).sum();
+        self.check_sizes(plan, num_tokens)?;
+        let admitted_blocks: usize = plan.admitted.iter().map(|request| request.block_ids.len()).sum();
+        let writes = admitted_blocks + plan.rows.iter().map(|row| row.new_blocks.len()).sum::<usize>();
+        let sections = self.inputs.lay_out(num_tokens, plan.rows.len(), self.logits_rows.len(), writes);
+
+        let mut block_writes = sections.block_writes.as_chunks_mut::<3>().0.iter_mut();
+        let mut append_block = |slots: &mut [Slot], slot: u32, block: u32| {
+            let state = &mut slots[slot as usize];
+            if let Some(write) = block_writes.next() {
+                *write = [slot, state.num_blocks as u32, block];
+            }
+            state.num_blocks += 1;
+        };
+        for request in &plan.admitted {
+            request.block_ids.iter().for_each(|block| append_block(&mut self.slots, request.slot, block.0));
+        }
+        let mut next_token = 0;
+        let mut logits = self.logits_rows.iter().zip(sections.logits_tokens).peekable();
+        for (index, row) in plan.rows.iter().enumerate() {
+            let blocks = &plan.new_block_ids[row.new_blocks.start as usize..row.new_blocks.end as usize];
+            blocks.iter().for_each(|block| append_block(&mut self.slots, row.slot, block.0));
+            let slot = &self.slots[row.slot as usize];
+            check_row(&self.limits, slot, row)?;
+            while let Some((wanted, token)) = logits.next_if(|(wanted, _)| wanted.plan_row as usize == index)
+            {
+                // The token at position p is predicted by the hidden state at p - 1.
+                *token = next_token as u32 + (wanted.position - 1 - row.start);
+            }
+            for position in row.start..row.start + row.num_tokens {
+                sections.token_ids[next_token] = match slot.tokens()[position as usize] {
+                    UNKNOWN_TOKEN => PLACEHOLDER_BIT | row.slot,
+                    token => token,
+                };
+                sections.positions[next_token] = position;
+                sections.token_rows[next_token] = index as u32;
+                next_token += 1;
+            }
+            sections.row_slots[index] = row.slot;
+            sections.row_ends[index] = next_token as u32;
+        }
+        Ok(())
+    }
+
+    fn check_sizes(&self, plan: &SchedulerOutput, num_tokens: usize) -> Result<(), Arc<str>> {
+        let (rows, max_rows, max) =
+            (plan.rows.len(), self.limits.max_num_seqs, self.limits.max_num_batched_tokens);
+        if rows > max_rows || num_tokens > max {
+            return Err(format!("{rows} rows of {num_tokens} tokens; limits are {max_rows} and {max}").into());
+        }
+        Ok(())
+    }
+}
+
+/// A row must lie within its known sequence and its blocks: reading beyond either would be silent nonsense.
+fn check_row(limits: &StepLimits, slot: &Slot, row: &ScheduledRow) -> Result<(), Arc<str>> {
+    let end = (row.start + row.num_tokens) as usize;
+    let (known, blocks) = (slot.tokens().len(), slot.num_blocks);
+    if row.num_tokens == 0 || end > known || end > blocks * limits.block_size {
+        return Err(format!("{:?}: tokens {}..{end} of {known}, {blocks} blocks", row.id, row.start).into());
+    }
+    if blocks > limits.max_blocks_per_seq {
+        return Err(format!("{:?}: {blocks} blocks of at most {}", row.id, limits.max_blocks_per_seq).into());
+    }
+    Ok(())
+}

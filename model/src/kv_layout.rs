@@ -1,0 +1,44 @@
+//! How large a block of the KV cache is, so that the number of blocks follows from a budget in bytes.
+
+use crate::spec::{Dtype, ModelSpec};
+
+/// Shape of the paged cache. One buffer a layer, each `[block][K | V][kv_head][token in block][head_dim]`;
+/// block 0 is padding that no request owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Layers.
+    pub num_layers: usize,
+    /// Key and value heads of a layer.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+}
+
+impl KvLayout {
+    /// The layout of a model.
+    pub fn new(spec: &ModelSpec, block_size: usize) -> Self {
+        Self {
+            num_layers: spec.layers.len(),
+            num_kv_heads: spec.attention.num_kv_heads,
+            head_dim: spec.attention.head_dim,
+            block_size,
+        }
+    }
+
+    /// Elements of one block in one layer.
+    pub fn block_len(&self) -> usize {
+        2 * self.num_kv_heads * self.block_size * self.head_dim
+    }
+
+    /// Bytes of one block over all layers, when an element is stored as `dtype`.
+    pub fn block_bytes(&self, dtype: Dtype) -> usize {
+        self.num_layers * self.block_len() * dtype.bytes()
+    }
+
+    /// Blocks that fit into `budget_bytes`, the padding block among them.
+    pub fn num_blocks(&self, budget_bytes: usize, dtype: Dtype) -> usize {
+        budget_bytes / self.block_bytes(dtype)
+    }
+}

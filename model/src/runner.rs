@@ -1,0 +1,199 @@
+//! [`Runner`]: the `ModelRunner` of a real model. It owns weights, KV cache and slots, and turns a plan into
+//! the operations of a [`Backend`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use quire_scheduler::{
+    ModelRunner, ModelRunnerOutput, RequestId, RunnerError, SchedulerOutput, StepTicket, TokenLogprob,
+};
+
+use crate::backend::{Backend, BackendError, StepLimits};
+use crate::error::ModelError;
+use crate::forward::Workspace;
+use crate::input_batch::InputBatch;
+use crate::kv_layout::KvLayout;
+use crate::step_inputs::{LogitsRow, LogitsTask};
+use crate::weights::Model;
+
+/// Sizes of a runner, fixed for its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunnerConfig {
+    /// Slots, and rows of a plan.
+    pub max_num_seqs: usize,
+    /// Tokens of a plan.
+    pub max_num_batched_tokens: usize,
+    /// Longest sequence, prompt and output together.
+    pub max_model_len: usize,
+    /// Tokens in a block of the KV cache.
+    pub block_size: usize,
+    /// Blocks of the KV cache, the padding block among them; see [`KvLayout::num_blocks`].
+    pub num_blocks: usize,
+}
+
+/// Computes plans with a model on a device.
+pub struct Runner<B: Backend> {
+    backend: B,
+    model: Model<B>,
+    workspace: Workspace<B>,
+    batch: InputBatch,
+    limits: StepLimits,
+    num_blocks: usize,
+    in_flight: VecDeque<PendingStep>,
+    /// Collected steps, whose memory the next ones use.
+    spare: Vec<PendingStep>,
+    output: ModelRunnerOutput,
+}
+
+/// What the host must remember of a step until it is collected.
+#[derive(Default)]
+struct PendingStep {
+    step: u64,
+    rows: Vec<LogitsRow>,
+    /// Whose each row is: a slot may have changed hands by then.
+    owners: Vec<Option<RequestId>>,
+}
+
+impl<B: Backend> Runner<B> {
+    /// Allocates everything that any plan within `config` will need.
+    pub fn new(mut backend: B, model: Model<B>, config: RunnerConfig) -> Result<Self, ModelError> {
+        check(&model, &config)?;
+        let limits = StepLimits {
+            max_num_seqs: config.max_num_seqs,
+            max_num_batched_tokens: config.max_num_batched_tokens,
+            max_blocks_per_seq: config.max_model_len.div_ceil(config.block_size),
+            block_size: config.block_size,
+            max_logits_rows: config.max_num_seqs.min(config.max_num_batched_tokens),
+            vocab_size: model.spec.vocab_size,
+            heads_per_group: model.spec.attention.num_heads / model.spec.attention.num_kv_heads,
+        };
+        backend.prepare(&limits)?;
+        let workspace = Workspace::new(&mut backend, &model.spec, &limits, config.num_blocks)?;
+        let max_in_flight = backend.max_in_flight();
+        Ok(Self {
+            backend,
+            model,
+            workspace,
+            batch: InputBatch::new(limits),
+            limits,
+            num_blocks: config.num_blocks,
+            in_flight: VecDeque::with_capacity(max_in_flight),
+            spare: (0..max_in_flight).map(|_| PendingStep::default()).collect(),
+            output: ModelRunnerOutput::default(),
+        })
+    }
+
+    /// The layout of this runner's KV cache.
+    pub fn kv_layout(&self) -> KvLayout {
+        KvLayout::new(&self.model.spec, self.limits.block_size)
+    }
+
+    /// Enqueues the uploaded step: forward pass, logits, sampling.
+    fn compute(&mut self) -> Result<(), BackendError> {
+        let inputs = self.batch.inputs();
+        self.backend.upload(inputs)?;
+        self.workspace.forward(&mut self.backend, &self.model, inputs.num_tokens())?;
+        // Prompt log-probabilities can need more rows than the logits buffer has.
+        let rows = self.batch.logits_rows();
+        for first in (0..rows.len()).step_by(self.limits.max_logits_rows) {
+            let range = first..rows.len().min(first + self.limits.max_logits_rows);
+            self.workspace.compute_logits(&mut self.backend, &self.model, range.clone())?;
+            self.backend.sample(&mut self.workspace.logits, &rows[range], self.batch.slots())?;
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, step: u64) {
+        let mut pending = self.spare.pop().unwrap_or_default();
+        let slots = self.batch.slots();
+        pending.step = step;
+        pending.rows.clear();
+        pending.rows.extend_from_slice(self.batch.logits_rows());
+        pending.owners.clear();
+        pending.owners.extend(pending.rows.iter().map(|row| slots[row.slot as usize].id()));
+        self.in_flight.push_back(pending);
+    }
+}
+
+impl<B: Backend> ModelRunner for Runner<B> {
+    fn max_in_flight(&self) -> usize {
+        self.backend.max_in_flight()
+    }
+
+    fn submit(&mut self, plan: &SchedulerOutput) -> Result<StepTicket, RunnerError> {
+        let refuse = |reason: Arc<str>| RunnerError { step: plan.step, reason, fatal: false };
+        if self.in_flight.len() >= self.backend.max_in_flight() {
+            return Err(refuse(format!("{} steps are in flight already", self.in_flight.len()).into()));
+        }
+        let admitted_blocks = plan.admitted.iter().flat_map(|request| &request.block_ids);
+        if let Some(block) =
+            plan.new_block_ids.iter().chain(admitted_blocks).find(|block| block.0 as usize >= self.num_blocks)
+        {
+            return Err(refuse(format!("{block:?} of {} blocks", self.num_blocks).into()));
+        }
+        self.batch.apply(plan).map_err(refuse)?;
+        self.compute().map_err(|error| device_error(plan.step, &error))?;
+        self.remember(plan.step);
+        self.batch.expect_tokens();
+        Ok(StepTicket(plan.step))
+    }
+
+    fn collect(&mut self, ticket: StepTicket) -> Result<&ModelRunnerOutput, RunnerError> {
+        let Some(pending) = self.in_flight.pop_front().filter(|pending| pending.step == ticket.0) else {
+            let reason = "this step is not the oldest in flight".into();
+            return Err(RunnerError { step: ticket.0, reason, fatal: true });
+        };
+        let output = &mut self.output;
+        output.sampled.clear();
+        output.logprobs.clear();
+        output.top.clear();
+        output.failed_rows.clear();
+        let results = self.backend.collect().map_err(|error| device_error(ticket.0, &error))?;
+        for ((row, owner), result) in pending.rows.iter().zip(&pending.owners).zip(results) {
+            if row.task == LogitsTask::Sample {
+                output.sampled.push(result.token);
+                if self.batch.slots()[row.slot as usize].id() == *owner {
+                    self.batch.set_token(row.slot, row.position, result.token);
+                }
+            }
+            if let Some(failure) = result.failure {
+                if output.failed_rows.last().is_none_or(|(last, _)| *last != row.plan_row) {
+                    output.failed_rows.push((row.plan_row, failure.to_string().into()));
+                }
+            } else if result.rank > 0 {
+                let first = output.top.len() as u32;
+                output.top.extend_from_slice(&result.top);
+                output.logprobs.push(TokenLogprob {
+                    row: row.plan_row,
+                    position: row.position,
+                    token: result.token,
+                    logprob: result.logprob,
+                    rank: result.rank,
+                    top: first..output.top.len() as u32,
+                });
+            }
+        }
+        self.spare.push(pending);
+        Ok(output)
+    }
+}
+
+fn device_error(step: u64, error: &BackendError) -> RunnerError {
+    RunnerError { step, reason: error.to_string().into(), fatal: error.fatal }
+}
+
+fn check<B: Backend>(model: &Model<B>, config: &RunnerConfig) -> Result<(), ModelError> {
+    let longest = model.spec.max_position_embeddings;
+    let limit = |field, value, ok: bool, allowed: String| match ok {
+        true => Ok(()),
+        false => Err(ModelError::Limit { field, value, allowed }),
+    };
+    let one = || "at least 1".to_string();
+    limit("max_num_seqs", config.max_num_seqs, config.max_num_seqs > 0, one())?;
+    let tokens = config.max_num_batched_tokens;
+    limit("max_num_batched_tokens", tokens, tokens > 0, one())?;
+    limit("block_size", config.block_size, config.block_size > 0, one())?;
+    limit("num_blocks", config.num_blocks, config.num_blocks > 1, "at least 2, one of them padding".into())?;
+    let in_range = (1..=longest).contains(&config.max_model_len);
+    limit("max_model_len", config.max_model_len, in_range, format!("1 to {longest}, the model's own length"))
+}

@@ -1,0 +1,31 @@
+//! [`SamplingDefaults`]: how the model's makers suggest to sample, from generation_config.json.
+
+use serde::Deserialize;
+
+use crate::error::ModelError;
+use crate::hf_config::parse;
+
+/// The fields of generation_config.json that vLLM takes as defaults for requests; `None` where absent.
+/// Ranges are not checked here: a request's own checks apply to what results.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct SamplingDefaults {
+    /// Softmax temperature.
+    pub temperature: Option<f64>,
+    /// Nucleus size.
+    pub top_p: Option<f64>,
+    /// Tokens kept.
+    pub top_k: Option<i64>,
+    /// Fraction of the best token's probability.
+    pub min_p: Option<f64>,
+    /// Factor on logits of tokens seen.
+    pub repetition_penalty: Option<f64>,
+    /// Caps the output of every request.
+    pub max_new_tokens: Option<u32>,
+}
+
+impl SamplingDefaults {
+    /// Reads the text of generation_config.json.
+    pub fn from_json(generation_config: &str) -> Result<Self, ModelError> {
+        parse("generation_config.json", generation_config)
+    }
+}

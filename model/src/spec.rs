@@ -1,0 +1,136 @@
+//! [`ModelSpec`]: a decoder as data. The forward pass reads it; nothing else about a model is code.
+
+use quire_scheduler::TokenId;
+
+/// Element type of a stored tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE 754 single precision.
+    F32,
+    /// The upper half of an `F32`.
+    Bf16,
+    /// IEEE 754 half precision.
+    F16,
+}
+
+impl Dtype {
+    /// Size of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// A decoder-only language model: pre-norm blocks of attention and a gated MLP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// Name in `architectures` of config.json.
+    pub architecture: String,
+    /// What the config says that the weights are stored in (`torch_dtype` or `dtype`).
+    pub dtype: Dtype,
+    /// Rows of the embedding, and logits per position.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP between its two halves.
+    pub intermediate_size: usize,
+    /// Between the gate and the product with `up`.
+    pub activation: Activation,
+    /// Whether gate, up and down have biases.
+    pub mlp_bias: bool,
+    /// Longest sequence that the model was made for.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in every RMSNorm.
+    pub norm_eps: f32,
+    /// What all layers' attention has in common.
+    pub attention: AttentionSpec,
+    /// Rotary position embedding.
+    pub rope: RopeSpec,
+    /// One entry a layer, from the embedding up.
+    pub layers: Vec<LayerSpec>,
+    /// The logits use the embedding's weights.
+    pub tie_word_embeddings: bool,
+    /// End tokens of config.json and generation_config.json together; sorted, without repeats.
+    pub eos_token_ids: Vec<TokenId>,
+}
+
+/// Attention with grouped queries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionSpec {
+    /// Query heads; a multiple of `num_kv_heads`.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Width of one head; even.
+    pub head_dim: usize,
+    /// Whether q, k and v have biases.
+    pub qkv_bias: bool,
+    /// Whether the output projection has a bias.
+    pub output_bias: bool,
+    /// RMSNorm over each head of q and k before the rotation (Qwen3).
+    pub qk_norm: bool,
+    /// Factor on q·k, usually `head_dim^-0.5`.
+    pub scale: f32,
+    /// `Some(c)`: scores become `c * tanh(score / c)` (Gemma 2).
+    pub softcap: Option<f32>,
+}
+
+/// What may differ from layer to layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// `Some(w)`: a token sees itself and the `w - 1` before it.
+    pub sliding_window: Option<u32>,
+}
+
+/// Non-linearity of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// Rotary position embedding over the whole head, in the two-halves ("NeoX") form.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeSpec {
+    /// Base of the geometric series of wave lengths.
+    pub theta: f64,
+    /// How wave lengths are stretched beyond the length of pre-training.
+    pub scaling: RopeScaling,
+}
+
+/// Kinds of `rope_scaling` (`rope_type` in newer configs).
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Unscaled.
+    None,
+    /// All frequencies divided by the factor.
+    Linear {
+        /// At least 1.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided, high ones kept, a ramp between.
+    Llama3 {
+        /// Of the low frequencies.
+        factor: f64,
+        /// Wave lengths above `original / low_freq_factor` are low frequencies.
+        low_freq_factor: f64,
+        /// Wave lengths below `original / high_freq_factor` are high frequencies.
+        high_freq_factor: f64,
+        /// Context length of pre-training, in tokens.
+        original_max_position_embeddings: f64,
+    },
+}
+
+impl ModelSpec {
+    /// Rows of the fused query, key and value projection: `(num_heads + 2 num_kv_heads) * head_dim`.
+    pub fn qkv_size(&self) -> usize {
+        (self.attention.num_heads + 2 * self.attention.num_kv_heads) * self.attention.head_dim
+    }
+
+    /// Width of what attention gives: `num_heads * head_dim`.
+    pub fn attention_size(&self) -> usize {
+        self.attention.num_heads * self.attention.head_dim
+    }
+}

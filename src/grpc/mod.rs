@@ -1,0 +1,56 @@
+//! The gRPC front end: `vllm.Inference` and `vllm.Control`, health and reflection, for one port.
+//!
+//! Translates protobuf into [`crate::validate`] and [`crate::engine`] and back; decides nothing itself.
+
+mod auth;
+mod control;
+mod health;
+mod inference;
+mod status;
+#[cfg(test)]
+mod tests;
+mod translate;
+
+use std::sync::Arc;
+
+use quire_proto::vllm::control_server::ControlServer;
+use quire_proto::vllm::inference_server::InferenceServer;
+use tonic::service::InterceptorLayer;
+use tonic::transport::server::{Router, Server};
+use tonic_health::pb::health_server::HealthServer;
+use tower::Layer;
+
+use self::auth::Guard;
+use self::control::Control;
+use self::health::Health;
+use self::inference::Inference;
+use crate::api_keys::ApiKeys;
+use crate::app::App;
+
+/// Bytes of a request message at most, decoded; vLLM's limit.
+pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
+
+/// Adds all services to a server.
+///
+/// Health follows the engine by itself: it says NOT_SERVING from
+/// [`start_draining`](crate::engine::EngineHandle::start_draining) on, or when the engine died or stalls,
+/// and its watches end when draining starts, so that they do not hold up a graceful shutdown.
+pub fn routes(mut server: Server, app: Arc<App>) -> Router {
+    let keys = InterceptorLayer::new(Guard::new(ApiKeys::new(&app.server.api_keys)));
+    let inference =
+        InferenceServer::new(Inference::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let control = ControlServer::new(Control::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    server
+        .add_service(keys.layer(inference))
+        .add_service(keys.layer(control))
+        .add_service(HealthServer::new(Health::new(app)))
+        // grpcurl and others still speak only v1alpha.
+        .add_service(reflection().build_v1().expect("our descriptors are valid"))
+        .add_service(reflection().build_v1alpha().expect("our descriptors are valid"))
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(quire_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

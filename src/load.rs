@@ -1,0 +1,333 @@
+//! From flags to a running engine: reads the model, sizes the KV cache, starts the threads.
+//!
+//! Memory is computed, not found out by trial: weights are what the checkpoint says, buffers follow from the
+//! limits, and the KV cache gets what was asked for.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use quire_cpu::{CpuBackend, CpuOptions};
+use quire_model::{
+    BackendError, Checkpoint, Dtype, KvLayout, Model, ModelError, ModelSpec, Progress, Runner, RunnerConfig,
+    SamplingDefaults,
+};
+use quire_scheduler::{ConfigError, ModelRunner, Scheduler, SchedulerConfig};
+
+use crate::app::{App, ModelInfo};
+use crate::config::{EngineConfig, LoadFormat, ModelSource, ServerConfig, WeightDtype};
+use crate::demo;
+use crate::engine::{Engine, EngineOptions};
+use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
+use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
+use crate::validate::{GenerationDefaults, RequestLimits};
+
+/// KV cache of the demo model, if nothing else is asked for: enough for 5000 blocks, little for a laptop.
+const DEMO_KV_CACHE_BYTES: u64 = 256 << 20;
+/// KV cache of other models on a CPU, if nothing else is asked for (vLLM's VLLM_CPU_KVCACHE_SPACE).
+const CPU_KV_CACHE_BYTES: u64 = 4 << 30;
+/// The CPU backend keeps keys and values in f32.
+const KV_DTYPE: Dtype = Dtype::F32;
+/// Text jobs waiting at most; each holds one request's body.
+const MAX_QUEUED_TEXT_JOBS: usize = 4096;
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum LoadError {
+    #[error("{0}")]
+    Model(#[from] ModelError),
+    #[error("{0}")]
+    Backend(#[from] BackendError),
+    #[error("{0}")]
+    Text(#[from] TextError),
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("cannot read {path}: {source}")]
+    Read { path: String, source: std::io::Error },
+    #[error("--max-model-len {asked} is more than the {limit} tokens the model was made for")]
+    MaxModelLen { asked: u32, limit: u32 },
+    #[error(
+        "the KV cache of {kv_bytes} bytes holds {kv_tokens} tokens, too few for one sequence of {max_model_len}: \
+         raise --kv-cache-memory-bytes to {needed_bytes} or lower --max-model-len to {kv_tokens}"
+    )]
+    KvCache { kv_bytes: u64, kv_tokens: u64, max_model_len: u32, needed_bytes: u64 },
+    #[error("the tokenizer has {tokenizer} entries, the model only {model}: they do not belong together")]
+    Vocabulary { tokenizer: usize, model: usize },
+    #[error(
+        "the KV cache of {kv_bytes} bytes does not fit into {available_bytes} bytes of memory \
+         (--gpu-memory-utilization of what is available); lower --kv-cache-memory-bytes"
+    )]
+    Memory { kv_bytes: u64, available_bytes: u64 },
+}
+
+/// A loaded model with its engine.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Both threads and the door.
+    pub engine: Engine,
+    /// The model's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The model's chat template, or the operator's.
+    pub chat_template: Option<ChatTemplate>,
+    /// What is served.
+    pub model: ModelInfo,
+    /// What requests may ask for.
+    pub limits: RequestLimits,
+    /// Where the engine's timings go.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Loads the model and starts the engine. `progress` is called from the engine thread.
+pub fn start(
+    config: &EngineConfig,
+    log_requests: bool,
+    mut progress: impl FnMut(Progress) + Send + 'static,
+) -> Result<Loaded, LoadError> {
+    let files = Files::read(config)?;
+    let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
+    let defaults = files.generation_config.as_deref().map(SamplingDefaults::from_json).transpose()?;
+    let tokenizer = files.tokenizer;
+    if tokenizer.vocab_size() > spec.vocab_size {
+        let (tokenizer, model) = (tokenizer.vocab_size(), spec.vocab_size);
+        return Err(LoadError::Vocabulary { tokenizer, model });
+    }
+    let chat_template = match &config.chat_template {
+        Some(source) => Some(ChatTemplate::new(source, tokenizer.special_tokens())?),
+        None => ChatTemplate::from_tokenizer(&tokenizer)?,
+    };
+    let scheduler = scheduler_config(config, &spec)?;
+    let model = model_info(config, &spec, &scheduler);
+    let limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults.unwrap_or_default());
+    let cache = CacheInfo {
+        block_size: scheduler.block_size,
+        enable_prefix_caching: scheduler.enable_prefix_caching,
+        cache_dtype: "float32".into(),
+        gpu_memory_utilization: config.gpu_memory_utilization,
+        kv_cache_memory_bytes: config.kv_cache_memory_bytes,
+    };
+    let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
+    let metrics = Arc::new(Metrics::new(&info));
+    let options = EngineOptions {
+        tokenizer: tokenizer.clone(),
+        metrics: metrics.clone(),
+        max_num_queued_reqs: config.max_num_queued_reqs,
+        seed: config.seed,
+        log_requests,
+    };
+    let checkpoint = open_checkpoint(config, &spec)?;
+    let engine = Engine::start(options, move || -> Result<_, LoadError> {
+        let mut backend = CpuBackend::new(CpuOptions::default())?;
+        let model = Model::load(&mut backend, spec, &checkpoint, &mut progress)?;
+        let runner = Runner::new(backend, model, runner_config(&scheduler))?;
+        Ok((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler)?))
+    })?;
+    Ok(Loaded { engine, tokenizer, chat_template, model, limits, metrics })
+}
+
+impl Loaded {
+    /// What front ends share. The engine itself stays with the caller, who joins it at the end.
+    pub fn into_app(self, server: ServerConfig) -> (Engine, App) {
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        let app = App {
+            engine: self.engine.handle().clone(),
+            text_pool: TextPool::new(num_threads, MAX_QUEUED_TEXT_JOBS),
+            tokenizer: self.tokenizer,
+            chat_template: self.chat_template,
+            model: self.model,
+            limits: self.limits,
+            metrics: self.metrics,
+            server,
+        };
+        (self.engine, app)
+    }
+}
+
+/// The small files of a model.
+struct Files {
+    config: String,
+    generation_config: Option<String>,
+    tokenizer: Tokenizer,
+}
+
+impl Files {
+    fn read(config: &EngineConfig) -> Result<Self, LoadError> {
+        let own_tokenizer = config.tokenizer.as_deref().map(Tokenizer::from_dir).transpose()?;
+        match &config.model {
+            ModelSource::Demo => Ok(Self {
+                config: demo::CONFIG.into(),
+                generation_config: Some(demo::GENERATION_CONFIG.into()),
+                tokenizer: match own_tokenizer {
+                    Some(tokenizer) => tokenizer,
+                    None => Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG))?,
+                },
+            }),
+            ModelSource::Folder(dir) => Ok(Self {
+                config: read(&dir.join("config.json"))?,
+                generation_config: read_optional(&dir.join("generation_config.json"))?,
+                tokenizer: match own_tokenizer {
+                    Some(tokenizer) => tokenizer,
+                    None => Tokenizer::from_dir(dir)?,
+                },
+            }),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, LoadError> {
+    std::fs::read_to_string(path)
+        .map_err(|source| LoadError::Read { path: path.display().to_string(), source })
+}
+
+fn read_optional(path: &Path) -> Result<Option<String>, LoadError> {
+    if path.exists() { read(path).map(Some) } else { Ok(None) }
+}
+
+fn open_checkpoint(config: &EngineConfig, spec: &ModelSpec) -> Result<Checkpoint, LoadError> {
+    let dtype = match config.dtype {
+        WeightDtype::Auto => None,
+        WeightDtype::F32 => Some(Dtype::F32),
+        WeightDtype::F16 => Some(Dtype::F16),
+        WeightDtype::Bf16 => Some(Dtype::Bf16),
+    };
+    let checkpoint = match (config.load_format, &config.model) {
+        (LoadFormat::Dummy, _) => return Ok(Checkpoint::dummy(dtype.unwrap_or(spec.dtype))),
+        (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Demo) => {
+            Checkpoint::from_bytes(demo::WEIGHTS)?
+        }
+        (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Folder(dir)) => Checkpoint::open(dir)?,
+    };
+    Ok(match dtype {
+        Some(dtype) => checkpoint.converted_to(dtype),
+        None => checkpoint,
+    })
+}
+
+/// The limits of scheduling, with the KV cache in blocks.
+fn scheduler_config(config: &EngineConfig, spec: &ModelSpec) -> Result<SchedulerConfig, LoadError> {
+    let limit = u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX);
+    let max_model_len = match config.max_model_len {
+        Some(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
+        asked => asked.unwrap_or(limit),
+    };
+    let num_blocks = num_blocks(config, spec, max_model_len)?;
+    let max_num_seqs = config.max_num_seqs.min(config.max_num_batched_tokens);
+    if max_num_seqs < config.max_num_seqs {
+        tracing::warn!(
+            max_num_seqs,
+            "lowered to --max-num-batched-tokens: each request needs a token a step"
+        );
+    }
+    Ok(SchedulerConfig {
+        max_num_seqs,
+        max_num_batched_tokens: config.max_num_batched_tokens,
+        max_model_len,
+        block_size: config.block_size,
+        num_blocks,
+        enable_prefix_caching: config.enable_prefix_caching,
+        // Nobody publishes them yet.
+        enable_kv_events: false,
+        policy: config.scheduling_policy,
+        long_prefill_token_threshold: config.long_prefill_token_threshold.min(max_model_len),
+        priority_ageing_us: match config.scheduling_policy {
+            quire_scheduler::SchedulingPolicy::Priority => PRIORITY_AGEING_US,
+            quire_scheduler::SchedulingPolicy::Fcfs => 0,
+        },
+    })
+}
+
+/// A waiting request gains a priority every ten seconds, so that none waits for ever.
+const PRIORITY_AGEING_US: u64 = 10_000_000;
+
+/// KV blocks, the padding block included: what the bytes hold, but no more than could ever be used.
+fn num_blocks(config: &EngineConfig, spec: &ModelSpec, max_model_len: u32) -> Result<u32, LoadError> {
+    let block_size = config.block_size as usize;
+    let layout = KvLayout::new(spec, block_size);
+    let available_bytes = (available_memory_bytes() as f64 * config.gpu_memory_utilization) as u64;
+    let kv_bytes = config.kv_cache_memory_bytes.unwrap_or_else(|| match config.model {
+        ModelSource::Demo => DEMO_KV_CACHE_BYTES,
+        ModelSource::Folder(_) => CPU_KV_CACHE_BYTES.min(available_bytes),
+    });
+    if kv_bytes > available_bytes {
+        return Err(LoadError::Memory { kv_bytes, available_bytes });
+    }
+    let per_sequence = (max_model_len as usize).div_ceil(block_size);
+    let useful = per_sequence * config.max_num_seqs as usize + 1;
+    let fitting = layout.num_blocks(usize::try_from(kv_bytes).unwrap_or(usize::MAX), KV_DTYPE);
+    if fitting < per_sequence + 1 {
+        let kv_tokens = (fitting.saturating_sub(1) * block_size) as u64;
+        let needed_bytes = ((per_sequence + 1) * layout.block_bytes(KV_DTYPE)) as u64;
+        return Err(LoadError::KvCache { kv_bytes, kv_tokens, max_model_len, needed_bytes });
+    }
+    Ok(u32::try_from(fitting.min(useful)).unwrap_or(u32::MAX))
+}
+
+/// What the kernel says that programs can still get; all of memory where it does not say.
+fn available_memory_bytes() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|number| number.trim().parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| kib * 1024)
+}
+
+fn runner_config(scheduler: &SchedulerConfig) -> RunnerConfig {
+    RunnerConfig {
+        max_num_seqs: scheduler.max_num_seqs as usize,
+        max_num_batched_tokens: scheduler.max_num_batched_tokens as usize,
+        max_model_len: scheduler.max_model_len as usize,
+        block_size: scheduler.block_size as usize,
+        num_blocks: scheduler.num_blocks as usize,
+    }
+}
+
+fn model_info(config: &EngineConfig, spec: &ModelSpec, scheduler: &SchedulerConfig) -> ModelInfo {
+    let root = match &config.model {
+        ModelSource::Demo => demo::NAME.to_owned(),
+        ModelSource::Folder(dir) => dir.display().to_string(),
+    };
+    let served_names = match config.served_model_names.is_empty() {
+        true => vec![root.clone()],
+        false => config.served_model_names.clone(),
+    };
+    ModelInfo {
+        served_names,
+        root,
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
+        architecture: spec.architecture.clone(),
+        block_size: scheduler.block_size,
+        num_blocks: scheduler.num_blocks - 1,
+        max_num_seqs: scheduler.max_num_seqs,
+        max_num_batched_tokens: scheduler.max_num_batched_tokens,
+        enable_prefix_caching: scheduler.enable_prefix_caching,
+    }
+}
+
+fn request_limits(
+    config: &EngineConfig,
+    spec: &ModelSpec,
+    scheduler: &SchedulerConfig,
+    tokenizer: &Tokenizer,
+    defaults: SamplingDefaults,
+) -> RequestLimits {
+    let mut eos_token_ids = spec.eos_token_ids.clone();
+    eos_token_ids.extend(tokenizer.eos_token_id());
+    eos_token_ids.sort_unstable();
+    eos_token_ids.dedup();
+    RequestLimits {
+        max_model_len: scheduler.max_model_len,
+        vocab_size: spec.vocab_size as u32,
+        max_logprobs: config.max_logprobs,
+        eos_token_ids: eos_token_ids.into(),
+        defaults: GenerationDefaults {
+            temperature: defaults.temperature,
+            top_p: defaults.top_p,
+            top_k: defaults.top_k,
+            min_p: defaults.min_p,
+            repetition_penalty: defaults.repetition_penalty,
+            max_new_tokens: defaults.max_new_tokens,
+        },
+    }
+}
