@@ -120,7 +120,7 @@ fn app(settings: Settings) -> Arc<App> {
             served_names: vec!["pebble".into(), "org/pebble".into()],
             root: "pebble".into(),
             created: 1_700_000_000,
-            model_type: "llama".into(),
+            architecture: "LlamaForCausalLM".into(),
             block_size: 16,
             num_blocks: 1024,
             max_num_seqs: 32,
