@@ -131,7 +131,11 @@ fn log_request(request: &GenerateRequest) {
         prompt_tokens = request.prompt_token_ids.len(),
         n = request.n,
         priority = request.priority,
-        sampling = ?request.sampling,
+        max_tokens = request.sampling.max_tokens,
+        temperature = request.sampling.temperature,
+        top_p = request.sampling.top_p,
+        top_k = request.sampling.top_k,
+        seed = request.seeded.then_some(request.sampling.seed),
         "request"
     );
 }
