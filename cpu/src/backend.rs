@@ -131,10 +131,11 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Vec<f32>, BackendError> {
-        let mut buffer = Vec::new();
-        buffer.try_reserve_exact(len).map_err(|_| error(format!("no memory for {len} f32 of {role:?}")))?;
-        buffer.resize(len, 0.0);
-        Ok(buffer)
+        // Asked first, because the next line cannot fail but abort. Its pages come zeroed when first used, so
+        // that a large cache costs neither time nor memory before it is filled.
+        let possible = Vec::<f32>::new().try_reserve_exact(len);
+        possible.map_err(|_| error(format!("no memory for {len} f32 of {role:?}")))?;
+        Ok(vec![0.0; len])
     }
 
     fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError> {
@@ -360,7 +361,7 @@ impl Backend for CpuBackend {
         let results = SharedSlice::new(&mut results[first..]);
         let per_chunk = (MIN_WORK_PER_CHUNK / limits.vocab_size.max(1)).max(1);
         pool.run(rows.len().div_ceil(per_chunk), &|worker, chunk| {
-            for index in chunk * per_chunk..rows.len().min((chunk + 1) * per_chunk) {
+            for (index, row) in rows.iter().enumerate().skip(chunk * per_chunk).take(per_chunk) {
                 // SAFETY: each row is sampled once; no two threads are the same worker at the same time.
                 #[allow(unsafe_code)]
                 let (scratch, logits, result) = unsafe {
@@ -370,7 +371,6 @@ impl Backend for CpuBackend {
                         &mut results.part(index, 1)[0],
                     )
                 };
-                let row = &rows[index];
                 sample_row(row, logits, &slots[row.slot as usize], scratch, result);
             }
         });
