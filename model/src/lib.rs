@@ -34,4 +34,4 @@ pub use sampler::{RowFailure, SamplerScratch, sample_row};
 pub use slot::Slot;
 pub use spec::{Activation, AttentionSpec, Dtype, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
 pub use step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, RowResult, StepInputs};
-pub use weights::{LayerWeights, Model, Progress};
+pub use weights::{Model, Progress};
