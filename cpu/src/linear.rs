@@ -122,17 +122,17 @@ fn tile<V: Lanes, W: Element, const M: usize, const N: usize>(
         };
         add_products::<V, W, M, N>(&mut sums, x, w);
     }
-    if k % LANES != 0 {
+    if !k.is_multiple_of(LANES) {
         let w_tail: [_; N] = std::array::from_fn(|n| padded(w[n].1));
         let x_tail = std::array::from_fn(|m| V::load(&padded(x[m].1)));
         add_products::<V, W, M, N>(&mut sums, x_tail, w_tail.each_ref());
     }
-    for m in 0..M {
+    for (m, sums) in sums.iter().enumerate() {
         // SAFETY: chunks have disjoint columns, and this one is written by this call alone.
         #[allow(unsafe_code)]
         let out = unsafe { args.out.part((row + m) * args.n + column, N) };
-        for n in 0..N {
-            out[n] = sums[m][n].sum() + args.bias.map_or(0.0, |bias| bias[column + n]);
+        for (n, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+            *out = sum.sum() + args.bias.map_or(0.0, |bias| bias[column + n]);
         }
     }
 }
