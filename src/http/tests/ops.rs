@@ -34,7 +34,12 @@ async fn probes_answer() {
     assert_eq!(server.post_bytes("/ping", b"").await.status, 200);
     assert_eq!(server.get("/version").await.json(), json!({"version": env!("CARGO_PKG_VERSION")}));
     assert_eq!(server.get("/load").await.json(), json!({"server_load": 0}));
+    server.get("/made/up").await;
     let metrics = server.get("/metrics").await;
+    let counted =
+        |labels: [&str; 2]| metrics.text.lines().any(|line| labels.iter().all(|label| line.contains(label)));
+    assert!(counted([r#"handler="/health""#, r#"status="2xx""#]), "{}", metrics.text);
+    assert!(counted([r#"handler="none""#, r#"status="4xx""#]) && !metrics.text.contains("made"));
     assert!(metrics.headers["content-type"].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
 }
 
