@@ -15,6 +15,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::transport::server::TcpIncoming;
 use tower::ServiceExt;
@@ -77,10 +78,7 @@ async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
 /// Serves until the process is told to end, or the engine dies. Returns whether the end was orderly.
 pub async fn serve(app: Arc<App>, listeners: Listeners) -> std::io::Result<bool> {
     let mut signals = Signals::new()?;
-    let (stop, stopped) = watch::channel(false);
-    let http = tokio::spawn(serve_http(listeners.http, http::router(app.clone()), stopped.clone()));
-    let grpc = listeners.grpc.map(|listener| tokio::spawn(serve_grpc(listener, app.clone(), stopped)));
-
+    let serving = Serving::start(&app, listeners);
     let orderly = tokio::select! {
         () = signals.next() => {
             tokio::select! {
@@ -93,18 +91,41 @@ pub async fn serve(app: Arc<App>, listeners: Listeners) -> std::io::Result<bool>
         }
         () = engine_death(&app) => false,
     };
-    // Readers of this are the listeners above; they outlive it.
-    let _ = stop.send(true);
-    let all = async {
-        let _ = http.await;
-        if let Some(grpc) = grpc {
-            let _ = grpc.await;
-        }
-    };
-    if timeout(FLUSH_TIMEOUT, all).await.is_err() {
-        tracing::warn!("some connections did not close in time");
-    }
+    serving.stop().await;
     Ok(orderly)
+}
+
+/// Both listeners at work.
+#[derive(Debug)]
+pub struct Serving {
+    stop: watch::Sender<bool>,
+    http: JoinHandle<()>,
+    grpc: Option<JoinHandle<()>>,
+}
+
+impl Serving {
+    /// Begins to answer on both ports.
+    pub fn start(app: &Arc<App>, listeners: Listeners) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let http = tokio::spawn(serve_http(listeners.http, http::router(app.clone()), stopped.clone()));
+        let grpc = listeners.grpc.map(|listener| tokio::spawn(serve_grpc(listener, app.clone(), stopped)));
+        Self { stop, http, grpc }
+    }
+
+    /// Takes no more connections, and gives those there are a moment to say their last.
+    pub async fn stop(self) {
+        // The listeners read this; they are there until they have.
+        let _ = self.stop.send(true);
+        let all = async {
+            let _ = self.http.await;
+            if let Some(grpc) = self.grpc {
+                let _ = grpc.await;
+            }
+        };
+        if timeout(FLUSH_TIMEOUT, all).await.is_err() {
+            tracing::warn!("some connections did not close in time");
+        }
+    }
 }
 
 async fn drain(app: &App) {
