@@ -7,7 +7,7 @@
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 
 use futures_util::task::AtomicWaker;
 use quire_scheduler::{RequestId, TokenId};
@@ -122,22 +122,30 @@ impl OutputStream {
     ///
     /// Cancel safe: nothing is lost if the future is dropped.
     pub async fn next(&mut self) -> Option<&mut OutputDelta> {
+        if poll_fn(|cx| self.poll_current(cx)).await { Some(&mut self.current) } else { None }
+    }
+
+    /// [`next`](Self::next) for those who are polled themselves.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<&mut OutputDelta>> {
+        let more = ready!(self.poll_current(cx));
+        Poll::Ready(more.then_some(&mut self.current))
+    }
+
+    /// Whether `current` now holds news; false at the end.
+    fn poll_current(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if self.unfinished == 0 {
-            return None;
+            return Poll::Ready(false);
         }
         clear(&mut self.current);
-        let (mailbox, current) = (&self.mailbox, &mut self.current);
-        poll_fn(|cx| {
-            if mailbox.take_into(current) {
-                return Poll::Ready(());
-            }
-            mailbox.waker.register(cx.waker());
+        if !self.mailbox.take_into(&mut self.current) {
+            self.mailbox.waker.register(cx.waker());
             // The output thread may have put something there between the look and the registration.
-            if mailbox.take_into(current) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+            if !self.mailbox.take_into(&mut self.current) {
+                return Poll::Pending;
+            }
+        }
         self.unfinished -= usize::from(self.current.finish.is_some());
-        Some(&mut self.current)
+        Poll::Ready(true)
     }
 }
 

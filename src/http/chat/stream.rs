@@ -1,0 +1,103 @@
+//! The chunks of a streamed chat answer.
+
+use bytes::{BufMut, BytesMut};
+
+use crate::engine::OutputDelta;
+
+use super::super::logprobs::{ChatLogprobs, PromptLogprobs};
+use super::super::reply::StopReason;
+use super::super::sse::{Choice, Pen, put_json};
+
+/// Writes chunks with `delta`.
+#[derive(Debug)]
+pub(crate) struct ChatStream {
+    /// Whose message it is.
+    pub(crate) role: String,
+}
+
+impl ChatStream {
+    /// Writes one delta of choice `index` of prompt number `prompt`.
+    pub(crate) fn write(
+        &self,
+        pen: &Pen,
+        prompt: usize,
+        index: usize,
+        choice: &mut Choice,
+        delta: &OutputDelta,
+        out: &mut BytesMut,
+    ) {
+        if !std::mem::replace(&mut choice.started, true) {
+            self.write_first(pen, prompt, index, choice, delta, out);
+        }
+        if pen.may_skip(delta) {
+            return;
+        }
+        let reply = &pen.reply;
+        pen.begin(index, out);
+        if delta.text.is_empty() && delta.finish.is_some() {
+            out.put_slice(b",\"delta\":{}");
+        } else {
+            out.put_slice(b",\"delta\":{\"content\":");
+            put_json(out, &delta.text);
+            out.put_slice(b"}");
+        }
+        out.put_slice(b",\"logprobs\":");
+        if reply.wants_logprobs && !delta.logprobs.is_empty() {
+            put_json(out, &ChatLogprobs::new(&delta.logprobs, &reply.names));
+        } else {
+            out.put_slice(b"null");
+        }
+        match &delta.finish {
+            None => out.put_slice(b",\"finish_reason\":null"),
+            Some(finish) => {
+                out.put_slice(b",\"finish_reason\":");
+                put_json(out, finish.kind.as_str());
+                out.put_slice(b",\"stop_reason\":");
+                put_json(out, &StopReason(Some(finish)));
+            }
+        }
+        if reply.return_token_ids {
+            out.put_slice(b",\"token_ids\":");
+            put_json(out, &delta.token_ids);
+        }
+        out.put_slice(b"}]");
+        pen.end(prompt, choice, delta.finish.is_some(), out);
+    }
+
+    /// The role, what is known of the prompt, and the message to be continued if it is to be echoed.
+    fn write_first(
+        &self,
+        pen: &Pen,
+        prompt: usize,
+        index: usize,
+        choice: &Choice,
+        delta: &OutputDelta,
+        out: &mut BytesMut,
+    ) {
+        let reply = &pen.reply;
+        // Nothing has been generated as far as this chunk goes.
+        let choice = &Choice { completion_tokens: 0, ..choice.clone() };
+        pen.begin(index, out);
+        out.put_slice(b",\"delta\":{\"role\":");
+        put_json(out, &self.role);
+        out.put_slice(b",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]");
+        if reply.return_token_ids {
+            out.put_slice(b",\"prompt_token_ids\":");
+            put_json(out, &*reply.prompts[prompt].ids);
+        }
+        if reply.wants_prompt_logprobs {
+            let entries = delta.prompt.as_ref().and_then(|prompt| prompt.logprobs.as_deref());
+            let tokenizer = &reply.names.tokenizer;
+            out.put_slice(b",\"prompt_logprobs\":");
+            put_json(out, &entries.map(|entries| PromptLogprobs { entries, tokenizer }));
+        }
+        pen.end(prompt, choice, false, out);
+        if let Some(echo) = reply.prompts[prompt].echo.as_deref().filter(|echo| !echo.is_empty()) {
+            pen.begin(index, out);
+            out.put_slice(b",\"delta\":{\"content\":");
+            put_json(out, echo);
+            out.put_slice(b"},\"logprobs\":null,\"finish_reason\":null}]");
+            pen.end(prompt, choice, false, out);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A whole answer of `/v1/completions`. Fields without a value are there as nulls, as in vLLM.
+
+use axum::response::Response;
+use serde::Serialize;
+
+use crate::engine::{FinishKind, TokenLogprobs};
+
+use super::super::logprobs::{CompletionLogprobs, PromptLogprobs, TokenNames};
+use super::super::reply::{FINGERPRINT, Generated, Reply, ReplyPrompt, StopReason, json, usage};
+use super::super::usage::Usage;
+
+#[derive(Serialize)]
+struct Completion<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: i64,
+    model: &'a str,
+    choices: Vec<Choice<'a>>,
+    service_tier: Option<()>,
+    system_fingerprint: &'static str,
+    usage: Usage,
+    kv_transfer_params: Option<()>,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: usize,
+    text: String,
+    logprobs: Option<CompletionLogprobs>,
+    finish_reason: Option<&'static str>,
+    stop_reason: StopReason<'a>,
+    token_ids: Option<&'a [u32]>,
+    prompt_logprobs: Option<PromptLogprobs<'a>>,
+    prompt_token_ids: Option<&'a [u32]>,
+}
+
+/// `outputs` has one list a prompt, with its `n` sequences.
+pub(super) fn whole(reply: &Reply, mut outputs: Vec<Vec<Generated>>, echo_only: bool) -> Response {
+    if echo_only {
+        outputs.iter_mut().flatten().for_each(hide_output);
+    }
+    let mut choices = Vec::new();
+    for (prompt, sequences) in reply.prompts.iter().zip(&outputs) {
+        // The engine scores the prompt once, for the first sequence.
+        let prompt_logprobs = sequences[0].prompt.logprobs.as_deref();
+        for sequence in sequences {
+            choices.push(choice(choices.len(), reply, prompt, prompt_logprobs, sequence));
+        }
+    }
+    json(&Completion {
+        id: &reply.id,
+        object: "text_completion",
+        created: reply.created,
+        model: &reply.model,
+        choices,
+        service_tier: None,
+        system_fingerprint: FINGERPRINT,
+        usage: usage(reply, &outputs),
+        kv_transfer_params: None,
+    })
+}
+
+/// Logprobs of an echoed prompt.
+pub(super) fn prompt_part(
+    logprobs: &mut CompletionLogprobs,
+    prompt: &ReplyPrompt,
+    entries: &[Option<TokenLogprobs>],
+    names: &TokenNames,
+) {
+    for (&token, entry) in prompt.ids.iter().zip(entries) {
+        match entry {
+            Some(entry) => logprobs.push(entry, names),
+            None => logprobs.push_unknown(token, names),
+        }
+    }
+}
+
+fn choice<'a>(
+    index: usize,
+    reply: &'a Reply,
+    prompt: &'a ReplyPrompt,
+    prompt_logprobs: Option<&'a [Option<TokenLogprobs>]>,
+    sequence: &'a Generated,
+) -> Choice<'a> {
+    let logprobs = reply.wants_logprobs.then(|| {
+        let mut logprobs = CompletionLogprobs::default();
+        if prompt.echo.is_some() {
+            prompt_part(&mut logprobs, prompt, prompt_logprobs.unwrap_or_default(), &reply.names);
+        }
+        sequence.logprobs.iter().for_each(|entry| logprobs.push(entry, &reply.names));
+        logprobs
+    });
+    let tokenizer = &reply.names.tokenizer;
+    let shown = prompt_logprobs.filter(|_| reply.wants_prompt_logprobs);
+    Choice {
+        index,
+        text: format!("{}{}", prompt.echo.as_deref().unwrap_or_default(), sequence.text),
+        logprobs,
+        finish_reason: sequence.finish.as_ref().map(|finish| finish.kind.as_str()),
+        stop_reason: StopReason(sequence.finish.as_ref()),
+        token_ids: reply.return_token_ids.then_some(&*sequence.token_ids),
+        prompt_logprobs: shown.map(|entries| PromptLogprobs { entries, tokenizer }),
+        prompt_token_ids: reply.return_token_ids.then_some(&*prompt.ids),
+    }
+}
+
+/// Only the prompt was asked for.
+fn hide_output(sequence: &mut Generated) {
+    sequence.text.clear();
+    sequence.token_ids.clear();
+    sequence.logprobs.clear();
+    if let Some(finish) = &mut sequence.finish
+        && finish.kind == FinishKind::Stop
+    {
+        finish.kind = FinishKind::Length;
+        finish.stop = None;
+    }
+}

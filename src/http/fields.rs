@@ -1,0 +1,383 @@
+//! [`Fields`]: a request's body, read field by field with the types the endpoint wants.
+//!
+//! Wrong types are gathered rather than returned at once, so that the client hears of all of them; what
+//! is left unread at the end is judged by [`unsupported`](super::unsupported). Read by hand and not by
+//! derived deserialisers, because only so does every error name its field.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use bytes::BytesMut;
+use http_body_util::BodyExt;
+use serde_json::{Map, Value};
+
+use super::HttpState;
+use super::error::{ApiError, excerpt};
+use super::json::{self, Object, Prompt, kind};
+use super::unsupported;
+
+/// Errors listed in one answer (vLLM lists 10 as well).
+const MAX_LISTED: usize = 10;
+/// Bodies above this are parsed on the text pool, so that no socket waits.
+const PARSE_ELSEWHERE_BYTES: usize = 256 << 10;
+
+/// What is left of the body to read, and the errors so far.
+#[derive(Debug, Default)]
+pub(crate) struct Fields {
+    object: Object,
+    /// `stream_options.` within that object, else empty.
+    prefix: String,
+    errors: Vec<FieldError>,
+}
+
+#[derive(Debug)]
+struct FieldError {
+    path: String,
+    message: String,
+}
+
+impl Fields {
+    pub(crate) fn new(object: Object) -> Self {
+        Self { object, ..Self::default() }
+    }
+
+    /// true or false.
+    pub(crate) fn bool(&mut self, name: &str) -> Option<bool> {
+        self.typed(name, "a boolean", |value| value.as_bool().ok_or(value))
+    }
+
+    /// An integer of 64 bits; `2.0` is one too.
+    pub(crate) fn int(&mut self, name: &str) -> Option<i64> {
+        self.typed(name, "an integer", |value| as_int(&value).ok_or(value))
+    }
+
+    /// Any number.
+    pub(crate) fn real(&mut self, name: &str) -> Option<f64> {
+        self.typed(name, "a number", |value| value.as_f64().ok_or(value))
+    }
+
+    /// A string.
+    pub(crate) fn string(&mut self, name: &str) -> Option<String> {
+        self.typed(name, "a string", |value| match value {
+            Value::String(text) => Ok(text),
+            other => Err(other),
+        })
+    }
+
+    /// A list of anything.
+    pub(crate) fn list(&mut self, name: &str) -> Option<Vec<Value>> {
+        self.typed(name, "a list", |value| match value {
+            Value::Array(values) => Ok(values),
+            other => Err(other),
+        })
+    }
+
+    /// An object of anything.
+    pub(crate) fn map(&mut self, name: &str) -> Option<Map<String, Value>> {
+        self.typed(name, "an object", |value| match value {
+            Value::Object(map) => Ok(map),
+            other => Err(other),
+        })
+    }
+
+    /// A list of integers.
+    pub(crate) fn ints(&mut self, name: &str) -> Option<Vec<i64>> {
+        let values = self.list(name)?;
+        self.each(name, values, "an integer", |value| as_int(&value).ok_or(value))
+    }
+
+    /// A list of strings.
+    pub(crate) fn strings(&mut self, name: &str) -> Option<Vec<String>> {
+        let values = self.list(name)?;
+        self.each(name, values, "a string", |value| match value {
+            Value::String(text) => Ok(text),
+            other => Err(other),
+        })
+    }
+
+    /// A string, or a list of them.
+    pub(crate) fn string_or_strings(&mut self, name: &str) -> Option<Vec<String>> {
+        match self.object.values.get(name)? {
+            Value::String(_) => self.string(name).map(|text| vec![text]),
+            Value::Array(_) => self.strings(name),
+            _ => self.typed(name, "a string or a list of strings", Err),
+        }
+    }
+
+    /// An object whose fields are read in turn; hand it back to [`absorb`](Self::absorb).
+    pub(crate) fn nested(&mut self, name: &str) -> Option<Self> {
+        let mut values = self.map(name)?;
+        values.retain(|_, value| !value.is_null());
+        let prefix = format!("{}{name}.", self.prefix);
+        Some(Self { object: Object { values, prompts: Vec::new() }, prefix, errors: Vec::new() })
+    }
+
+    /// Takes over the errors of a nested object.
+    pub(crate) fn absorb(&mut self, nested: Self) {
+        self.errors.extend(nested.errors);
+    }
+
+    /// A value of any type.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        self.object.values.remove(name)
+    }
+
+    /// A field that may be text or token ids.
+    pub(crate) fn prompt(&mut self, name: &str) -> Option<Prompt> {
+        let place = self.object.prompts.iter().position(|(other, _)| *other == name)?;
+        match self.object.prompts.swap_remove(place).1 {
+            Prompt::Invalid { at, message } => {
+                self.wrong(format!("{name}{at}"), message);
+                None
+            }
+            prompt => Some(prompt),
+        }
+    }
+
+    /// Whether the field is there, not null and not read yet.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.object.values.contains_key(name) || self.object.prompts.iter().any(|(other, _)| *other == name)
+    }
+
+    /// Records an error.
+    pub(crate) fn wrong(&mut self, name: impl Into<String>, message: impl Into<String>) {
+        let path = format!("{}{}", self.prefix, name.into());
+        self.errors.push(FieldError { path, message: message.into() });
+    }
+
+    /// Records that a field is missing, unless it was there and wrong.
+    pub(crate) fn missing(&mut self, name: &str) {
+        if !self.errors.iter().any(|error| error.path.starts_with(name)) {
+            self.wrong(name, "this field is required");
+        }
+    }
+
+    /// To be called when all has been read: the errors, else a refusal of what is not supported.
+    pub(crate) fn finish(self) -> Result<(), ApiError> {
+        if let Some(first) = self.errors.first() {
+            let number = self.errors.len();
+            let listed = self.errors.iter().take(MAX_LISTED);
+            let listed: Vec<_> = listed.map(|error| format!("{}: {}", error.path, error.message)).collect();
+            let errors = if number == 1 { "error" } else { "errors" };
+            let message = format!("{number} validation {errors}: {}", listed.join("; "));
+            return Err(ApiError::bad_body(message).about(&first.path));
+        }
+        for (name, value) in &self.object.values {
+            if let Some(why) = unsupported::refusal(name, value) {
+                return Err(ApiError::bad_param(name, format!("{name} is not supported: {why}")));
+            }
+            if !unsupported::is_label(name) {
+                tracing::debug!(field = excerpt(name), "unknown field in a request");
+            }
+        }
+        match self.object.prompts.first() {
+            Some((name, _)) => {
+                Err(ApiError::bad_param(*name, format!("{name} is not a field of this endpoint")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn typed<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        convert: impl FnOnce(Value) -> Result<T, Value>,
+    ) -> Option<T> {
+        let value = self.object.values.remove(name)?;
+        match convert(value) {
+            Ok(value) => Some(value),
+            Err(value) => {
+                self.wrong(name, expected_got(expected, &value));
+                None
+            }
+        }
+    }
+
+    fn each<T>(
+        &mut self,
+        name: &str,
+        values: Vec<Value>,
+        expected: &str,
+        convert: impl Fn(Value) -> Result<T, Value>,
+    ) -> Option<Vec<T>> {
+        let mut converted = Vec::with_capacity(values.len());
+        for (index, value) in values.into_iter().enumerate() {
+            match convert(value) {
+                Ok(value) => converted.push(value),
+                Err(value) => {
+                    self.wrong(format!("{name}[{index}]"), expected_got(expected, &value));
+                    return None;
+                }
+            }
+        }
+        Some(converted)
+    }
+}
+
+/// The words for a wrong type.
+pub(crate) fn expected_got(expected: &str, value: &Value) -> String {
+    format!("expected {expected}, got {}", kind(value))
+}
+
+/// Integers, also those that a client's language wrote with a decimal point.
+pub(crate) fn as_int(value: &Value) -> Option<i64> {
+    // 2^53: above it a float no longer tells neighbouring integers apart.
+    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+    let whole = |number: &f64| number.fract() == 0.0 && number.abs() <= MAX_EXACT;
+    value.as_i64().or_else(|| value.as_f64().filter(whole).map(|number| number as i64))
+}
+
+impl FromRequest<Arc<HttpState>> for Fields {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &Arc<HttpState>) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        check_content_type(&parts.headers)?;
+        let body = read_body(&parts.headers, body, state.app.server.max_body_bytes).await?;
+        let object = if body.len() > PARSE_ELSEWHERE_BYTES {
+            state.app.text_pool.run(move || json::parse(&body)).await??
+        } else {
+            json::parse(&body)?
+        };
+        Ok(Self::new(object))
+    }
+}
+
+/// vLLM answers 400, not 415.
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(value) = headers.get(CONTENT_TYPE) else {
+        return Err(ApiError::bad_body("Content-Type is missing; it must be application/json"));
+    };
+    let text = value.to_str().unwrap_or_default();
+    let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let json =
+        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    if json {
+        return Ok(());
+    }
+    let message = format!("Content-Type must be application/json, got {}", excerpt(text));
+    Err(ApiError::bad_body(message))
+}
+
+async fn read_body(headers: &HeaderMap, mut body: Body, max_bytes: usize) -> Result<Bytes, ApiError> {
+    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > max_bytes as u64) {
+        discard(body);
+        return Err(ApiError::body_too_large(max_bytes));
+    }
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let broken = |error| ApiError::bad_body(format!("the request body could not be read: {error}"));
+        let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+        if whole.len() + data.len() > max_bytes {
+            discard(body);
+            return Err(ApiError::body_too_large(max_bytes));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}
+
+/// Reads on without keeping anything, while the answer is on its way: a client that is still writing when
+/// the connection closes would see a broken pipe instead of our 413.
+fn discard(mut body: Body) {
+    const MAX_BYTES: usize = 1 << 30;
+    const MAX_TIME: std::time::Duration = std::time::Duration::from_secs(10);
+    tokio::spawn(tokio::time::timeout(MAX_TIME, async move {
+        let mut seen = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            seen += frame.data_ref().map_or(0, Bytes::len);
+            if seen > MAX_BYTES {
+                break;
+            }
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(json: &str) -> Fields {
+        Fields::new(json::parse(json.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn nulls_are_unset() {
+        let mut f =
+            fields(r#"{"temperature":null,"stop":null,"n":null,"stream_options":{"include_usage":null}}"#);
+        assert_eq!((f.real("temperature"), f.string_or_strings("stop"), f.int("n")), (None, None, None));
+        let mut nested = f.nested("stream_options").unwrap();
+        assert_eq!(nested.bool("include_usage"), None);
+        f.absorb(nested);
+        f.finish().unwrap();
+    }
+
+    #[test]
+    fn all_wrong_types_are_named() {
+        let mut f = fields(
+            r#"{"n":"2","temperature":"hot","stop":[1],"stop_token_ids":[1,2.5],"stream":1,
+                "stream_options":{"include_usage":"yes"},"logit_bias":[],"prompt":[1,"a"]}"#,
+        );
+        assert_eq!((f.int("n"), f.real("temperature"), f.bool("stream")), (None, None, None));
+        assert_eq!((f.string_or_strings("stop"), f.ints("stop_token_ids")), (None, None));
+        assert!(f.map("logit_bias").is_none());
+        assert!(f.prompt("prompt").is_none());
+        let mut nested = f.nested("stream_options").unwrap();
+        nested.bool("include_usage");
+        f.absorb(nested);
+        let json = f.finish().unwrap_err().to_json();
+        for expected in [
+            "8 validation errors",
+            "n: expected an integer, got a string",
+            "temperature: expected a number, got a string",
+            "stop[0]: expected a string, got an integer",
+            "stop_token_ids[1]: expected an integer, got a number",
+            "stream: expected a boolean, got an integer",
+            "stream_options.include_usage: expected a boolean, got a string",
+            "logit_bias: expected an object, got a list",
+            "prompt[1]: ",
+            "\"type\":\"Bad Request\"",
+            "\"param\":\"n\"",
+        ] {
+            assert!(json.contains(expected), "{expected} not in {json}");
+        }
+    }
+
+    #[test]
+    fn whole_floats_are_integers_and_big_numbers_are_not() {
+        let mut f = fields(r#"{"a":16.0,"b":18446744073709551615,"c":1e300,"d":-9223372036854775808}"#);
+        assert_eq!(f.int("a"), Some(16));
+        assert_eq!(f.int("b"), None);
+        assert_eq!(f.int("c"), None);
+        assert_eq!(f.int("d"), Some(i64::MIN));
+        assert_eq!(f.errors.len(), 2);
+    }
+
+    #[test]
+    fn leftovers_are_refused_if_known_and_accepted_if_not() {
+        fields(r#"{"user":"u","store":true,"something_else":{"a":1}}"#).finish().unwrap();
+        let json = fields(r#"{"best_of":4}"#).finish().unwrap_err().to_json();
+        assert!(json.contains("\"param\":\"best_of\"") && json.contains("BadRequestError"), "{json}");
+        assert!(fields(r#"{"prompt":"x"}"#).finish().is_err());
+    }
+
+    #[test]
+    fn content_types() {
+        let check = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, value.parse().unwrap());
+            check_content_type(&headers).is_ok()
+        };
+        assert!(check("application/json"));
+        assert!(check("Application/JSON; charset=utf-8"));
+        assert!(check("application/vnd.api+json"));
+        assert!(!check("application/x-www-form-urlencoded"));
+        assert!(!check("text/plain"));
+        assert!(check_content_type(&HeaderMap::new()).is_err());
+    }
+}

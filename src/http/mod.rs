@@ -1,0 +1,190 @@
+//! HTTP: OpenAI's API with vLLM's extras, and the routes for operators.
+//!
+//! This module translates: JSON into [`GenerateRequest`]s, output into JSON or server-sent events, errors
+//! into status codes. It decides nothing about scheduling, and nothing behind it knows of HTTP.
+
+mod auth;
+mod chat;
+mod completions;
+mod error;
+mod fields;
+mod json;
+mod logprobs;
+mod models;
+mod ops;
+mod prompt;
+mod reply;
+mod sampling;
+mod sse;
+#[cfg(test)]
+mod tests;
+mod tokenize;
+mod unsupported;
+mod usage;
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header::LOCATION;
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, StatusCode, Uri};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::FutureExt;
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+
+use self::auth::ApiKeys;
+use self::error::ApiError;
+use self::prompt::Encoder;
+use crate::app::App;
+use crate::engine::{GenerateRequest, OutputStream, SubmitError};
+use crate::text::ChatTemplate;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// All routes.
+pub fn router(app: Arc<App>) -> Router {
+    let state = Arc::new(HttpState {
+        api_keys: ApiKeys::new(&app.server.api_keys),
+        encoder: Encoder::new(app.tokenizer.clone(), &app.limits),
+        app,
+    });
+    let mut router = Router::new()
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::get))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/health", get(ops::health))
+        .route("/ready", get(ops::ready))
+        .route("/ping", get(ops::health).post(ops::health))
+        .route("/version", get(ops::version))
+        .route("/load", get(ops::load))
+        .route("/metrics", get(ops::metrics))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn(catch_panic))
+        .layer(from_fn_with_state(state.clone(), auth::check));
+    if state.app.server.enable_request_id_headers {
+        router = router.layer(from_fn(echo_request_id));
+    }
+    if !state.app.server.allowed_origins.is_empty() {
+        router = router.layer(cors(&state.app.server.allowed_origins));
+    }
+    router.with_state(state)
+}
+
+/// What handlers share.
+#[derive(Debug)]
+pub(crate) struct HttpState {
+    pub(crate) app: Arc<App>,
+    pub(crate) api_keys: ApiKeys,
+    pub(crate) encoder: Encoder,
+}
+
+impl HttpState {
+    /// The name to answer with, if the client may use it.
+    fn served_name(&self, asked: Option<String>) -> Result<String, ApiError> {
+        let model = &self.app.model;
+        match asked {
+            Some(name) if !model.is_served(&name) => Err(ApiError::unknown_model(&name, &model.served_names)),
+            Some(name) if !name.is_empty() => Ok(name),
+            _ => Ok(model.name().to_owned()),
+        }
+    }
+
+    fn chat_template(&self) -> Result<&ChatTemplate, ApiError> {
+        let message = "the model has no chat template, so it cannot chat; see --chat-template";
+        self.app.chat_template.as_ref().ok_or_else(|| ApiError::bad_param("messages", message))
+    }
+
+    /// Hands requests to the engine; all or none.
+    fn submit(&self, requests: Vec<GenerateRequest>) -> Result<Vec<OutputStream>, ApiError> {
+        let engine = &self.app.engine;
+        let mut streams = Vec::with_capacity(requests.len());
+        for request in requests {
+            if self.app.server.enable_log_requests {
+                log_request(&request);
+            }
+            // Those taken before a refusal are aborted as their streams are dropped.
+            streams.push(engine.submit(request).inspect_err(|error| {
+                self.app.metrics.on_rejection(match error {
+                    SubmitError::Overloaded { .. } => "overloaded",
+                    SubmitError::Draining => "draining",
+                    SubmitError::Dead(_) => "engine_dead",
+                });
+            })?);
+        }
+        Ok(streams)
+    }
+}
+
+/// What was asked, but never the text.
+fn log_request(request: &GenerateRequest) {
+    tracing::info!(
+        request_id = &*request.external_id,
+        prompt_tokens = request.prompt_token_ids.len(),
+        n = request.n,
+        priority = request.priority,
+        sampling = ?request.sampling,
+        "request"
+    );
+}
+
+/// The client's name for its request: the header `X-Request-Id`.
+pub(crate) struct RequestName(pub(crate) Option<String>);
+
+impl<S: Sync> FromRequestParts<S> for RequestName {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let header = parts.headers.get(X_REQUEST_ID);
+        Ok(Self(header.and_then(|value| value.to_str().ok()).map(String::from)))
+    }
+}
+
+/// A handler that panics has failed its own request and nothing else.
+async fn catch_panic(request: Request, next: Next) -> Response {
+    AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+        ApiError::internal("internal error; the server's log has the reason").into_response()
+    })
+}
+
+/// Gives each request an id if it has none, and sends it back.
+async fn echo_request_id(mut request: Request, next: Next) -> Response {
+    let id = request.headers().get(X_REQUEST_ID).cloned().unwrap_or_else(|| {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        HeaderValue::try_from(id).expect("hexadecimal digits are fit for headers")
+    });
+    request.headers_mut().insert(X_REQUEST_ID, id.clone());
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(X_REQUEST_ID, id);
+    response
+}
+
+/// 404, or for a path with slashes at its end the way to the path without (as vLLM's framework does).
+async fn no_such_route(State(_): State<Arc<HttpState>>, uri: Uri) -> Response {
+    let path = uri.path();
+    let trimmed = path.trim_end_matches('/');
+    // Two slashes at the start would name another host.
+    if trimmed.len() == path.len() || trimmed.is_empty() || trimmed.starts_with("//") {
+        return ApiError::no_such_route(path).into_response();
+    }
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, format!("{trimmed}{query}"))]).into_response()
+}
+
+fn cors(origins: &[String]) -> CorsLayer {
+    let layer = CorsLayer::new().allow_methods(Any).allow_headers(Any).expose_headers([X_REQUEST_ID]);
+    if origins.iter().any(|origin| origin == "*") {
+        return layer.allow_origin(Any);
+    }
+    // What is not a header value cannot be sent by a browser either.
+    let origins = origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok());
+    layer.allow_origin(AllowOrigin::list(origins))
+}

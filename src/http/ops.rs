@@ -1,0 +1,56 @@
+//! Routes for operators: is it alive, is it ready, how busy is it.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::HttpState;
+use super::error::ApiError;
+use super::reply::json;
+
+/// 200 as long as the engine makes progress. Not a question of this process being there: work that has
+/// not moved for `stall_timeout` makes it 503, so that somebody restarts us.
+pub(crate) async fn health(State(state): State<Arc<HttpState>>) -> Result<StatusCode, ApiError> {
+    let stats = state.app.engine.stats();
+    if let Some(reason) = stats.death() {
+        return Err(ApiError::unavailable(format!("the engine has stopped: {reason}")));
+    }
+    let stalled = stats.stalled_for();
+    if stalled > state.app.server.stall_timeout {
+        let message = format!("the engine has completed no step for {} s", stalled.as_secs());
+        return Err(ApiError::unavailable(message));
+    }
+    Ok(StatusCode::OK)
+}
+
+/// 200 if new requests are welcome. (The model is loaded before there is anything to answer with.)
+pub(crate) async fn ready(State(state): State<Arc<HttpState>>) -> Result<StatusCode, ApiError> {
+    let engine = &state.app.engine;
+    if engine.is_draining() {
+        return Err(ApiError::unavailable("the server is shutting down and takes no new requests"));
+    }
+    if let Some(reason) = engine.stats().death() {
+        return Err(ApiError::unavailable(format!("the engine has stopped: {reason}")));
+    }
+    Ok(StatusCode::OK)
+}
+
+/// What answers is Quire of this version.
+pub(crate) async fn version() -> Response {
+    json(&json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+/// Sequences queued and running.
+pub(crate) async fn load(State(state): State<Arc<HttpState>>) -> Response {
+    json(&json!({ "server_load": state.app.engine.num_in_flight() }))
+}
+
+/// Prometheus' text format.
+pub(crate) async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
+    let text = state.app.metrics.render(state.app.engine.stats());
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}

@@ -1,0 +1,129 @@
+//! [`Reply`]: what both endpoints say around the text they return, and the collecting of whole answers.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde::{Serialize, Serializer};
+
+use crate::engine::{Finish, FinishKind, OutputStream, PromptOutput, StopCause, TokenLogprobs};
+
+use super::error::ApiError;
+use super::logprobs::TokenNames;
+use super::usage::Usage;
+
+/// `system_fingerprint`: which program answered.
+pub(crate) const FINGERPRINT: &str = concat!("quire-", env!("CARGO_PKG_VERSION"));
+
+/// The answer to one HTTP request, but for its text.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) id: String,
+    /// Seconds since 1970.
+    pub(crate) created: i64,
+    /// The name that the client used.
+    pub(crate) model: String,
+    /// Choices a prompt.
+    pub(crate) n: u32,
+    pub(crate) prompts: Vec<ReplyPrompt>,
+    pub(crate) names: TokenNames,
+    pub(crate) wants_logprobs: bool,
+    pub(crate) wants_prompt_logprobs: bool,
+    pub(crate) return_token_ids: bool,
+    /// Streams: a last chunk with the usage.
+    pub(crate) include_usage: bool,
+    /// Streams: the usage so far on every chunk.
+    pub(crate) continuous_usage: bool,
+}
+
+/// One prompt of the request.
+#[derive(Debug)]
+pub(crate) struct ReplyPrompt {
+    pub(crate) ids: Arc<[u32]>,
+    /// Text to repeat before the answer.
+    pub(crate) echo: Option<String>,
+}
+
+impl Reply {
+    /// Prompt tokens of the whole request.
+    pub(crate) fn prompt_tokens(&self) -> u64 {
+        self.prompts.iter().map(|prompt| prompt.ids.len() as u64).sum()
+    }
+}
+
+/// All that one sequence gave.
+#[derive(Debug, Default)]
+pub(crate) struct Generated {
+    pub(crate) prompt: PromptOutput,
+    pub(crate) text: String,
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+    /// Always there once collected.
+    pub(crate) finish: Option<Finish>,
+}
+
+/// Waits for the ends of all sequences of one prompt, in order of index.
+///
+/// # Errors
+/// 500 if one of them failed; the others are then aborted by dropping the stream.
+pub(crate) async fn collect(mut stream: OutputStream, n: u32) -> Result<Vec<Generated>, ApiError> {
+    let mut all: Vec<_> = (0..n).map(|_| Generated::default()).collect();
+    while let Some(delta) = stream.next().await {
+        let one = &mut all[delta.index as usize];
+        if let Some(prompt) = delta.prompt.take() {
+            one.prompt = prompt;
+        }
+        one.text.push_str(&delta.text);
+        one.token_ids.extend_from_slice(&delta.token_ids);
+        one.logprobs.append(&mut delta.logprobs);
+        if let Some(finish) = delta.finish.take() {
+            one.finish = Some(check_finish(finish)?);
+        }
+    }
+    Ok(all)
+}
+
+/// A failed sequence fails the request.
+pub(crate) fn check_finish(finish: Finish) -> Result<Finish, ApiError> {
+    match finish.kind {
+        FinishKind::Error => Err(ApiError::internal(finish.error.as_deref().unwrap_or("the request failed"))),
+        _ => Ok(finish),
+    }
+}
+
+/// Counts what a whole answer took.
+pub(crate) fn usage(reply: &Reply, prompts: &[Vec<Generated>]) -> Usage {
+    let cached = |sequences: &Vec<Generated>| u64::from(sequences[0].prompt.num_cached_tokens);
+    Usage {
+        prompt_tokens: reply.prompt_tokens(),
+        cached_tokens: prompts.iter().map(cached).sum(),
+        completion_tokens: prompts.iter().flatten().map(|one| one.token_ids.len() as u64).sum(),
+    }
+}
+
+/// `stop_reason`: null for the model's own end, else the token or the text that stopped it.
+pub(crate) struct StopReason<'a>(pub(crate) Option<&'a Finish>);
+
+impl Serialize for StopReason<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.and_then(|finish| finish.stop.as_ref()) {
+            None | Some(StopCause::Eos(_)) => serializer.serialize_none(),
+            Some(StopCause::Token(token)) => serializer.serialize_u32(*token),
+            Some(StopCause::Text(text)) => serializer.serialize_str(text),
+        }
+    }
+}
+
+/// A 200 with this body.
+pub(crate) fn json(body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => ([(CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Err(error) => ApiError::internal(format!("the answer could not be written: {error}")).into_response(),
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}

@@ -1,0 +1,166 @@
+//! Fields that we know and do not act on: what is refused, and what is a mere label.
+//!
+//! Nothing that would change an answer is accepted and then ignored. A field of vLLM's or OpenAI's API
+//! that Quire does not support is refused with its name, unless its value asks for what happens anyway.
+//! Fields that nobody knows are accepted, as in vLLM, so that clients of other servers keep working.
+
+use serde_json::Value;
+
+/// Why a field is refused, or `None` if it may pass.
+pub(crate) fn refusal(name: &str, value: &Value) -> Option<&'static str> {
+    let refused = REFUSED.iter().find(|refused| refused.name == name)?;
+    (!refused.unless.holds(value)).then_some(refused.why)
+}
+
+/// Whether the field is a label for the client's own bookkeeping.
+pub(crate) fn is_label(name: &str) -> bool {
+    LABELS.contains(&name)
+}
+
+/// Fields that ask for nothing: names for users, sessions and bills, hints to caches and tiers of a hosted
+/// service, and (`parallel_tool_calls`) a limit on calls that are not made.
+const LABELS: &[&str] = &[
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "session_id",
+    "store",
+    "user",
+];
+
+struct Refused {
+    name: &'static str,
+    unless: Harmless,
+    why: &'static str,
+}
+
+/// A value that asks for what happens anyway.
+enum Harmless {
+    Never,
+    Bool(bool),
+    Number(f64),
+    Word(&'static str),
+    /// `""`, `[]` or `{}`.
+    Empty,
+    /// `{"type": "text"}`
+    TextType,
+    /// `["text"]`
+    OnlyText,
+}
+
+impl Harmless {
+    fn holds(&self, value: &Value) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Bool(harmless) => value.as_bool() == Some(*harmless),
+            Self::Number(harmless) => value.as_f64() == Some(*harmless),
+            Self::Word(harmless) => value.as_str() == Some(harmless),
+            Self::Empty => match value {
+                Value::String(text) => text.is_empty(),
+                Value::Array(list) => list.is_empty(),
+                Value::Object(map) => map.is_empty(),
+                _ => false,
+            },
+            Self::TextType => value["type"] == "text",
+            Self::OnlyText => value.as_array().is_some_and(|list| list.iter().all(|item| item == "text")),
+        }
+    }
+}
+
+const fn refused(name: &'static str, unless: Harmless, why: &'static str) -> Refused {
+    Refused { name, unless, why }
+}
+
+const GUIDED: &str = "constrained (structured) output is not built yet";
+const TEXT_ONLY: &str = "this server reads and writes text only";
+const NO_TOOLS: &str = "calling of functions is not built yet";
+const NO_REASONING: &str = "separating reasoning from the answer is not built yet";
+const OF_COMPLETIONS: &str = "this field belongs to /v1/completions";
+const OF_CHAT: &str = "this field belongs to /v1/chat/completions";
+
+const REFUSED: &[Refused] = &[
+    refused("audio", Harmless::Never, TEXT_ONLY),
+    refused("best_of", Harmless::Number(1.0), "only 1 is supported; n gives several choices"),
+    refused("chat_template", Harmless::Empty, "templates in requests are not trusted; see --chat-template"),
+    refused("ec_transfer_params", Harmless::Empty, "transfer of encoder caches is not built"),
+    refused("function_call", Harmless::Word("none"), NO_TOOLS),
+    refused("functions", Harmless::Empty, NO_TOOLS),
+    refused("guided_choice", Harmless::Empty, GUIDED),
+    refused("guided_decoding_backend", Harmless::Empty, GUIDED),
+    refused("guided_grammar", Harmless::Empty, GUIDED),
+    refused("guided_json", Harmless::Empty, GUIDED),
+    refused("guided_regex", Harmless::Empty, GUIDED),
+    refused("guided_whitespace_pattern", Harmless::Empty, GUIDED),
+    refused("include_reasoning", Harmless::Bool(true), NO_REASONING),
+    refused("kv_transfer_params", Harmless::Empty, "transfer of KV caches is not built yet"),
+    refused("length_penalty", Harmless::Number(1.0), "it belongs to beam search, which is not supported"),
+    refused("logits_processors", Harmless::Empty, "processors written by clients are not supported"),
+    refused("logprob_token_ids", Harmless::Empty, "only logprobs of the likeliest tokens are supported"),
+    refused("media_io_kwargs", Harmless::Empty, TEXT_ONLY),
+    refused("messages", Harmless::Never, OF_CHAT),
+    refused("mm_payload", Harmless::Empty, TEXT_ONLY),
+    refused("mm_processor_kwargs", Harmless::Empty, TEXT_ONLY),
+    refused("modalities", Harmless::OnlyText, TEXT_ONLY),
+    refused("prediction", Harmless::Empty, "predicted outputs are not supported"),
+    refused("prompt_embeds", Harmless::Empty, "prompts are text or token ids"),
+    refused("repetition_detection", Harmless::Empty, "it is not built; see repetition_penalty"),
+    refused("response_format", Harmless::TextType, GUIDED),
+    refused("return_prompt_text", Harmless::Bool(false), "see return_token_ids and /detokenize"),
+    refused("return_token_offsets", Harmless::Bool(false), "offsets of tokens are not built"),
+    refused("return_weight_versions", Harmless::Bool(false), "weights have no versions here"),
+    refused("routed_experts_prompt_start", Harmless::Never, "routing of experts is not reported"),
+    refused("stream_interval", Harmless::Number(1.0), "tokens are sent as they come"),
+    refused("structural_tag", Harmless::Empty, GUIDED),
+    refused("structured_outputs", Harmless::Empty, GUIDED),
+    refused("suffix", Harmless::Empty, "the model cannot fill in the middle of a text"),
+    refused("thinking_token_budget", Harmless::Number(-1.0), NO_REASONING),
+    refused("tool_choice", Harmless::Word("none"), OF_CHAT),
+    refused("tools", Harmless::Empty, OF_CHAT),
+    refused("top_logprobs", Harmless::Number(0.0), OF_CHAT),
+    refused("use_beam_search", Harmless::Bool(false), "beam search is not supported"),
+    refused("verbosity", Harmless::Word("medium"), "the model has no such setting"),
+    refused("vllm_xargs", Harmless::Empty, "there are no samplers that take extra arguments"),
+    refused("watermarking", Harmless::Bool(false), "watermarking is not supported"),
+    refused("web_search_options", Harmless::Never, "the server searches nothing"),
+    refused("documents", Harmless::Empty, OF_CHAT),
+    refused("prompt", Harmless::Never, OF_COMPLETIONS),
+];
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn unsupported_fields_are_refused_unless_they_ask_for_nothing() {
+        for (name, harmless, harmful) in [
+            ("best_of", json!(1), json!(2)),
+            ("use_beam_search", json!(false), json!(true)),
+            ("suffix", json!(""), json!("end")),
+            ("length_penalty", json!(1.0), json!(0.5)),
+            ("response_format", json!({"type": "text"}), json!({"type": "json_object"})),
+            ("structured_outputs", json!({}), json!({"regex": "a"})),
+            ("modalities", json!(["text"]), json!(["text", "audio"])),
+            ("stream_interval", json!(1), json!(5)),
+            ("kv_transfer_params", json!({}), json!({"do_remote_decode": true})),
+        ] {
+            assert_eq!(refusal(name, &harmless), None, "{name}");
+            assert!(refusal(name, &harmful).is_some(), "{name}");
+        }
+        assert!(refusal("response_format", &json!("json")).is_some());
+    }
+
+    #[test]
+    fn a_field_is_in_one_list_once() {
+        let mut names: Vec<_> = REFUSED.iter().map(|r| r.name).chain(LABELS.iter().copied()).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
