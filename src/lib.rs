@@ -3,11 +3,15 @@
 //! This crate is the program; `main.rs` only calls [`cli::run`]. The way of a request goes through
 //! [`http`] or [`grpc`], [`text`], [`engine`] and back. See ARCHITECTURE.md.
 
+pub mod api_keys;
 pub mod app;
 pub mod config;
+pub mod demo;
 pub mod engine;
 pub mod grpc;
 pub mod http;
+pub mod load;
 pub mod metrics;
+pub mod server;
 pub mod text;
 pub mod validate;

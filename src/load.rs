@@ -192,7 +192,9 @@ fn open_checkpoint(config: &EngineConfig, spec: &ModelSpec) -> Result<Checkpoint
     };
     let checkpoint = match (config.load_format, &config.model) {
         (LoadFormat::Dummy, _) => return Ok(Checkpoint::dummy(dtype.unwrap_or(spec.dtype))),
-        (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Demo) => Checkpoint::from_bytes(demo::WEIGHTS)?,
+        (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Demo) => {
+            Checkpoint::from_bytes(demo::WEIGHTS)?
+        }
         (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Folder(dir)) => Checkpoint::open(dir)?,
     };
     Ok(match dtype {
@@ -211,7 +213,10 @@ fn scheduler_config(config: &EngineConfig, spec: &ModelSpec) -> Result<Scheduler
     let num_blocks = num_blocks(config, spec, max_model_len)?;
     let max_num_seqs = config.max_num_seqs.min(config.max_num_batched_tokens);
     if max_num_seqs < config.max_num_seqs {
-        tracing::warn!(max_num_seqs, "lowered to --max-num-batched-tokens: each request needs a token a step");
+        tracing::warn!(
+            max_num_seqs,
+            "lowered to --max-num-batched-tokens: each request needs a token a step"
+        );
     }
     Ok(SchedulerConfig {
         max_num_seqs,

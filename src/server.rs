@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 use tower::ServiceExt;
 
 use crate::app::App;
@@ -198,11 +198,12 @@ fn serve_connection(socket: TcpStream, router: Router, connections: &GracefulShu
 }
 
 async fn serve_grpc(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiver<bool>) {
-    let incoming = TcpListenerStream::new(listener);
+    // Tokens are small and late, as above; the server's own option is for sockets that it accepts itself.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let until = async move {
         let _ = stopped.changed().await;
     };
-    let server = tonic::transport::Server::builder().tcp_nodelay(true);
+    let server = tonic::transport::Server::builder();
     let served = grpc::routes(server, app).serve_with_incoming_shutdown(incoming, until).await;
     if let Err(error) = served {
         tracing::error!(%error, "the gRPC listener failed");

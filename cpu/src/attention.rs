@@ -181,7 +181,7 @@ fn softmax_numerators<V: Lanes>(shape: &AttentionShape, scores: &mut [f32], seen
 fn soft_cap<V: Lanes>(x: V, cap: V) -> V {
     let one = V::splat(1.0);
     let power = exp(x.div(cap).mul(V::splat(2.0)));
-    cap.mul(power.sub(one)).div(power.add(one))
+    cap.mul(power.sub(one).div(power.add(one)))
 }
 
 /// `out += weight * value`, value after value.

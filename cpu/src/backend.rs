@@ -71,6 +71,7 @@ impl CpuBackend {
                 block_size: 1,
                 max_logits_rows: 0,
                 vocab_size: 0,
+                heads_per_group: 0,
             },
             step: StepInputs::default(),
             block_tables: Vec::new(),
@@ -130,10 +131,12 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Vec<f32>, BackendError> {
-        let mut buffer = Vec::new();
-        buffer.try_reserve_exact(len).map_err(|_| error(format!("no memory for {len} f32 of {role:?}")))?;
-        buffer.resize(len, 0.0);
-        Ok(buffer)
+        // Asked for once to be refused politely, then again as zeros: those pages come from the system
+        // untouched, so the start does not pay for a KV cache that nobody has used yet.
+        let mut probe = Vec::<f32>::new();
+        probe.try_reserve_exact(len).map_err(|_| error(format!("no memory for {len} f32 of {role:?}")))?;
+        drop(probe);
+        Ok(vec![0.0; len])
     }
 
     fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError> {
@@ -141,8 +144,10 @@ impl Backend for CpuBackend {
         self.block_tables = vec![0; limits.max_num_seqs * limits.max_blocks_per_seq];
         self.last_tokens = vec![0; limits.max_num_seqs];
         self.results = vec![RowResult::default(); limits.max_num_seqs];
+        let longest = scores_len(limits.max_blocks_per_seq * limits.block_size);
+        let scores = || vec![0.0; limits.heads_per_group * longest];
         self.scratch = (0..self.pool.num_threads())
-            .map(|_| WorkerScratch { scores: Vec::new(), sampler: SamplerScratch::new(limits.vocab_size) })
+            .map(|_| WorkerScratch { scores: scores(), sampler: SamplerScratch::new(limits.vocab_size) })
             .collect();
         Ok(())
     }
@@ -300,10 +305,6 @@ impl Backend for CpuBackend {
                 let position = step.positions()[token] as usize;
                 let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
                 let table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
-                let needed = group * scores_len(position + 1);
-                if scratch.scores.len() < needed {
-                    scratch.scores.resize(needed.next_power_of_two(), 0.0);
-                }
                 let kv = PagedKv { cache: kv_cache, block_table: table, block_size: limits.block_size };
                 let heads = &qkv[token * qkv_len + kv_head * group_len..][..group_len];
                 // SAFETY: each token's group of heads is computed once.

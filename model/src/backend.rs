@@ -53,6 +53,8 @@ pub struct StepLimits {
     pub max_logits_rows: usize,
     /// Logits in a row.
     pub vocab_size: usize,
+    /// Query heads that share a key-value head.
+    pub heads_per_group: usize,
 }
 
 /// What the attention operations need to know of a layer.

@@ -65,6 +65,7 @@ impl<B: Backend> Runner<B> {
             block_size: config.block_size,
             max_logits_rows: config.max_num_seqs.min(config.max_num_batched_tokens),
             vocab_size: model.spec.vocab_size,
+            heads_per_group: model.spec.attention.num_heads / model.spec.attention.num_kv_heads,
         };
         backend.prepare(&limits)?;
         let workspace = Workspace::new(&mut backend, &model.spec, &limits, config.num_blocks)?;

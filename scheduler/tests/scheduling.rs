@@ -267,3 +267,35 @@ fn invariant_5_blocks_balance_and_all_come_back() {
     assert_eq!((stats.num_blocks_free, stats.num_running), (10, 0));
     assert_eq!(driver.heard.ends.len(), 30);
 }
+
+#[test]
+fn invariant_7_a_plan_is_bounded_however_many_wait() {
+    let mut driver =
+        Driver::new(SchedulerConfig { max_num_seqs: 5, max_num_batched_tokens: 20, ..tight(60) });
+    driver.add((1..=200).map(|id| request(id, 1 + (id * 13 % 60) as u32, 1 + (id * 5 % 40) as u32)));
+    let mut fullest = 0;
+    while let Some(plan) = driver.step() {
+        assert!(plan.rows.len() <= 5 && plan.num_tokens <= 20);
+        assert!(plan.rows.iter().all(|row| row.slot < 5));
+        assert!(driver.scheduler.stats().num_running <= 5);
+        fullest = fullest.max(plan.rows.len());
+    }
+    assert_eq!((fullest, driver.heard.ends.len()), (5, 200));
+}
+
+/// No allocation for a row or a token: a plan's buffers come back with `update` and are used again.
+#[test]
+fn invariant_1_plan_buffers_are_reused() {
+    let mut driver = Driver::new(config());
+    driver.add((1..=8).map(|id| request(id, 4, 80)));
+    driver.step();
+    let buffers = |plan: &SchedulerOutput| (plan.rows.as_ptr(), plan.new_block_ids.as_ptr());
+    let plan = driver.schedule().unwrap();
+    let first = buffers(&plan);
+    driver.finish(plan);
+    for _ in 0..60 {
+        let plan = driver.schedule().unwrap();
+        assert_eq!(buffers(&plan), first);
+        driver.finish(plan);
+    }
+}

@@ -37,6 +37,7 @@ fn invariant_5_6_8_hold_in_every_step_of_every_life() {
             let report = run(seed);
             let mut total = total.lock().unwrap();
             total.steps += report.steps;
+            total.trace ^= report.trace;
             total.finished += report.finished;
             total.aborted += report.aborted;
             total.failed += report.failed;

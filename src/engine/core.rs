@@ -94,6 +94,7 @@ impl Engine {
             external: external.clone(),
             abort: Abort(commands.clone()),
             log_requests: options.log_requests,
+            epoch,
             credits: credit,
             sequences: Sequences::default(),
         };

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use quire_scheduler::{
@@ -105,6 +105,8 @@ pub(super) struct OutputThread {
     pub(super) external: Arc<ExternalIds>,
     pub(super) abort: Abort,
     pub(super) log_requests: bool,
+    /// Zero of the engine's clock.
+    pub(super) epoch: Instant,
     /// One goes back to the engine thread for each step worked off.
     pub(super) credits: Sender<()>,
     pub(super) sequences: Sequences,
@@ -186,6 +188,9 @@ impl OutputThread {
         for update in &step.updates {
             // Unknown: the client has been told of an end already (a stop string matched).
             let Some(sequence) = self.sequences.get_mut(&update.id) else { continue };
+            if let Some(first) = update.first_scheduled {
+                sequence.scheduled = Some(self.epoch + Duration::from_micros(first.at_us));
+            }
             let metrics = &*self.metrics;
             let applied = catch_unwind(AssertUnwindSafe(|| sequence.apply(update, step, now, metrics)));
             let finish = applied.unwrap_or_else(|_| {
@@ -259,7 +264,6 @@ impl SequenceOutput {
         metrics: &Metrics,
     ) -> Option<Finish> {
         if let Some(first) = update.first_scheduled {
-            self.scheduled = Some(now);
             self.prompt.num_cached_tokens = first.num_cached_tokens;
             metrics.on_prompt(self.prompt_token_ids.len() as u32, first.num_cached_tokens);
         }

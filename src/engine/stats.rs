@@ -30,7 +30,7 @@ pub struct EngineStats {
 }
 
 impl EngineStats {
-    pub(super) fn new(initial: &SchedulerStats) -> Self {
+    pub(crate) fn new(initial: &SchedulerStats) -> Self {
         let stats = Self {
             started: Instant::now(),
             num_running: AtomicU32::new(0),
@@ -102,7 +102,7 @@ impl EngineStats {
         self.record_progress(true);
     }
 
-    pub(crate) fn record_scheduler(&self, s: &SchedulerStats) {
+    pub(super) fn record_scheduler(&self, s: &SchedulerStats) {
         self.num_running.store(s.num_running, Relaxed);
         self.num_waiting_capacity.store(s.num_waiting_capacity, Relaxed);
         self.num_waiting_deferred.store(s.num_waiting_deferred, Relaxed);

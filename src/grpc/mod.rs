@@ -20,10 +20,11 @@ use tonic::transport::server::{Router, Server};
 use tonic_health::pb::health_server::HealthServer;
 use tower::Layer;
 
-use self::auth::ApiKeys;
+use self::auth::Guard;
 use self::control::Control;
 use self::health::Health;
 use self::inference::Inference;
+use crate::api_keys::ApiKeys;
 use crate::app::App;
 
 /// Bytes of a request message at most, decoded; vLLM's limit.
@@ -35,7 +36,7 @@ pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
 /// [`start_draining`](crate::engine::EngineHandle::start_draining) on, or when the engine died or stalls,
 /// and its watches end when draining starts, so that they do not hold up a graceful shutdown.
 pub fn routes(mut server: Server, app: Arc<App>) -> Router {
-    let keys = InterceptorLayer::new(ApiKeys::new(&app.server.api_keys));
+    let keys = InterceptorLayer::new(Guard::new(ApiKeys::new(&app.server.api_keys)));
     let inference =
         InferenceServer::new(Inference::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let control = ControlServer::new(Control::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);

@@ -37,9 +37,9 @@ use axum::routing::{get, post};
 use futures_util::FutureExt;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
-use self::auth::ApiKeys;
 use self::error::ApiError;
 use self::prompt::Encoder;
+use crate::api_keys::ApiKeys;
 use crate::app::App;
 use crate::engine::{GenerateRequest, OutputStream, SubmitError};
 use crate::text::ChatTemplate;

@@ -23,9 +23,6 @@ use self::families::{PARAMS_N_BUCKETS, PREEMPTION_BUCKETS, REQUEST_BUCKETS, TTFT
 use self::process::ProcessMetrics;
 use crate::engine::{EngineStats, FinishKind};
 
-/// `Content-Type` of [`Metrics::render`].
-pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
-
 /// What the series are labelled with.
 #[derive(Debug, Clone)]
 pub struct MetricsInfo {
@@ -225,7 +222,7 @@ impl Metrics {
         self.http_duration.with_label_values(&[handler, method]).observe(seconds);
     }
 
-    /// Everything in Prometheus' text format ([`CONTENT_TYPE`]).
+    /// Everything in Prometheus' text format, version 0.0.4.
     pub fn render(&self, stats: &EngineStats) -> String {
         let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         self.scheduler.set(stats);

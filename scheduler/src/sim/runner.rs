@@ -55,7 +55,7 @@ pub struct SimRunnerConfig {
     pub model: SimModel,
     /// Number of slots.
     pub max_num_seqs: u32,
-    /// Plans that may be in flight, 1 or 2.
+    /// Plans that may be in flight, at least 1.
     pub max_in_flight: usize,
     /// `None`: steps take no time but their own.
     pub cost: Option<StepCost>,

@@ -24,6 +24,8 @@ pub(super) struct Workload {
     pub(super) max_live: usize,
     /// Prompts that others begin with; grows by finished conversations.
     prefixes: Vec<Vec<TokenId>>,
+    /// Often asked again at once.
+    last: Option<Request>,
     next_id: u64,
 }
 
@@ -39,7 +41,7 @@ impl Workload {
         let runner = SimRunnerConfig {
             model: SimModel { seed, vocab: 0..VOCAB },
             max_num_seqs: scheduler.max_num_seqs,
-            max_in_flight: rng.between(1, 2) as usize,
+            max_in_flight: rng.between(1, 3) as usize,
             cost: None,
             check: Some(SimCheck { num_blocks: scheduler.num_blocks, block_size: scheduler.block_size }),
             failures,
@@ -52,6 +54,7 @@ impl Workload {
             scheduler,
             runner,
             prefixes,
+            last: None,
             next_id: 0,
         }
     }
@@ -59,6 +62,9 @@ impl Workload {
     /// A new request; one in a hundred is one that must be refused.
     pub(super) fn draw_request(&mut self, rng: &mut Rng, now_us: TimeUs) -> Request {
         self.next_id += 1;
+        if let Some(last) = self.last.clone().filter(|_| rng.percent(20)) {
+            return Request { id: RequestId(self.next_id), ..last };
+        }
         let most = self.scheduler.max_model_len - 1;
         let mut prompt = if rng.percent(60) { rng.pick(&self.prefixes).clone() } else { Vec::new() };
         if !rng.percent(30) || prompt.is_empty() {
@@ -81,7 +87,7 @@ impl Workload {
             ..SamplingParams::default()
         };
         let name = |rng: &mut Rng, percent| rng.percent(percent).then(|| Arc::from(*rng.pick(&["a", "b"])));
-        Request {
+        let request = Request {
             id: RequestId(self.next_id),
             prompt_token_ids: prompt.into(),
             sampling: Arc::new(sampling),
@@ -90,7 +96,9 @@ impl Workload {
             adapter: name(rng, 15),
             cache_salt: name(rng, 15),
             bypass_prefix_cache: rng.percent(4),
-        }
+        };
+        self.last = Some(request.clone());
+        request
     }
 
     /// A conversation goes on: later prompts may begin with this whole sequence.
@@ -112,14 +120,16 @@ fn draw_config(rng: &mut Rng) -> SchedulerConfig {
     let enable_prefix_caching = rng.percent(85);
     SchedulerConfig {
         max_num_seqs,
-        max_num_batched_tokens: max_num_seqs + rng.below(3 * max_model_len),
+        // Small budgets make prefills take many steps: more is in flight, shared and preempted half-way.
+        max_num_batched_tokens: max_num_seqs
+            + if rng.percent(50) { rng.below(3 * block_size) } else { rng.below(3 * max_model_len) },
         max_model_len,
         block_size,
         num_blocks,
         enable_prefix_caching,
         enable_kv_events: enable_prefix_caching && rng.percent(50),
         policy,
-        long_prefill_token_threshold: if rng.percent(25) { rng.between(1, max_model_len) } else { 0 },
+        long_prefill_token_threshold: if rng.percent(35) { rng.between(1, max_model_len) } else { 0 },
         priority_ageing_us: match policy {
             SchedulingPolicy::Priority if rng.percent(50) => u64::from(rng.between(1, 2000)),
             _ => 0,

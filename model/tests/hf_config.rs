@@ -1,0 +1,122 @@
+//! config.json to `ModelSpec`: what is understood, and what is refused by name.
+
+use quire_model::{Dtype, ModelError, ModelSpec, RopeScaling};
+use serde_json::{Value, json};
+
+fn llama() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 100, "hidden_size": 24, "intermediate_size": 40,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "hidden_act": "silu", "torch_dtype": "bfloat16",
+    })
+}
+
+/// `base` with some fields replaced; `null` values included.
+fn with(mut base: Value, fields: Value) -> Value {
+    let object = base.as_object_mut().unwrap();
+    for (name, value) in fields.as_object().unwrap() {
+        object.insert(name.clone(), value.clone());
+    }
+    base
+}
+
+fn spec(config: &Value) -> ModelSpec {
+    ModelSpec::from_json(&config.to_string(), None).unwrap()
+}
+
+fn windows(spec: &ModelSpec) -> Vec<Option<u32>> {
+    spec.layers.iter().map(|layer| layer.sliding_window).collect()
+}
+
+#[test]
+fn defaults_follow_transformers() {
+    let plain = spec(&llama());
+    assert_eq!(plain.dtype, Dtype::Bf16);
+    assert_eq!((plain.attention.head_dim, plain.rope.theta), (6, 10_000.0));
+    assert_eq!(plain.rope.scaling, RopeScaling::None);
+    assert!(!plain.tie_word_embeddings && !plain.attention.qkv_bias && !plain.mlp_bias);
+    assert_eq!(plain.attention.scale, 6f32.powf(-0.5));
+    let one = with(llama(), json!({"num_key_value_heads": null, "torch_dtype": null}));
+    assert_eq!((spec(&one).attention.num_kv_heads, spec(&one).dtype), (4, Dtype::F32));
+    let newer = with(llama(), json!({"dtype": "float16", "torch_dtype": null}));
+    assert_eq!(spec(&newer).dtype, Dtype::F16);
+    let qwen3 = with(llama(), json!({"architectures": ["Qwen3ForCausalLM"]}));
+    assert_eq!(spec(&qwen3).attention.head_dim, 128);
+    assert!(spec(&qwen3).attention.qk_norm);
+    let qwen2 = with(llama(), json!({"architectures": ["Qwen2ForCausalLM"]}));
+    assert!(spec(&qwen2).attention.qkv_bias && !spec(&qwen2).attention.output_bias);
+}
+
+#[test]
+fn old_and_new_forms_of_rope_mean_the_same() {
+    let scaling = json!({
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+    });
+    let old = with(scaling.clone(), json!({"type": "llama3"}));
+    let old = with(llama(), json!({"rope_theta": 5e5, "rope_scaling": old}));
+    let new = with(scaling, json!({"rope_type": "llama3", "rope_theta": 5e5}));
+    let new = with(llama(), json!({"rope_parameters": new}));
+    assert_eq!(spec(&old).rope, spec(&new).rope);
+    assert!(matches!(spec(&old).rope.scaling, RopeScaling::Llama3 { .. }));
+    let plain = with(llama(), json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}));
+    assert_eq!((spec(&plain).rope.theta, spec(&plain).rope.scaling), (7.0, RopeScaling::None));
+}
+
+#[test]
+fn windows_apply_as_each_family_says() {
+    let family = |name: &str, more: Value| {
+        with(with(llama(), json!({"architectures": [name], "sliding_window": 9})), more)
+    };
+    let w = Some(9);
+    assert_eq!(windows(&spec(&family("LlamaForCausalLM", json!({})))), [None, None, None]);
+    assert_eq!(windows(&spec(&family("MistralForCausalLM", json!({})))), [w, w, w]);
+    assert_eq!(windows(&spec(&family("Qwen2ForCausalLM", json!({"max_window_layers": 1})))), [None; 3]);
+    let on = json!({"max_window_layers": 1, "use_sliding_window": true});
+    assert_eq!(windows(&spec(&family("Qwen3ForCausalLM", on))), [None, w, w]);
+    let types = json!({"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]});
+    assert_eq!(windows(&spec(&family("MistralForCausalLM", types))), [w, None, w]);
+}
+
+#[test]
+fn end_tokens_come_from_both_files() {
+    let config = with(llama(), json!({"eos_token_id": 7})).to_string();
+    let ids = |generation: Option<&str>| ModelSpec::from_json(&config, generation).unwrap().eos_token_ids;
+    assert_eq!(ids(None), [7]);
+    assert_eq!(ids(Some(r#"{"eos_token_id": [9, 7, 3]}"#)), [3, 7, 9]);
+    assert_eq!(ids(Some(r#"{"temperature": 0.6}"#)), [7]);
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let cases = [
+        (json!({"architectures": ["MambaForCausalLM"]}), "MambaForCausalLM"),
+        (json!({"architectures": []}), "architectures"),
+        (json!({"hidden_act": "gelu"}), "hidden_act"),
+        (json!({"torch_dtype": "float8_e4m3fn"}), "dtype"),
+        (json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), "yarn"),
+        (json!({"rope_scaling": {"factor": 4.0}}), "rope_scaling"),
+        (json!({"rope_scaling": {"rope_type": "linear"}}), "factor"),
+        (json!({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}), "factor"),
+        (json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}), "rope_scaling"),
+        (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        (json!({"quantization_config": {"quant_method": "awq"}}), "awq"),
+        (json!({"num_key_value_heads": 3}), "num_key_value_heads"),
+        (json!({"head_dim": 7}), "head_dim"),
+        (json!({"num_attention_heads": 5, "num_key_value_heads": 5}), "head_dim"),
+        (json!({"hidden_size": 0}), "hidden_size"),
+        (json!({"vocab_size": null}), "vocab_size"),
+        (json!({"layer_types": ["full_attention"]}), "layer_types"),
+        (
+            json!({"layer_types": ["full_attention", "linear_attention", "full_attention"]}),
+            "linear_attention",
+        ),
+        (json!({"layer_types": ["sliding_attention", "full_attention", "full_attention"]}), "sliding_window"),
+        (json!({"eos_token_id": -1}), "eos_token_id"),
+        (json!({"rope_theta": -5.0}), "rope_theta"),
+    ];
+    for (fields, named) in cases {
+        let error = ModelSpec::from_json(&with(llama(), fields.clone()).to_string(), None).unwrap_err();
+        assert!(error.to_string().contains(named), "{fields} gives {error}");
+    }
+    assert!(matches!(ModelSpec::from_json("{", None), Err(ModelError::Malformed { .. })));
+}

@@ -1,0 +1,338 @@
+//! vLLM's flags that are not flags of Quire. One table each way:
+//!
+//! - [`ACCEPTED`]: what they ask for is what Quire does anyway. They are parsed, their values are checked
+//!   against what is true, and `--help` lists them.
+//! - [`REFUSED`]: what they ask for is not there. The refusal names the flag and says why.
+//!
+//! A deployment written for vLLM then either runs as it was meant, or says at start what it would miss.
+
+use clap::builder::BoolishValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+/// The version of vLLM whose contracts are followed; what `vllm --version` answers.
+pub const VLLM_VERSION: &str = "0.33.0";
+
+/// Which values are true of Quire.
+enum Values {
+    /// A switch that may only be on.
+    On,
+    /// A switch that may only be off.
+    Off,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// Any: the flag limits something that never happens.
+    Any,
+}
+
+struct Accepted {
+    flag: &'static str,
+    values: Values,
+    /// Why it is true already.
+    reason: &'static str,
+}
+
+const fn on(flag: &'static str, reason: &'static str) -> Accepted {
+    Accepted { flag, values: Values::On, reason }
+}
+const fn off(flag: &'static str, reason: &'static str) -> Accepted {
+    Accepted { flag, values: Values::Off, reason }
+}
+const fn one_of(flag: &'static str, words: &'static [&'static str], reason: &'static str) -> Accepted {
+    Accepted { flag, values: Values::OneOf(words), reason }
+}
+const fn any(flag: &'static str, reason: &'static str) -> Accepted {
+    Accepted { flag, values: Values::Any, reason }
+}
+
+const ONE_DEVICE: &str = "the model runs on one device, in one process";
+const TEXT_IS_NOT_LOGGED: &str = "texts of requests are never logged";
+const NO_ACCESS_LOG: &str = "there is no access log";
+
+const ACCEPTED: &[Accepted] = &[
+    on("enforce-eager", "operations run as they come; no graph is captured"),
+    on("enable-chunked-prefill", "prompts are always computed in chunks as the budget allows"),
+    on("trust-remote-code", "a permission that is never used: no code of a model folder is run"),
+    on("disable-log-requests", "requests are not logged unless --enable-log-requests is given"),
+    on("disable-log-stats", "statistics are at /metrics, not in the log"),
+    on("disable-uvicorn-access-log", NO_ACCESS_LOG),
+    on("disable-frontend-multiprocessing", "everything is one process"),
+    on("disable-fastapi-docs", "there are no pages of documentation to serve"),
+    on("enable-server-load-tracking", "/load always answers"),
+    any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
+    any("max-log-len", TEXT_IS_NOT_LOGGED),
+    off("enable-log-outputs", TEXT_IS_NOT_LOGGED),
+    one_of("tensor-parallel-size", &["1"], ONE_DEVICE),
+    one_of("pipeline-parallel-size", &["1"], ONE_DEVICE),
+    one_of("data-parallel-size", &["1"], ONE_DEVICE),
+    one_of("nnodes", &["1"], ONE_DEVICE),
+    one_of("node-rank", &["0"], ONE_DEVICE),
+    one_of("api-server-count", &["1"], "one process answers on all cores"),
+    one_of("distributed-executor-backend", &["uni"], ONE_DEVICE),
+    one_of("generation-config", &["auto"], "sampling defaults come from the model's generation_config.json"),
+    one_of("runner", &["auto", "generate"], "models generate text"),
+    one_of("convert", &["auto", "none"], "models are used as they are"),
+    one_of("model-impl", &["auto"], "there is one implementation"),
+    one_of("tokenizer-mode", &["auto", "hf"], "tokenizer.json is used"),
+    one_of("config-format", &["auto", "hf"], "config.json is used"),
+    one_of("kv-cache-dtype", &["auto"], "the KV cache has the precision in which the model computes"),
+    one_of("logprobs-mode", &["raw_logprobs"], "log-probabilities are those before penalties and temperature"),
+    one_of("stream-interval", &["1"], "every step's tokens are sent at once"),
+    one_of("prefill-schedule-interval", &["1"], "prompts may start in every step"),
+    one_of("swap-space", &["0"], "KV blocks are computed again, not swapped"),
+    one_of("cpu-offload-gb", &["0"], "weights stay where they are computed"),
+    one_of("safetensors-load-strategy", &["lazy"], "weights are mapped into memory"),
+    one_of("response-role", &["assistant"], "answers have the role assistant"),
+    one_of("chat-template-content-format", &["auto"], "the template's own form of content is used"),
+    one_of("root-path", &["", "/"], "routes begin at /"),
+    off("trust-request-chat-template", "templates in requests are refused"),
+    off("enable-lora", "there are no adapters"),
+    off("enable-sleep-mode", "there is no sleep mode"),
+    off("enable-expert-parallel", ONE_DEVICE),
+    off("allow-credentials", "CORS answers never allow credentials"),
+];
+
+const NO_ADAPTERS: &str = "adapters (LoRA) are not supported";
+const NO_TOOLS: &str = "tool calls are not parsed; their text arrives as it is";
+const NO_PARALLEL: &str = "the model runs on one device, in one process; run several servers behind a router";
+const NO_TLS: &str = "connections are plain; put a proxy in front for TLS";
+const NO_DOWNLOAD: &str = "nothing is downloaded; give the model's folder";
+const NO_TRANSFER: &str = "KV blocks stay in this process";
+const TEXT_ONLY: &str = "models take and give text only";
+const NO_PYTHON: &str = "there is no Python to load it into";
+const NO_COMPILER: &str = "there is no compiler to configure";
+const NO_TRACES: &str = "traces are not exported";
+
+const REFUSED: &[(&str, &str)] = &[
+    ("quantization", "weights are used as stored in the folder"),
+    ("revision", NO_DOWNLOAD),
+    ("tokenizer-revision", NO_DOWNLOAD),
+    ("code-revision", NO_DOWNLOAD),
+    ("download-dir", NO_DOWNLOAD),
+    ("hf-token", NO_DOWNLOAD),
+    ("hf-overrides", "the model is what its config.json says"),
+    ("override-generation-config", "edit the model's generation_config.json, or set it in the request"),
+    ("model-loader-extra-config", "loading has nothing to configure"),
+    ("num-gpu-blocks-override", "give --kv-cache-memory-bytes"),
+    ("max-num-active-seqs", "give --max-num-seqs"),
+    ("max-num-queued-tokens", "give --max-num-queued-reqs"),
+    ("max-seq-len-to-capture", "no graph is captured"),
+    ("cudagraph-capture-sizes", "no graph is captured"),
+    ("prefix-caching-hash-algo", "the hash of the prefix cache is fixed"),
+    ("kv-offloading-size", NO_TRANSFER),
+    ("kv-offloading-backend", NO_TRANSFER),
+    ("kv-transfer-config", NO_TRANSFER),
+    ("kv-events-config", "KV events are not published"),
+    ("watermark", "a request is admitted when its whole prompt fits"),
+    ("async-scheduling", "whether steps overlap follows from the device"),
+    ("scheduler-cls", NO_PYTHON),
+    ("worker-cls", NO_PYTHON),
+    ("logits-processors", NO_PYTHON),
+    ("middleware", NO_PYTHON),
+    ("tool-parser-plugin", NO_PYTHON),
+    ("io-processor-plugin", NO_PYTHON),
+    ("compilation-config", NO_COMPILER),
+    ("optimization-level", NO_COMPILER),
+    ("performance-mode", "set --max-num-seqs and --max-num-batched-tokens"),
+    ("attention-backend", "the device decides"),
+    ("device", "the build decides"),
+    ("speculative-config", "speculative decoding is not supported"),
+    ("structured-outputs-config", "structured outputs are not supported"),
+    ("guided-decoding-backend", "structured outputs are not supported"),
+    ("lora-modules", NO_ADAPTERS),
+    ("max-loras", NO_ADAPTERS),
+    ("max-lora-rank", NO_ADAPTERS),
+    ("max-cpu-loras", NO_ADAPTERS),
+    ("enable-auto-tool-choice", NO_TOOLS),
+    ("tool-call-parser", NO_TOOLS),
+    ("tool-server", NO_TOOLS),
+    ("reasoning-parser", "reasoning is not told apart from the answer"),
+    ("default-chat-template-kwargs", "set chat_template_kwargs in the request"),
+    ("limit-mm-per-prompt", TEXT_ONLY),
+    ("mm-processor-kwargs", TEXT_ONLY),
+    ("trust-request-mm-kwargs", TEXT_ONLY),
+    ("allowed-local-media-path", TEXT_ONLY),
+    ("allowed-media-domains", TEXT_ONLY),
+    ("enable-prompt-tokens-details", "cached tokens are reported to those who ask in the request"),
+    ("enable-force-include-usage", "set stream_options.include_usage in the request"),
+    ("return-tokens-as-token-ids", "set return_tokens_as_token_ids in the request"),
+    ("enable-per-request-metrics", "metrics are at /metrics"),
+    ("fingerprint-mode", "answers bear no fingerprint of the system"),
+    ("log-error-stack", "errors name their cause in one line"),
+    ("log-config-file", "use QUIRE_LOG and --log-format"),
+    ("uvicorn-log-level", "use QUIRE_LOG or VLLM_LOGGING_LEVEL"),
+    ("uds", "servers listen on TCP"),
+    ("ssl-keyfile", NO_TLS),
+    ("ssl-certfile", NO_TLS),
+    ("ssl-ca-certs", NO_TLS),
+    ("ssl-cert-reqs", NO_TLS),
+    ("enable-ssl-refresh", NO_TLS),
+    ("allowed-methods", "CORS allows the methods that there are"),
+    ("allowed-headers", "CORS allows every header"),
+    ("headless", NO_PARALLEL),
+    ("data-parallel-size-local", NO_PARALLEL),
+    ("data-parallel-rank", NO_PARALLEL),
+    ("data-parallel-start-rank", NO_PARALLEL),
+    ("data-parallel-address", NO_PARALLEL),
+    ("data-parallel-rpc-port", NO_PARALLEL),
+    ("data-parallel-backend", NO_PARALLEL),
+    ("data-parallel-hybrid-lb", NO_PARALLEL),
+    ("data-parallel-external-lb", NO_PARALLEL),
+    ("data-parallel-multi-port-external-lb", NO_PARALLEL),
+    ("decode-context-parallel-size", NO_PARALLEL),
+    ("prefill-context-parallel-size", NO_PARALLEL),
+    ("all2all-backend", NO_PARALLEL),
+    ("enable-eplb", NO_PARALLEL),
+    ("enable-dbo", NO_PARALLEL),
+    ("master-addr", NO_PARALLEL),
+    ("master-port", NO_PARALLEL),
+    ("enable-scale-out", NO_PARALLEL),
+    ("max-parallel-loading-workers", NO_PARALLEL),
+    ("disable-custom-all-reduce", NO_PARALLEL),
+    ("tokens-only", "send token ids as the prompt and set detokenize to false"),
+    ("otlp-traces-endpoint", NO_TRACES),
+    ("collect-detailed-traces", NO_TRACES),
+];
+
+/// vLLM's two-letter flags with one dash, which clap would read as two flags.
+const SHORT: &[(&str, &str)] = &[
+    ("-tp", "--tensor-parallel-size"),
+    ("-pp", "--pipeline-parallel-size"),
+    ("-dp", "--data-parallel-size"),
+    ("-ep", "--enable-expert-parallel"),
+    ("-cc", "--compilation-config"),
+    ("-O", "--optimization-level"),
+];
+
+/// Adds the accepted flags to `quire serve`.
+pub fn extend(serve: Command) -> Command {
+    serve.args(ACCEPTED.iter().map(|accepted| {
+        let arg = Arg::new(accepted.flag)
+            .long(accepted.flag)
+            .help_heading("Compatibility (true already; accepted so that vLLM's command lines work)")
+            .hide_short_help(true)
+            .action(ArgAction::Set);
+        match accepted.values {
+            Values::On | Values::Off => arg
+                .help(format!("Must be {}: {}", matches!(accepted.values, Values::On), accepted.reason))
+                .value_name("BOOL")
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true")
+                .value_parser(BoolishValueParser::new()),
+            Values::OneOf(words) => {
+                arg.help(format!("Must be {}: {}", listed(words), accepted.reason)).allow_hyphen_values(true)
+            }
+            Values::Any => arg.help(format!("Any value: {}", accepted.reason)).allow_hyphen_values(true),
+        }
+    }))
+}
+
+/// Refuses accepted flags with a value that is not true of Quire.
+pub fn check(serve: &ArgMatches) -> Result<(), String> {
+    for Accepted { flag, values, reason } in ACCEPTED {
+        if !serve.contains_id(flag) {
+            continue;
+        }
+        let (given, allowed) = match values {
+            Values::Any => continue,
+            Values::On | Values::Off => {
+                let given = *serve.get_one::<bool>(flag).expect("it is there, and boolean");
+                let allowed = matches!(values, Values::On);
+                if given == allowed {
+                    continue;
+                }
+                (given.to_string(), allowed.to_string())
+            }
+            Values::OneOf(words) => {
+                let given = serve.get_one::<String>(flag).expect("it is there, and text");
+                if words.contains(&given.as_str()) {
+                    continue;
+                }
+                (given.clone(), listed(words))
+            }
+        };
+        return Err(format!("--{flag} {given} is not supported, only {allowed} is: {reason}"));
+    }
+    if serve.contains_id("disable-log-requests") && serve.get_one("enable_log_requests") == Some(&true) {
+        return Err("--disable-log-requests contradicts --enable-log-requests".into());
+    }
+    Ok(())
+}
+
+/// Why one of vLLM's flags is not supported; `None` if it is not one of them.
+pub fn refusal(flag: &str) -> Option<String> {
+    let name = flag.trim_start_matches('-');
+    let name = name.split(['=', '.']).next().unwrap_or(name);
+    let name = name.strip_prefix("no-").unwrap_or(name);
+    let (name, reason) = REFUSED.iter().find(|(refused, _)| *refused == name)?;
+    Some(format!("--{name} is a flag of vLLM that is not supported: {reason}"))
+}
+
+/// The long form of one of vLLM's two-letter flags.
+pub fn long_form(word: &str) -> Option<String> {
+    let (flag, value) = word.split_once('=').map_or((word, None), |(flag, value)| (flag, Some(value)));
+    let (_, long) = SHORT.iter().find(|(short, _)| *short == flag)?;
+    Some(value.map_or_else(|| (*long).to_string(), |value| format!("{long}={value}")))
+}
+
+fn listed(words: &[&str]) -> String {
+    let quoted = words.iter().map(|w| if w.is_empty() { "\"\"" } else { w });
+    quoted.collect::<Vec<_>>().join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::layers::command;
+
+    fn serve(args: &[&str]) -> Result<(), String> {
+        let argv = ["quire", "serve"].into_iter().chain(args.iter().copied());
+        let matches = command().try_get_matches_from(argv).map_err(|e| e.to_string())?;
+        check(matches.subcommand_matches("serve").unwrap())
+    }
+
+    #[test]
+    fn every_accepted_flag_takes_what_is_true_and_refuses_the_rest() {
+        for Accepted { flag, values, .. } in ACCEPTED {
+            let (good, bad): (Vec<String>, Option<String>) = match values {
+                Values::On => (vec![format!("--{flag}"), format!("--{flag}=true")], Some(format!("--{flag}=false"))),
+                Values::Off => (vec![format!("--{flag}=false")], Some(format!("--{flag}"))),
+                Values::OneOf(words) => (words.iter().map(|w| format!("--{flag}={w}")).collect(), Some(format!("--{flag}=other"))),
+                Values::Any => (vec![format!("--{flag}=7")], None),
+            };
+            for good in good {
+                assert_eq!(serve(&[&good]), Ok(()), "{good}");
+            }
+            if let Some(bad) = bad {
+                let error = serve(&[&bad]).unwrap_err();
+                assert!(error.contains(flag), "{bad}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_flag_is_in_two_tables_or_also_our_own() {
+        let command = command();
+        let serve = command.find_subcommand("serve").unwrap();
+        let known: Vec<_> = serve.get_arguments().filter_map(Arg::get_long).collect();
+        let mut names: Vec<_> = REFUSED.iter().map(|(name, _)| *name).collect();
+        for name in &names {
+            assert!(!known.contains(name), "{name} is refused and accepted");
+        }
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn two_letter_flags_and_refusals_are_found() {
+        assert_eq!(long_form("-tp").as_deref(), Some("--tensor-parallel-size"));
+        assert_eq!(long_form("-tp=2").as_deref(), Some("--tensor-parallel-size=2"));
+        assert_eq!(long_form("-q"), None);
+        for flag in ["--quantization", "--no-async-scheduling", "--compilation-config.mode", "--uds=/x"] {
+            assert!(refusal(flag).is_some(), "{flag}");
+        }
+        assert_eq!(refusal("--max-num-sqes"), None);
+    }
+}

@@ -1,0 +1,310 @@
+//! What was typed becomes what it means: [`ServeArgs`] to [`EngineConfig`] and [`ServerConfig`].
+//! Every error names the flag and says what is allowed.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use quire_scheduler::SchedulingPolicy;
+
+use super::args::{DtypeArg, ListenArgs, LoadFormatArg, MaxModelLen, PolicyArg, ServeArgs};
+use crate::config::{EngineConfig, LoadFormat, ModelSource, ServerConfig, WeightDtype};
+
+/// The demo model's name.
+pub const DEMO: &str = "pebble";
+
+/// A flag's value cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Out of range, or of a form that is not understood.
+    #[error("--{flag} {given}: {allowed}")]
+    Value {
+        /// Without the dashes.
+        flag: &'static str,
+        /// As typed.
+        given: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// The model is neither a folder nor in the Hugging Face cache.
+    #[error(
+        "there is no folder {name:?}{looked}; give a Hugging Face folder (nothing is downloaded: \
+         `hf download {name}` does that), or no model at all for the demo"
+    )]
+    NoModel {
+        /// As typed.
+        name: String,
+        /// Where else was looked.
+        looked: String,
+    },
+    /// Both spellings, and they differ.
+    #[error("two models were given, {positional:?} and --model {flag:?}; give one")]
+    TwoModels {
+        /// The one without a flag.
+        positional: String,
+        /// The one with.
+        flag: String,
+    },
+}
+
+/// Works out what the flags mean. `env` looks up variables.
+pub fn resolve(
+    args: ServeArgs,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<(EngineConfig, ServerConfig), ConfigError> {
+    let server = server_config(&args.listen)?;
+    let (typed, model) = model_source(&args, env)?;
+    let (m, s) = (args.model, args.scheduling);
+    if !(s.block_size.is_power_of_two() && s.block_size <= 256) {
+        return Err(value("block-size", s.block_size, "must be 1, 2, 4 ... 256: a power of two"));
+    }
+    let share = s.gpu_memory_utilization;
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(value("gpu-memory-utilization", share, "must be above 0 and at most 1"));
+    }
+    let kv_cache_memory_bytes = match s.kv_cache_memory_bytes {
+        Some(bytes) => Some(bytes),
+        None => cpu_kv_cache_space(env)?,
+    };
+    let names = if m.served_model_name.is_empty() { vec![typed] } else { m.served_model_name };
+    if let Some(name) = names.iter().find(|name| name.trim().is_empty()) {
+        return Err(value("served-model-name", format!("{name:?}"), "must not be empty"));
+    }
+    let engine = EngineConfig {
+        model,
+        served_model_names: names,
+        max_model_len: match m.max_model_len {
+            Some(MaxModelLen::Tokens(tokens)) => Some(tokens),
+            Some(MaxModelLen::Auto) | None => None,
+        },
+        max_num_seqs: s.max_num_seqs.unwrap_or(256.min(s.max_num_batched_tokens)),
+        max_num_batched_tokens: s.max_num_batched_tokens,
+        block_size: s.block_size,
+        kv_cache_memory_bytes,
+        gpu_memory_utilization: share,
+        enable_prefix_caching: s.enable_prefix_caching,
+        scheduling_policy: match s.scheduling_policy {
+            PolicyArg::Fcfs => SchedulingPolicy::Fcfs,
+            PolicyArg::Priority => SchedulingPolicy::Priority,
+        },
+        long_prefill_token_threshold: s.long_prefill_token_threshold,
+        max_num_queued_reqs: s.max_num_queued_reqs as usize,
+        seed: m.seed,
+        dtype: match m.dtype {
+            DtypeArg::Auto => WeightDtype::Auto,
+            DtypeArg::Float16 => WeightDtype::F16,
+            DtypeArg::Bfloat16 => WeightDtype::Bf16,
+            DtypeArg::Float32 => WeightDtype::F32,
+        },
+        load_format: match m.load_format {
+            LoadFormatArg::Auto => LoadFormat::Auto,
+            LoadFormatArg::Safetensors => LoadFormat::Safetensors,
+            LoadFormatArg::Dummy => LoadFormat::Dummy,
+        },
+        max_logprobs: u32::try_from(m.max_logprobs).ok(),
+        chat_template: m.chat_template.map(chat_template).transpose()?,
+        tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
+    };
+    Ok((engine, server))
+}
+
+fn value(flag: &'static str, given: impl ToString, allowed: &str) -> ConfigError {
+    ConfigError::Value { flag, given: given.to_string(), allowed: allowed.into() }
+}
+
+fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
+    let host = match l.host.as_str() {
+        "" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        text => text.trim_matches(['[', ']']).parse().map_err(|_| {
+            value("host", text, "must be an IP address of this machine, 0.0.0.0 or :: for all, or localhost")
+        })?,
+    };
+    if l.grpc && l.grpc_port == l.port && l.port != 0 {
+        return Err(value("grpc-port", l.grpc_port, "must differ from --port (or turn gRPC off with --no-grpc)"));
+    }
+    if let Some(key) = l.api_key.iter().find(|key| key.is_empty() || !key.is_ascii()) {
+        return Err(value("api-key", format!("{key:?}"), "must be of ASCII characters, at least one"));
+    }
+    Ok(ServerConfig {
+        host,
+        port: l.port,
+        grpc_port: l.grpc.then_some(l.grpc_port),
+        api_keys: l.api_key.clone(),
+        shutdown_timeout: Duration::from_secs_f64(l.shutdown_timeout),
+        enable_log_requests: l.enable_log_requests,
+        max_body_bytes: usize::try_from(l.max_body_bytes).unwrap_or(usize::MAX),
+        allowed_origins: origins(&l.allowed_origins)?,
+        enable_request_id_headers: l.enable_request_id_headers,
+        sse_keep_alive_interval: Duration::from_secs_f64(l.sse_keep_alive_interval),
+        stall_timeout: Duration::from_secs_f64(l.stall_timeout),
+    })
+}
+
+/// vLLM takes a JSON list here.
+fn origins(words: &[String]) -> Result<Vec<String>, ConfigError> {
+    let mut origins = Vec::new();
+    for word in words {
+        if word.starts_with('[') {
+            let list: Vec<String> = serde_json::from_str(word)
+                .map_err(|_| value("allowed-origins", word, "must be origins, or a JSON list of them: '[\"*\"]'"))?;
+            origins.extend(list);
+        } else {
+            origins.push(word.clone());
+        }
+    }
+    Ok(origins)
+}
+
+/// vLLM's variable for its CPU back end: whole GiB.
+fn cpu_kv_cache_space(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<u64>, ConfigError> {
+    let Some(text) = env("VLLM_CPU_KVCACHE_SPACE").filter(|text| !text.is_empty()) else { return Ok(None) };
+    match text.parse::<u64>().ok().and_then(|gib| gib.checked_mul(1 << 30)) {
+        Some(0) => Ok(None),
+        Some(bytes) => Ok(Some(bytes)),
+        None => Err(value(
+            "kv-cache-memory-bytes",
+            format!("(VLLM_CPU_KVCACHE_SPACE={text})"),
+            "VLLM_CPU_KVCACHE_SPACE must be a whole number of GiB",
+        )),
+    }
+}
+
+/// A file if there is one of that name, else the template itself. A word that is neither is an error.
+fn chat_template(text: String) -> Result<String, ConfigError> {
+    if text.contains(['{', '\n']) {
+        return Ok(text);
+    }
+    std::fs::read_to_string(&text)
+        .map_err(|e| value("chat-template", &text, &format!("must be a readable file or a Jinja template ({e})")))
+}
+
+fn folder(flag: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_dir() {
+        return Ok(path);
+    }
+    Err(value(flag, path.display(), "must be a folder with a tokenizer.json"))
+}
+
+/// The name as typed, and where the model is.
+fn model_source(
+    args: &ServeArgs,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<(String, ModelSource), ConfigError> {
+    let name = match (&args.model_tag, &args.model.model) {
+        (Some(positional), Some(flag)) if positional != flag => {
+            return Err(ConfigError::TwoModels { positional: positional.clone(), flag: flag.clone() });
+        }
+        (Some(name), _) | (None, Some(name)) => name.clone(),
+        (None, None) => DEMO.into(),
+    };
+    if name == DEMO {
+        return Ok((name, ModelSource::Demo));
+    }
+    let path = Path::new(&name);
+    if path.is_dir() {
+        return Ok((name.clone(), ModelSource::Folder(path.into())));
+    }
+    let cache = hub_cache(env);
+    match cache.as_deref().and_then(|cache| cached_snapshot(cache, &name)) {
+        Some(snapshot) => Ok((name, ModelSource::Folder(snapshot))),
+        None => {
+            let looked = cache.map(|c| format!(", nor is it in the cache {}", c.display())).unwrap_or_default();
+            Err(ConfigError::NoModel { name, looked })
+        }
+    }
+}
+
+/// Where Hugging Face's tools put what they download.
+fn hub_cache(env: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let given = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    given("HF_HUB_CACHE")
+        .or_else(|| Some(given("HF_HOME")?.join("hub")))
+        .or_else(|| Some(given("XDG_CACHE_HOME")?.join("huggingface/hub")))
+        .or_else(|| Some(given("HOME")?.join(".cache/huggingface/hub")))
+}
+
+/// `models--ORG--NAME/snapshots/COMMIT`, the commit being the one that `refs/main` names.
+fn cached_snapshot(cache: &Path, name: &str) -> Option<PathBuf> {
+    let (organisation, model) = name.split_once('/')?;
+    if model.contains('/') || [organisation, model].contains(&"..") {
+        return None;
+    }
+    let repository = cache.join(format!("models--{organisation}--{model}"));
+    let commit = std::fs::read_to_string(repository.join("refs/main")).ok()?;
+    let snapshot = repository.join("snapshots").join(commit.trim());
+    snapshot.is_dir().then_some(snapshot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::Command;
+    use crate::cli::layers;
+
+    fn resolved(args: &str, vars: &[(&str, &str)]) -> Result<(EngineConfig, ServerConfig), String> {
+        let argv = std::iter::once("quire").chain(args.split_whitespace()).map(Into::into).collect();
+        let env = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, value)| value.to_string());
+        match layers::parse(argv, &env).map_err(|e| e.to_string())?.command {
+            Command::Serve(args) => resolve(*args, &env).map_err(|e| e.to_string()),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn nothing_typed_means_the_demo_model() {
+        let (engine, server) = resolved("", &[]).unwrap();
+        assert_eq!((engine.model, engine.served_model_names), (ModelSource::Demo, vec!["pebble".to_string()]));
+        assert_eq!((engine.max_num_seqs, engine.max_logprobs, engine.kv_cache_memory_bytes), (256, Some(20), None));
+        assert_eq!((server.port, server.grpc_port), (8000, Some(50051)));
+        assert_eq!(server.host, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        assert_eq!(server.shutdown_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn values_are_turned_into_what_they_mean() {
+        let args = "serve --max-num-batched-tokens 32 --max-logprobs -1 --host localhost --no-grpc --dtype float \
+                    --kv-cache-memory-bytes 1GiB --allowed-origins [\"a\",\"b\"] --scheduling-policy priority";
+        let (engine, server) = resolved(args, &[("VLLM_CPU_KVCACHE_SPACE", "7")]).unwrap();
+        assert_eq!((engine.max_num_seqs, engine.max_logprobs), (32, None));
+        assert_eq!((engine.kv_cache_memory_bytes, engine.dtype), (Some(1 << 30), WeightDtype::F32));
+        assert_eq!(engine.scheduling_policy, SchedulingPolicy::Priority);
+        assert_eq!((server.grpc_port, server.allowed_origins), (None, vec!["a".to_string(), "b".to_string()]));
+        let (engine, _) = resolved("serve", &[("VLLM_CPU_KVCACHE_SPACE", "7")]).unwrap();
+        assert_eq!(engine.kv_cache_memory_bytes, Some(7 << 30));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let cases = [
+            ("serve --block-size 24", "--block-size 24"),
+            ("serve --gpu-memory-utilization 1.5", "--gpu-memory-utilization 1.5"),
+            ("serve --host example.org", "--host example.org"),
+            ("serve --grpc-port 8000", "--grpc-port 8000"),
+            ("serve --tokenizer /nowhere/at/all", "--tokenizer"),
+            ("serve --chat-template nofile", "--chat-template"),
+            ("serve nowhere/at-all", "nowhere/at-all"),
+            ("serve a --model b", "--model"),
+            ("serve --allowed-origins [a", "--allowed-origins"),
+        ];
+        for (args, told) in cases {
+            let error = resolved(args, &[]).unwrap_err();
+            assert!(error.contains(told), "{args}: {error}");
+        }
+        let error = resolved("serve", &[("VLLM_CPU_KVCACHE_SPACE", "much")]).unwrap_err();
+        assert!(error.contains("VLLM_CPU_KVCACHE_SPACE"), "{error}");
+    }
+
+    #[test]
+    fn a_model_is_found_in_the_hugging_face_cache() {
+        let home = std::env::temp_dir().join(format!("quire-hf-{}", std::process::id()));
+        let repository = home.join("hub/models--org--name");
+        let snapshot = repository.join("snapshots/c0ffee");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::create_dir_all(repository.join("refs")).unwrap();
+        std::fs::write(repository.join("refs/main"), "c0ffee").unwrap();
+        let (engine, _) = resolved("serve org/name", &[("HF_HOME", home.to_str().unwrap())]).unwrap();
+        assert_eq!((engine.model, engine.served_model_names), (ModelSource::Folder(snapshot), vec!["org/name".to_string()]));
+        std::fs::remove_dir_all(home).unwrap();
+    }
+}

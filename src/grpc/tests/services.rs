@@ -1,0 +1,154 @@
+//! Everything around generation: control, reflection, keys, overload.
+
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::*;
+
+#[tokio::test]
+async fn routers_learn_what_they_need() {
+    let server = TestServer::start(Options::default()).await;
+    let info = server.control().get_server_info(GetServerInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(info.api_version, "vllm");
+    assert_eq!((info.max_model_len, info.kv_block_size, info.total_kv_blocks), (MAX_MODEL_LEN, 16, 1000));
+    assert_eq!((info.max_running_requests, info.max_batched_tokens), (32, 256));
+    assert_eq!(info.parallelism.unwrap().data_parallel_size, 1);
+    assert!(!info.instance_id.is_empty() && !info.proto_version.is_empty());
+    let model = server.control().get_model_info(GetModelInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!((model.model_id.as_str(), model.served_model_name.as_str()), ("models/pebble", "pebble"));
+    assert_eq!(model.served_model_aliases, ["alias"]);
+    assert!(model.supports_text_input && model.supports_token_ids_input && !model.supports_lora);
+    let mut control = server.control();
+    assert!(control.list_loras(ListLorasRequest {}).await.unwrap().into_inner().adapters.is_empty());
+    let sources = control.get_kv_event_sources(GetKvEventSourcesRequest {}).await.unwrap();
+    assert!(sources.into_inner().sources.is_empty());
+    assert!(!control.is_paused(IsPausedRequest {}).await.unwrap().into_inner().paused);
+    assert!(!control.is_sleeping(IsSleepingRequest {}).await.unwrap().into_inner().sleeping);
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_refused() {
+    let mut control = TestServer::start(Options::default()).await.control();
+    let precondition = [
+        control.shutdown(ShutdownRequest {}).await.map(drop),
+        control.load_lora(LoadLoraRequest::default()).await.map(drop),
+        control.unload_lora(UnloadLoraRequest::default()).await.map(drop),
+    ];
+    for refusal in precondition {
+        assert_eq!(refusal.unwrap_err().code(), Code::FailedPrecondition);
+    }
+    let unimplemented = [
+        control.pause_generation(PauseGenerationRequest::default()).await.map(drop),
+        control.resume_generation(ResumeGenerationRequest {}).await.map(drop),
+        control.sleep(SleepRequest::default()).await.map(drop),
+        control.wake_up(WakeUpRequest::default()).await.map(drop),
+        control.update_weights(UpdateWeightsRequest::default()).await.map(drop),
+        control.update_weight_version(UpdateWeightVersionRequest::default()).await.map(drop),
+    ];
+    for refusal in unimplemented {
+        let status = refusal.unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert!(status.message().contains("not supported"));
+    }
+}
+
+#[tokio::test]
+async fn a_full_server_answers_at_once() {
+    let server =
+        TestServer::start(Options { step_ms: 5, max_num_queued_reqs: 1, ..Options::default() }).await;
+    let _running = server.inference().generate_stream(request(&[1], 4000)).await.unwrap();
+    let status = server.inference().generate(request(&[1], 1)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+    let rendered = server.app.metrics.render(server.app.engine.stats());
+    let line = rendered.lines().find(|line| line.starts_with("vllm:admission_rejections_total{")).unwrap();
+    assert!(line.ends_with(" 1"), "{line}");
+}
+
+#[tokio::test]
+async fn keys_are_needed_for_all_but_health_and_reflection() {
+    let keys = vec!["secret".into(), "other".into()];
+    let server = TestServer::start(Options { api_keys: keys, ..Options::default() }).await;
+    for bad in [None, Some("Bearer wrong"), Some("secret")] {
+        let mut call = tonic::Request::new(request(&[1], 1));
+        let mut question = tonic::Request::new(GetModelInfoRequest {});
+        if let Some(bad) = bad {
+            call.metadata_mut().insert("authorization", bad.parse().unwrap());
+            question.metadata_mut().insert("authorization", bad.parse().unwrap());
+        }
+        assert_eq!(server.inference().generate(call).await.unwrap_err().code(), Code::Unauthenticated);
+        let status = server.control().get_model_info(question).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated);
+    }
+    let mut call = tonic::Request::new(request(&[1], 1));
+    call.metadata_mut().insert("authorization", "Bearer other".parse().unwrap());
+    server.inference().generate(call).await.unwrap();
+    let health = HealthClient::new(server.channel.clone()).check(HealthCheckRequest::default()).await;
+    health.unwrap();
+    assert_eq!(v1::ask(&server, v1::list_services()).await, v1::ALL_SERVICES);
+}
+
+/// The two versions have the same messages under two names.
+macro_rules! reflection_client {
+    ($version:ident, $service:literal) => {
+        mod $version {
+            use super::*;
+            use prost::Message;
+            use tonic_reflection::pb::$version::ServerReflectionRequest;
+            use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
+            use tonic_reflection::pb::$version::server_reflection_request::MessageRequest;
+            use tonic_reflection::pb::$version::server_reflection_response::MessageResponse;
+
+            pub(super) const ALL_SERVICES: [&str; 4] =
+                ["grpc.health.v1.Health", $service, "vllm.Control", "vllm.Inference"];
+
+            pub(super) fn list_services() -> MessageRequest {
+                MessageRequest::ListServices(String::new())
+            }
+
+            /// Names of services, or of files.
+            pub(super) async fn ask(server: &TestServer, question: MessageRequest) -> Vec<String> {
+                let request =
+                    ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+                let requests = tokio_stream::iter([request]);
+                let mut client = ServerReflectionClient::new(server.channel.clone());
+                let mut answers = client.server_reflection_info(requests).await.unwrap().into_inner();
+                let mut names = match answers.message().await.unwrap().unwrap().message_response.unwrap() {
+                    MessageResponse::ListServicesResponse(list) => {
+                        list.service.into_iter().map(|service| service.name).collect::<Vec<_>>()
+                    }
+                    MessageResponse::FileDescriptorResponse(files) => files
+                        .file_descriptor_proto
+                        .iter()
+                        .map(|file| {
+                            prost_types::FileDescriptorProto::decode(&file[..]).unwrap().name().into()
+                        })
+                        .collect(),
+                    other => panic!("{other:?}"),
+                };
+                names.sort();
+                names
+            }
+
+            #[tokio::test]
+            async fn reflection_knows_all_services() {
+                let server = TestServer::start(Options::default()).await;
+                assert_eq!(ask(&server, list_services()).await, ALL_SERVICES);
+                for (symbol, file) in [
+                    ("vllm.Inference", "vllm/inference.proto"),
+                    ("vllm.Control.GetServerInfo", "vllm/control.proto"),
+                    ("grpc.health.v1.Health", "health.proto"),
+                ] {
+                    let names = ask(&server, MessageRequest::FileContainingSymbol(symbol.into())).await;
+                    assert!(names.iter().any(|name| name.ends_with(file)), "{symbol}: {names:?}");
+                }
+                let import = "google/protobuf/struct.proto";
+                let names = ask(&server, MessageRequest::FileByFilename(import.into())).await;
+                assert_eq!(names, [import]);
+            }
+        }
+    };
+}
+
+reflection_client!(v1, "grpc.reflection.v1.ServerReflection");
+reflection_client!(v1alpha, "grpc.reflection.v1alpha.ServerReflection");
