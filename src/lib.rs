@@ -5,6 +5,7 @@
 
 pub mod api_keys;
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod engine;

@@ -1,7 +1,7 @@
 //! Speed of the CPU backend on this machine: `linear` beside candle's matmul in the same run, and tokens a
 //! second of the demo model.
 //!
-//!     cargo run --release -p quire-cpu --example bench
+//!     cargo run --release -p quire-cpu --example bench [THREADS]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,21 +18,28 @@ use quire_scheduler::{
 const REPEATS: usize = 7;
 
 fn main() {
-    println!("linear, bf16 weights, all threads (GFLOP/s; candle: f32 matmul, its bf16 is slower)");
+    let num_threads = std::env::args().nth(1).map(|count| count.parse().expect("a number of threads"));
+    let options = CpuOptions { num_threads, isa: None };
+    for batch in [1, 8, 64] {
+        let runs = (0..REPEATS).map(|_| decode_tokens_per_second(options, batch));
+        println!("pebble decode, batch {batch}: {:.0} tokens/s", runs.fold(0.0, f64::max));
+    }
+    println!(
+        "linear, bf16 weights, GFLOP/s; candle's matmul with f32 and with bf16 weights; ratio to the better"
+    );
     for (n, k) in [(768, 192), (2048, 192), (1024, 1024), (4096, 4096)] {
         for m in [1, 4, 64, 256] {
             let work = 2.0 * (m * n * k) as f64 / 1e9;
-            let (ours, candle) = (linear_seconds(m, n, k), candle_seconds(m, n, k));
-            let ratio = candle / ours;
+            let ours = linear_seconds(options, m, n, k);
+            let [f32, bf16] = [DType::F32, DType::BF16].map(|dtype| candle_seconds(dtype, m, n, k));
             println!(
-                "m {m:4} n {n:5} k {k:5}: {:7.1}  candle {:7.1}  ratio {ratio:.2}",
+                "m {m:4} n {n:5} k {k:5}: {:7.1}  candle {:7.1} {:7.1}  ratio {:.2}",
                 work / ours,
-                work / candle
+                work / f32,
+                work / bf16,
+                f32.min(bf16) / ours
             );
         }
-    }
-    for batch in [1, 8, 64] {
-        println!("pebble decode, batch {batch}: {:.0} tokens/s", decode_tokens_per_second(batch));
     }
 }
 
@@ -51,8 +58,8 @@ fn best_seconds(mut work: impl FnMut()) -> f64 {
     best
 }
 
-fn linear_seconds(m: usize, n: usize, k: usize) -> f64 {
-    let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+fn linear_seconds(options: CpuOptions, m: usize, n: usize, k: usize) -> f64 {
+    let mut backend = CpuBackend::new(options).unwrap();
     let tensor = Checkpoint::dummy(Dtype::Bf16);
     let weight = backend.load(&[tensor.tensor("weight", &[n, k]).unwrap()]).unwrap();
     let mut x = backend.alloc(BufferRole::Activation, m * k).unwrap();
@@ -61,9 +68,9 @@ fn linear_seconds(m: usize, n: usize, k: usize) -> f64 {
     best_seconds(|| backend.linear(m, &x, &weight, None, &mut out).unwrap())
 }
 
-fn candle_seconds(m: usize, n: usize, k: usize) -> f64 {
-    let x = Tensor::ones((m, k), DType::F32, &Device::Cpu).unwrap();
-    let weight = Tensor::ones((n, k), DType::F32, &Device::Cpu).unwrap().t().unwrap();
+fn candle_seconds(dtype: DType, m: usize, n: usize, k: usize) -> f64 {
+    let x = Tensor::ones((m, k), dtype, &Device::Cpu).unwrap();
+    let weight = Tensor::ones((n, k), dtype, &Device::Cpu).unwrap().t().unwrap();
     best_seconds(|| drop(x.matmul(&weight).unwrap()))
 }
 
@@ -71,9 +78,9 @@ const PROMPT_LEN: u32 = 32;
 const STEPS: u32 = 64;
 const BLOCK_SIZE: u32 = 16;
 
-fn decode_tokens_per_second(batch: u32) -> f64 {
+fn decode_tokens_per_second(options: CpuOptions, batch: u32) -> f64 {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../assets/pebble/model");
-    let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+    let mut backend = CpuBackend::new(options).unwrap();
     let spec = ModelSpec::from_dir(&dir).unwrap();
     let model = Model::load(&mut backend, spec, &Checkpoint::open(&dir).unwrap(), &mut |_| {}).unwrap();
     let blocks_per_seq = (PROMPT_LEN + STEPS).div_ceil(BLOCK_SIZE);

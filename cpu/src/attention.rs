@@ -190,13 +190,20 @@ fn add_values<V: Lanes>(weights: &[f32], values: &[f32], out: &mut [f32]) {
     let width = out.len();
     let (groups, tail) = out.as_chunks_mut::<LANES>();
     let tail_start = width - tail.len();
-    for (index, group) in groups.iter_mut().enumerate() {
-        let mut sum = V::load(group);
-        for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
-            let value = &value.as_chunks::<LANES>().0[index];
-            sum = V::splat(*weight).mul_add(V::load(value), sum);
-        }
-        sum.store(group);
+    // Several groups at a time, because each waits for its own last addition.
+    let (fours, rest) = groups.as_chunks_mut::<4>();
+    let num_fours = fours.len();
+    for (index, four) in fours.iter_mut().enumerate() {
+        add_values_to_groups::<V, 4>(weights, &values[4 * index * LANES..], width, four);
+    }
+    let (pairs, last) = rest.as_chunks_mut::<2>();
+    let mut first = 4 * num_fours;
+    for pair in pairs {
+        add_values_to_groups::<V, 2>(weights, &values[first * LANES..], width, pair);
+        first += 2;
+    }
+    for group in last {
+        add_values_to_groups::<V, 1>(weights, &values[first * LANES..], width, std::array::from_mut(group));
     }
     if !tail.is_empty() {
         let mut sum = V::load(&padded(tail));
@@ -207,4 +214,23 @@ fn add_values<V: Lanes>(weights: &[f32], values: &[f32], out: &mut [f32]) {
         sum.store(&mut last);
         tail.copy_from_slice(&last[..tail.len()]);
     }
+}
+
+/// `N` groups of the sum. `values` begins at their part of the first value; the next is `width` further.
+#[inline(always)]
+fn add_values_to_groups<V: Lanes, const N: usize>(
+    weights: &[f32],
+    values: &[f32],
+    width: usize,
+    groups: &mut [[f32; LANES]; N],
+) {
+    let mut sums = groups.each_ref().map(V::load);
+    for (weight, value) in weights.iter().zip(values.chunks(width)) {
+        let weight = V::splat(*weight);
+        let value = &value.as_chunks::<LANES>().0[..N];
+        for (sum, value) in sums.iter_mut().zip(value) {
+            *sum = weight.mul_add(V::load(value), *sum);
+        }
+    }
+    sums.iter().zip(groups).for_each(|(sum, group)| sum.store(group));
 }

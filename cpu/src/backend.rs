@@ -14,6 +14,7 @@ use crate::linear::linear;
 use crate::pool::Pool;
 use crate::shared::SharedSlice;
 use crate::weight::{CpuWeight, WeightData};
+use crate::zeroed::zeroed;
 
 /// How a backend uses the machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -131,12 +132,7 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Vec<f32>, BackendError> {
-        // Asked for once to be refused politely, then again as zeros: those pages come from the system
-        // untouched, so the start does not pay for a KV cache that nobody has used yet.
-        let mut probe = Vec::<f32>::new();
-        probe.try_reserve_exact(len).map_err(|_| error(format!("no memory for {len} f32 of {role:?}")))?;
-        drop(probe);
-        Ok(vec![0.0; len])
+        zeroed(len).ok_or_else(|| error(format!("no memory for {len} f32 of {role:?}")))
     }
 
     fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError> {

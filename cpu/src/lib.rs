@@ -12,6 +12,7 @@ mod linear;
 mod pool;
 mod shared;
 mod weight;
+mod zeroed;
 
 pub use backend::{CpuBackend, CpuOptions};
 pub use lanes::Isa;

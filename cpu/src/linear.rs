@@ -14,6 +14,10 @@ use crate::weight::{CpuWeight, WeightData};
 /// Products of two numbers below which another thread costs more than it saves.
 const MIN_PRODUCTS_PER_CHUNK: usize = 65_536;
 
+/// Weights that all rows pass over before the next are read: what a core's second-level cache holds besides
+/// some rows of `x`.
+const WEIGHT_BLOCK_BYTES: usize = 256 << 10;
+
 /// Chunks to hand out per thread, so that a late thread does not hold up the others.
 const CHUNKS_PER_THREAD: usize = 4;
 
@@ -60,14 +64,19 @@ fn run<W: Element>(isa: Isa, args: Args<'_>, weight: &[W]) {
 
 #[inline(always)]
 fn columns_kernel<V: Lanes, W: Element>(args: &Args<'_>, weight: &[W]) {
-    let mut row = 0;
-    while row < args.rows {
-        row += match args.rows - row {
-            1 => rows_kernel::<V, W, 1, 8>(args, weight, row),
-            2 => rows_kernel::<V, W, 2, 8>(args, weight, row),
-            3 => rows_kernel::<V, W, 3, 4>(args, weight, row),
-            _ => rows_kernel::<V, W, 4, 4>(args, weight, row),
-        };
+    let column_bytes = args.k * size_of::<W>();
+    let block = (WEIGHT_BLOCK_BYTES / column_bytes.max(1)).max(1).next_multiple_of(8);
+    for start in args.columns.clone().step_by(block) {
+        let columns = start..args.columns.end.min(start + block);
+        let mut row = 0;
+        while row < args.rows {
+            row += match args.rows - row {
+                1 => rows_kernel::<V, W, 1, 8>(args, weight, row, &columns),
+                2 => rows_kernel::<V, W, 2, 8>(args, weight, row, &columns),
+                3 => rows_kernel::<V, W, 3, 4>(args, weight, row, &columns),
+                _ => rows_kernel::<V, W, 4, 4>(args, weight, row, &columns),
+            };
+        }
     }
 }
 
@@ -77,13 +86,14 @@ fn rows_kernel<V: Lanes, W: Element, const M: usize, const N: usize>(
     args: &Args<'_>,
     weight: &[W],
     row: usize,
+    columns: &Range<usize>,
 ) -> usize {
-    let mut column = args.columns.start;
-    while column + N <= args.columns.end {
+    let mut column = columns.start;
+    while column + N <= columns.end {
         tile::<V, W, M, N>(args, weight, row, column);
         column += N;
     }
-    while column < args.columns.end {
+    while column < columns.end {
         tile::<V, W, M, 1>(args, weight, row, column);
         column += 1;
     }
@@ -112,17 +122,17 @@ fn tile<V: Lanes, W: Element, const M: usize, const N: usize>(
         };
         add_products::<V, W, M, N>(&mut sums, x, w);
     }
-    if k % LANES != 0 {
+    if !k.is_multiple_of(LANES) {
         let w_tail: [_; N] = std::array::from_fn(|n| padded(w[n].1));
         let x_tail = std::array::from_fn(|m| V::load(&padded(x[m].1)));
         add_products::<V, W, M, N>(&mut sums, x_tail, w_tail.each_ref());
     }
-    for m in 0..M {
+    for (m, sums) in sums.iter().enumerate() {
         // SAFETY: chunks have disjoint columns, and this one is written by this call alone.
         #[allow(unsafe_code)]
         let out = unsafe { args.out.part((row + m) * args.n + column, N) };
-        for n in 0..N {
-            out[n] = sums[m][n].sum() + args.bias.map_or(0.0, |bias| bias[column + n]);
+        for (n, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+            *out = sum.sum() + args.bias.map_or(0.0, |bias| bias[column + n]);
         }
     }
 }

@@ -14,6 +14,10 @@ use std::thread::{JoinHandle, Thread};
 /// the time between two operations of a step.
 const SPINS_BEFORE_SLEEP: u32 = 4_000;
 
+/// How long the owner looks for helpers to finish before it offers them its core, in looks: on a crowded
+/// machine the helper may be waiting for just that.
+const SPINS_BEFORE_YIELD: u32 = 256;
+
 /// Helper threads of one owner.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
@@ -133,7 +137,7 @@ impl Drop for Closing<'_> {
         let mut spins = 0u32;
         while self.0.num_inside.load(SeqCst) > 0 {
             spins += 1;
-            if spins > SPINS_BEFORE_SLEEP { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if spins > SPINS_BEFORE_YIELD { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
     }
 }

@@ -135,6 +135,9 @@ fn invariant_12_a_request_with_damaged_numbers_fails_alone() {
     assert_eq!(again, sequences[0].output[0]);
 }
 
+/// Spoils a plan.
+type Change = fn(&mut SchedulerOutput);
+
 #[test]
 fn plans_that_contradict_the_runner_are_refused() {
     let mut runner = load_runner(&pebble().join("model"), CpuOptions::default(), CONFIG);
@@ -144,7 +147,7 @@ fn plans_that_contradict_the_runner_are_refused() {
         planner.add(&mut Sequence::new(0, 1, &[5; 20], greedy()), 20);
         planner.plan
     };
-    let refused: [(&str, fn(&mut SchedulerOutput)); 8] = [
+    let refused: [(&str, Change); 8] = [
         ("a slot that is not there", |plan| plan.admitted[0].slot = 4),
         ("a row of somebody else", |plan| plan.rows[0].id.0 = 9),
         ("tokens beyond the sequence", |plan| plan.rows[0].num_tokens = 21),

@@ -153,21 +153,21 @@ impl HfConfig {
     fn attention(&self, family: Family, hidden_size: usize) -> Result<AttentionSpec, ModelError> {
         let num_heads = positive("num_attention_heads", self.num_attention_heads)?;
         let num_kv_heads = positive("num_key_value_heads", self.num_key_value_heads.or(Some(num_heads)))?;
-        if num_heads % num_kv_heads != 0 {
+        if !num_heads.is_multiple_of(num_kv_heads) {
             let reason = format!("{num_kv_heads} does not divide num_attention_heads = {num_heads}");
             return Err(ModelError::Config { field: "num_key_value_heads", reason });
         }
         let head_dim = match (self.head_dim, family) {
             (Some(given), _) => given,
             (None, Family::Qwen3) => 128,
-            (None, _) if hidden_size % num_heads == 0 => hidden_size / num_heads,
+            (None, _) if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
             (None, _) => {
                 let reason =
                     format!("missing, and {num_heads} heads do not divide hidden_size = {hidden_size}");
                 return Err(ModelError::Config { field: "head_dim", reason });
             }
         };
-        if head_dim == 0 || head_dim % 2 != 0 {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
             let reason = format!("{head_dim} is not a positive even number");
             return Err(ModelError::Config { field: "head_dim", reason });
         }
@@ -176,7 +176,8 @@ impl HfConfig {
             num_heads,
             num_kv_heads,
             head_dim,
-            qkv_bias: if family == Family::Qwen2 { true } else { bias },
+            // Fixed in Qwen2 (there) and Mistral (not there), a setting in the others.
+            qkv_bias: family == Family::Qwen2 || (family != Family::Mistral && bias),
             output_bias: matches!(family, Family::Llama | Family::Qwen3) && bias,
             qk_norm: family == Family::Qwen3,
             scale: (head_dim as f32).powf(-0.5),

@@ -42,3 +42,18 @@ impl KvLayout {
         budget_bytes / self.block_bytes(dtype)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_count_keys_and_values_of_all_layers() {
+        let layout = KvLayout { num_layers: 6, num_kv_heads: 2, head_dim: 32, block_size: 16 };
+        assert_eq!(layout.block_bytes(Dtype::F32), 6 * 2 * 2 * 32 * 16 * 4);
+        assert_eq!(layout.block_bytes(Dtype::Bf16) * 2, layout.block_bytes(Dtype::F32));
+        let block_bytes = layout.block_bytes(Dtype::F16);
+        assert_eq!(layout.num_blocks(10 * block_bytes, Dtype::F16), 10);
+        assert_eq!(layout.num_blocks(10 * block_bytes - 1, Dtype::F16), 9);
+    }
+}

@@ -36,4 +36,4 @@ pub use sampling_defaults::SamplingDefaults;
 pub use slot::Slot;
 pub use spec::{Activation, AttentionSpec, Dtype, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
 pub use step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, RowResult, StepInputs};
-pub use weights::{LayerWeights, Model, Progress};
+pub use weights::{Model, Progress};

@@ -19,7 +19,7 @@ pub struct Model<B: Backend> {
 }
 
 /// One layer's weights. Projections of the same input are stacked: one product instead of three.
-pub struct LayerWeights<B: Backend> {
+pub(crate) struct LayerWeights<B: Backend> {
     pub(crate) input_norm: B::Weight,
     pub(crate) qkv: Projection<B>,
     /// Norms of query and key heads.

@@ -45,6 +45,13 @@ fn defaults_follow_transformers() {
     assert!(spec(&qwen3).attention.qk_norm);
     let qwen2 = with(llama(), json!({"architectures": ["Qwen2ForCausalLM"]}));
     assert!(spec(&qwen2).attention.qkv_bias && !spec(&qwen2).attention.output_bias);
+    for (family, has_bias) in
+        [("LlamaForCausalLM", true), ("Qwen3ForCausalLM", true), ("MistralForCausalLM", false)]
+    {
+        let config = with(llama(), json!({"architectures": [family], "attention_bias": true}));
+        let attention = spec(&config).attention;
+        assert_eq!((attention.qkv_bias, attention.output_bias), (has_bias, has_bias), "{family}");
+    }
 }
 
 #[test]

@@ -61,10 +61,10 @@ fn extreme_values_do_not_overflow() {
 
 #[test]
 fn only_those_behind_are_preempted_and_the_least_important_first() {
-    let mut driver = Driver::new(config_with(0, 9));
-    let long = |id, priority| Request { priority, ..request(id, 12, 20) };
-    // Admitted in the order of their priorities; the last has least to lose, the middle one would do too.
-    driver.add([long(1, 0), long(2, 1), long(3, 7)]);
+    let mut driver = Driver::new(config_with(0, 10));
+    let long = |id, len, priority| Request { priority, ..request(id, len, 20) };
+    // The second would be cheaper (13 tokens for 4 blocks, not 12 for 3), but the third matters less.
+    driver.add([long(1, 12, 0), long(2, 13, 1), long(3, 12, 7)]);
     driver.run();
     let victims: Vec<u64> = driver.heard.preemptions.iter().map(|preemption| preemption.id.0).collect();
     assert_eq!(victims[0], 3);

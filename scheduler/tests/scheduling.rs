@@ -97,7 +97,7 @@ fn a_request_that_does_not_fit_holds_up_those_behind_it() {
 
 #[test]
 fn admission_needs_room_for_the_whole_prompt_not_for_its_first_chunk() {
-    let mut driver = Driver::new(SchedulerConfig { max_num_batched_tokens: 8, ..tight(8) });
+    let mut driver = Driver::new(SchedulerConfig { long_prefill_token_threshold: 4, ..tight(8) });
     // Each alone fits; both at once do not, though their first chunks would.
     driver.add([request(1, 24, 1), request(2, 24, 1)]);
     assert_eq!(ids(&driver.step().unwrap()), [1]);

@@ -1,6 +1,8 @@
 //! [`ApiError`]: what a client is told when a request cannot be served, in vLLM's error shape:
 //! `{"error": {"message", "type", "param", "code"}}`.
 
+use std::time::Duration;
+
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -50,6 +52,12 @@ impl ApiError {
             "MethodNotAllowedError",
             "Method Not Allowed: see the Allow header",
         )
+    }
+
+    /// 408.
+    pub(crate) fn body_too_slow(silence: Duration) -> Self {
+        let message = format!("nothing came of the request body for {} s", silence.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "RequestTimeoutError", message)
     }
 
     /// 413.

@@ -5,6 +5,7 @@
 //! derived deserialisers, because only so does every error name its field.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
@@ -13,6 +14,7 @@ use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use bytes::BytesMut;
 use http_body_util::BodyExt;
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 
 use super::HttpState;
 use super::error::{ApiError, excerpt};
@@ -21,6 +23,8 @@ use super::unsupported;
 
 /// Errors listed in one answer (vLLM lists 10 as well).
 const MAX_LISTED: usize = 10;
+/// A body of which nothing comes for this long is given up.
+const BODY_SILENCE: Duration = Duration::from_secs(30);
 /// Bodies above this are parsed on the text pool, so that no socket waits.
 const PARSE_ELSEWHERE_BYTES: usize = 256 << 10;
 
@@ -270,7 +274,9 @@ async fn read_body(headers: &HeaderMap, mut body: Body, max_bytes: usize) -> Res
         return Err(ApiError::body_too_large(max_bytes));
     }
     let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    loop {
+        let next = timeout(BODY_SILENCE, body.frame()).await;
+        let Some(frame) = next.map_err(|_| ApiError::body_too_slow(BODY_SILENCE))? else { break };
         let broken = |error| ApiError::bad_body(format!("the request body could not be read: {error}"));
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
         if whole.len() + data.len() > max_bytes {
@@ -286,8 +292,8 @@ async fn read_body(headers: &HeaderMap, mut body: Body, max_bytes: usize) -> Res
 /// the connection closes would see a broken pipe instead of our 413.
 fn discard(mut body: Body) {
     const MAX_BYTES: usize = 1 << 30;
-    const MAX_TIME: std::time::Duration = std::time::Duration::from_secs(10);
-    tokio::spawn(tokio::time::timeout(MAX_TIME, async move {
+    const MAX_TIME: Duration = Duration::from_secs(10);
+    tokio::spawn(timeout(MAX_TIME, async move {
         let mut seen = 0;
         while let Some(Ok(frame)) = body.frame().await {
             seen += frame.data_ref().map_or(0, Bytes::len);

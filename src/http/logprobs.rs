@@ -184,3 +184,73 @@ impl Serialize for PromptEntry<'_> {
 fn finite(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json, to_value};
+
+    use super::*;
+
+    fn names(as_token_ids: bool) -> TokenNames {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/pebble/model");
+        TokenNames { tokenizer: Tokenizer::from_dir(dir.as_ref()).unwrap(), as_token_ids }
+    }
+
+    fn entry(token: u32, logprob: f32, rank: u32, top: &[(u32, f32)]) -> TokenLogprobs {
+        TokenLogprobs { token, logprob, rank, top: top.to_vec() }
+    }
+
+    #[test]
+    fn completions_add_the_token_itself_to_the_best() {
+        let names = names(true);
+        let mut logprobs = CompletionLogprobs::default();
+        logprobs.push_unknown(5, &names);
+        logprobs.push(&entry(7, -3.0, 9, &[(8, -0.5), (9, -1.0)]), &names);
+        logprobs.push(&entry(8, f32::NEG_INFINITY, 1, &[(8, f32::NEG_INFINITY)]), &names);
+        let expected = json!({
+            "text_offset": [0, 10, 20],
+            "token_logprobs": [null, -3.0, -9999.0],
+            "tokens": ["token_id:5", "token_id:7", "token_id:8"],
+            "top_logprobs": [
+                null,
+                {"token_id:8": -0.5, "token_id:9": -1.0, "token_id:7": -3.0},
+                {"token_id:8": -9999.0},
+            ],
+        });
+        assert_eq!(to_value(&logprobs).unwrap(), expected);
+    }
+
+    #[test]
+    fn tokens_with_one_name_are_listed_once_with_the_better_score() {
+        let names = names(false);
+        // Parts of characters, which all read the same.
+        let parts: Vec<_> = (0..2048).filter(|&id| names.name(id) == "\u{fffd}").take(2).collect();
+        assert_eq!(parts.len(), 2, "the vocabulary has lone bytes");
+        let mut logprobs = CompletionLogprobs::default();
+        logprobs.push(&entry(parts[1], -2.0, 2, &[(parts[0], -1.0)]), &names);
+        assert_eq!(to_value(&logprobs).unwrap()["top_logprobs"], json!([{"\u{fffd}": -1.0}]));
+        let chat = to_value(ChatLogprobs::new(&[entry(parts[0], -1.0, 1, &[])], &names)).unwrap();
+        assert_eq!(chat["content"][0]["bytes"], json!(names.tokenizer.token_bytes(parts[0])));
+    }
+
+    #[test]
+    fn chat_lists_the_best_as_they_are() {
+        let names = names(true);
+        let logprobs = ChatLogprobs::new(&[entry(7, -3.0, 9, &[(8, -0.5), (9, f32::NEG_INFINITY)])], &names);
+        let content = &to_value(&logprobs).unwrap()["content"][0];
+        assert_eq!((&content["token"], &content["logprob"]), (&json!("token_id:7"), &json!(-3.0)));
+        assert_eq!(content["bytes"], json!(names.tokenizer.token_bytes(7)));
+        let top: Vec<_> =
+            content["top_logprobs"].as_array().unwrap().iter().map(|top| &top["logprob"]).collect();
+        assert_eq!(top, [&json!(-0.5), &json!(-9999.0)]);
+    }
+
+    #[test]
+    fn prompts_list_ids_with_ranks() {
+        let tokenizer = names(false).tokenizer;
+        let entries = [None, Some(entry(300, -3.0, 9, &[(301, -0.5), (300, -3.0)]))];
+        let listed = to_value(PromptLogprobs { entries: &entries, tokenizer: &tokenizer }).unwrap();
+        let value = |id: u32, logprob: f64, rank: u32| json!({"logprob": logprob, "rank": rank, "decoded_token": tokenizer.token_text(id)});
+        assert_eq!(listed, json!([Value::Null, {"300": value(300, -3.0, 9), "301": value(301, -0.5, 1)}]));
+    }
+}

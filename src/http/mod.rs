@@ -25,12 +25,13 @@ mod usage;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::LOCATION;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -45,6 +46,22 @@ use crate::engine::{GenerateRequest, OutputStream, SubmitError};
 use crate::text::ChatTemplate;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Patterns of all routes, as metrics call them.
+const ROUTES: [&str; 12] = [
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/models",
+    "/v1/models/{*id}",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/ready",
+    "/ping",
+    "/version",
+    "/load",
+    "/metrics",
+];
 
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
@@ -69,7 +86,8 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn(catch_panic))
-        .layer(from_fn_with_state(state.clone(), auth::check));
+        .layer(from_fn_with_state(state.clone(), auth::check))
+        .layer(from_fn_with_state(state.clone(), count));
     if state.app.server.enable_request_id_headers {
         router = router.layer(from_fn(echo_request_id));
     }
@@ -114,7 +132,7 @@ impl HttpState {
             // Those taken before a refusal are aborted as their streams are dropped.
             streams.push(engine.submit(request).inspect_err(|error| {
                 self.app.metrics.on_rejection(match error {
-                    SubmitError::Overloaded { .. } => "overloaded",
+                    SubmitError::Overloaded { .. } => "max_num_queued_reqs",
                     SubmitError::Draining => "draining",
                     SubmitError::Dead(_) => "engine_dead",
                 });
@@ -131,7 +149,11 @@ fn log_request(request: &GenerateRequest) {
         prompt_tokens = request.prompt_token_ids.len(),
         n = request.n,
         priority = request.priority,
-        sampling = ?request.sampling,
+        max_tokens = request.sampling.max_tokens,
+        temperature = request.sampling.temperature,
+        top_p = request.sampling.top_p,
+        top_k = request.sampling.top_k,
+        seed = request.seeded.then_some(request.sampling.seed),
         "request"
     );
 }
@@ -153,6 +175,27 @@ async fn catch_panic(request: Request, next: Next) -> Response {
     AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
         ApiError::internal("internal error; the server's log has the reason").into_response()
     })
+}
+
+/// Counts the answer and the time to its head.
+async fn count(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let handler = ROUTES.iter().find(|route| match route.split_once('{') {
+        Some((prefix, _)) => request.uri().path().starts_with(prefix),
+        None => **route == request.uri().path(),
+    });
+    // Names of methods and paths that clients make up must not become labels.
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    };
+    let handler = handler.copied().unwrap_or("none");
+    let response = next.run(request).await;
+    state.app.metrics.on_http(handler, method, response.status().as_u16(), started.elapsed().as_secs_f64());
+    response
 }
 
 /// Gives each request an id if it has none, and sends it back.

@@ -167,3 +167,76 @@ fn check_bad_words(words: &[String]) -> Result<(), ParamError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::validate::GenerationDefaults;
+
+    fn limits(max_model_len: u32) -> RequestLimits {
+        RequestLimits {
+            max_model_len,
+            vocab_size: 2048,
+            max_logprobs: Some(20),
+            eos_token_ids: Arc::new([2]),
+            defaults: GenerationDefaults::default(),
+        }
+    }
+
+    fn encoder(max_model_len: u32) -> Encoder {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/pebble/model");
+        Encoder::new(Tokenizer::from_dir(dir.as_ref()).unwrap(), &limits(max_model_len))
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused_and_what_may_fit_is_not() {
+        let encoder = encoder(64);
+        let longest = encoder.max_token_bytes();
+        assert!(longest > 1 && longest < 200, "{longest}");
+        assert!(encoder.encode(&"a".repeat(longest * 64), true, None).is_err());
+        assert!(encoder.encode(&"a".repeat(longest * 64 - 1), true, None).is_ok());
+    }
+
+    #[test]
+    fn truncation_keeps_what_encoding_everything_would_keep() {
+        let encoder = encoder(64);
+        let text = "Größe und Maß, 70 + 89 = 159. Once upon a time there was a pebble. ".repeat(200);
+        let all = encoder.tokenizer.encode(&text, true).unwrap();
+        for keep in [1, 2, 17, 64] {
+            let left = encoder.encode(&text, true, Some((keep, TruncationSide::Left))).unwrap();
+            assert_eq!(left, all[all.len() - keep..], "{keep}");
+            let right = encoder.encode(&text, true, Some((keep, TruncationSide::Right))).unwrap();
+            assert_eq!(right, all[..keep], "{keep}");
+            assert!(encoder.shorten(&text, keep, TruncationSide::Left).len() < text.len());
+        }
+        let short = encoder.encode("a b", true, Some((64, TruncationSide::Left))).unwrap();
+        assert_eq!(short, encoder.tokenizer.encode("a b", true).unwrap());
+    }
+
+    #[test]
+    fn bad_words_are_forbidden_with_and_without_a_space_before_them() {
+        let encoder = encoder(64);
+        let encode = |text: &str| encoder.tokenizer.encode(text, false).unwrap();
+        let sequences = encoder.bad_words(&["the".into()]).unwrap();
+        assert_eq!(sequences[0], encode("the"));
+        let spaced = encode(" the");
+        assert_eq!(sequences.len() == 2, spaced.len() == sequences[0].len() && spaced[0] != sequences[0][0]);
+        assert!(sequences.get(1).is_none_or(|second| *second == spaced));
+        assert!(encoder.bad_words(&[" ".into()]).is_err());
+    }
+
+    #[test]
+    fn minus_one_leaves_room_for_the_output() {
+        let keep = |asked: Option<u32>, max_tokens| {
+            let asked = Truncate { max_tokens: asked, side: TruncationSide::Left };
+            truncation(Some(asked), max_tokens, &limits(64)).map(|kept| kept.unwrap().0)
+        };
+        assert_eq!(keep(None, Some(16)), Ok(48));
+        assert_eq!(keep(None, None), Ok(63));
+        assert_eq!(keep(None, Some(1000)), Ok(1));
+        assert_eq!(keep(Some(5), None), Ok(5));
+        assert!(keep(Some(65), None).is_err());
+    }
+}

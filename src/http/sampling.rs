@@ -165,8 +165,8 @@ fn truncate(fields: &mut Fields) -> Option<Truncate> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::json;
     use super::*;
+    use crate::http::json;
 
     fn read(json: &str) -> (CommonFields, Result<(), ApiError>) {
         let mut fields = Fields::new(json::parse(json.as_bytes()).unwrap());

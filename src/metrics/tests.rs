@@ -64,6 +64,8 @@ const EXPECTED: &[&str] = &[
 ];
 
 type Labels = BTreeMap<String, String>;
+/// Name, some labels, value.
+type Expected = (&'static str, &'static [(&'static str, &'static str)], f64);
 
 /// A document in Prometheus' text format 0.0.4, taken apart strictly.
 #[derive(Default)]
@@ -295,7 +297,7 @@ fn values_after_a_scripted_sequence_are_exact() {
     // Twice: copying the scheduler's totals must not add them up.
     scrape(&metrics, &stats);
     let now = scrape(&metrics, &stats);
-    let exact: &[(&str, &[(&str, &str)], f64)] = &[
+    let exact: &[Expected] = &[
         ("vllm:num_requests_running", &[], 3.0),
         ("vllm:num_requests_waiting", &[], 3.0),
         ("vllm:num_requests_waiting_by_reason", &[("reason", "capacity")], 2.0),

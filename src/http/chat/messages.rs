@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Value};
 
-use super::super::error::excerpt;
-use super::super::fields::{Fields, expected_got};
+use crate::http::error::excerpt;
+use crate::http::fields::{Fields, expected_got};
 
 /// Checks and converts; errors go to `fields`.
 pub(super) fn read_messages(messages: Vec<Value>, fields: &mut Fields) -> Vec<Value> {

@@ -5,10 +5,10 @@ use serde_json::{Map, Value};
 
 use crate::text::{ChatInput, ChatTemplate, TextError};
 
-use super::super::error::ApiError;
-use super::super::fields::Fields;
-use super::super::sampling::CommonFields;
 use super::messages::read_messages;
+use crate::http::error::ApiError;
+use crate::http::fields::Fields;
+use crate::http::sampling::CommonFields;
 
 /// A request, typed but not yet checked against the model.
 #[derive(Debug)]
@@ -133,8 +133,8 @@ impl Conversation {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::json;
     use super::*;
+    use crate::http::json;
 
     fn read(json: &str) -> Result<ChatRequest, String> {
         let fields = Fields::new(json::parse(json.as_bytes()).unwrap());

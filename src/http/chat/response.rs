@@ -3,9 +3,9 @@
 use axum::response::Response;
 use serde::Serialize;
 
-use super::super::logprobs::{ChatLogprobs, PromptLogprobs};
-use super::super::reply::{FINGERPRINT, Generated, Reply, StopReason, json, usage};
-use super::super::usage::Usage;
+use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
+use crate::http::reply::{FINGERPRINT, Generated, Reply, StopReason, json, usage};
+use crate::http::usage::Usage;
 
 #[derive(Serialize)]
 struct ChatCompletion<'a> {
@@ -46,27 +46,15 @@ struct Message<'a> {
 /// `outputs` has the `n` sequences of the one prompt.
 pub(super) fn whole(reply: &Reply, outputs: &[Vec<Generated>], role: &str) -> Response {
     let (prompt, sequences) = (&reply.prompts[0], &outputs[0]);
-    let echo = prompt.echo.as_deref().unwrap_or_default();
-    let choice = |(index, sequence): (usize, &'_ Generated)| Choice {
-        index,
-        message: message(role, format!("{echo}{}", sequence.text)),
-        logprobs: reply.wants_logprobs.then(|| ChatLogprobs::new(&sequence.logprobs, &reply.names)),
-        finish_reason: sequence.finish.as_ref().map(|finish| finish.kind.as_str()),
-        stop_reason: StopReason(None),
-        token_ids: None,
-    };
+    let choice = |(index, sequence)| choice(index, reply, sequence, role);
+    // The engine scores the prompt once, for the first sequence.
     let prompt_logprobs = sequences[0].prompt.logprobs.as_deref();
-    let mut choices: Vec<_> = sequences.iter().enumerate().map(choice).collect();
-    for (choice, sequence) in choices.iter_mut().zip(sequences) {
-        choice.stop_reason = StopReason(sequence.finish.as_ref());
-        choice.token_ids = reply.return_token_ids.then_some(&*sequence.token_ids);
-    }
     json(&ChatCompletion {
         id: &reply.id,
         object: "chat.completion",
         created: reply.created,
         model: &reply.model,
-        choices,
+        choices: sequences.iter().enumerate().map(choice).collect(),
         service_tier: None,
         system_fingerprint: FINGERPRINT,
         usage: usage(reply, outputs),
@@ -77,14 +65,23 @@ pub(super) fn whole(reply: &Reply, outputs: &[Vec<Generated>], role: &str) -> Re
     })
 }
 
-fn message(role: &str, content: String) -> Message<'_> {
-    Message {
+fn choice<'a>(index: usize, reply: &'a Reply, sequence: &'a Generated, role: &'a str) -> Choice<'a> {
+    let echo = reply.prompts[0].echo.as_deref().unwrap_or_default();
+    let message = Message {
         role,
-        content,
+        content: format!("{echo}{}", sequence.text),
         refusal: None,
         annotations: None,
         audio: None,
         function_call: None,
         reasoning: None,
+    };
+    Choice {
+        index,
+        message,
+        logprobs: reply.wants_logprobs.then(|| ChatLogprobs::new(&sequence.logprobs, &reply.names)),
+        finish_reason: sequence.finish.as_ref().map(|finish| finish.kind.as_str()),
+        stop_reason: StopReason(sequence.finish.as_ref()),
+        token_ids: reply.return_token_ids.then_some(&*sequence.token_ids),
     }
 }

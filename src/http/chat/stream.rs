@@ -4,9 +4,9 @@ use bytes::{BufMut, BytesMut};
 
 use crate::engine::OutputDelta;
 
-use super::super::logprobs::{ChatLogprobs, PromptLogprobs};
-use super::super::reply::StopReason;
-use super::super::sse::{Choice, Pen, put_json};
+use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
+use crate::http::reply::StopReason;
+use crate::http::sse::{Choice, Pen, put_json};
 
 /// Writes chunks with `delta`.
 #[derive(Debug)]

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::super::HttpState;
-use super::super::error::ApiError;
-use super::super::fields::Fields;
-use super::super::json::Prompt;
-use super::super::prompt::{TruncationSide, truncate_ids};
-use super::super::sampling::CommonFields;
+use crate::http::HttpState;
+use crate::http::error::ApiError;
+use crate::http::fields::Fields;
+use crate::http::json::Prompt;
+use crate::http::prompt::{TruncationSide, truncate_ids};
+use crate::http::sampling::CommonFields;
 
 /// OpenAI's default.
 const DEFAULT_MAX_TOKENS: u32 = 16;

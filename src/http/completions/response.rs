@@ -3,11 +3,11 @@
 use axum::response::Response;
 use serde::Serialize;
 
-use crate::engine::{FinishKind, TokenLogprobs};
+use crate::engine::{Finish, FinishKind, TokenLogprobs};
 
-use super::super::logprobs::{CompletionLogprobs, PromptLogprobs, TokenNames};
-use super::super::reply::{FINGERPRINT, Generated, Reply, ReplyPrompt, StopReason, json, usage};
-use super::super::usage::Usage;
+use crate::http::logprobs::{CompletionLogprobs, PromptLogprobs, TokenNames};
+use crate::http::reply::{FINGERPRINT, Generated, Reply, ReplyPrompt, StopReason, json, usage};
+use crate::http::usage::Usage;
 
 #[derive(Serialize)]
 struct Completion<'a> {
@@ -109,7 +109,12 @@ fn hide_output(sequence: &mut Generated) {
     sequence.text.clear();
     sequence.token_ids.clear();
     sequence.logprobs.clear();
-    if let Some(finish) = &mut sequence.finish
+    hide_stop(&mut sequence.finish);
+}
+
+/// What stopped the output is not to be seen either.
+pub(super) fn hide_stop(finish: &mut Option<Finish>) {
+    if let Some(finish) = finish
         && finish.kind == FinishKind::Stop
     {
         finish.kind = FinishKind::Length;

@@ -2,12 +2,12 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::engine::{FinishKind, OutputDelta};
+use crate::engine::OutputDelta;
 
-use super::super::logprobs::{CompletionLogprobs, PromptLogprobs};
-use super::super::reply::StopReason;
-use super::super::sse::{Choice, Pen, put_json};
-use super::response::prompt_part;
+use super::response::{hide_stop, prompt_part};
+use crate::http::logprobs::{CompletionLogprobs, PromptLogprobs};
+use crate::http::reply::StopReason;
+use crate::http::sse::{Choice, Pen, put_json};
 
 /// Writes chunks with `text`.
 #[derive(Debug)]
@@ -100,10 +100,5 @@ fn hide_output(delta: &mut OutputDelta) {
     delta.text.clear();
     delta.token_ids.clear();
     delta.logprobs.clear();
-    if let Some(finish) = &mut delta.finish
-        && finish.kind == FinishKind::Stop
-    {
-        finish.kind = FinishKind::Length;
-        finish.stop = None;
-    }
+    hide_stop(&mut delta.finish);
 }
