@@ -4,8 +4,7 @@ use clap::Subcommand;
 
 /// The benches.
 #[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-}
+pub enum BenchCommand {}
 
 /// Runs one.
 pub fn run(command: BenchCommand) -> anyhow::Result<()> {
