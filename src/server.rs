@@ -12,7 +12,7 @@ use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -24,6 +24,9 @@ use crate::app::App;
 use crate::config::ServerConfig;
 use crate::{grpc, http};
 
+/// Connections that may wait to be accepted. With the usual 128, a burst of new streams waits a second for
+/// its second attempt.
+const BACKLOG: u32 = 4096;
 /// How long a client may take to send its request's head.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long connections may take to flush once the engine is empty.
@@ -42,11 +45,11 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds. The error names the address.
-    pub async fn bind(config: &ServerConfig) -> Result<Self, BindError> {
-        let http = bind(SocketAddr::new(config.host, config.port)).await?;
+    /// Binds, inside a tokio runtime. The error names the address.
+    pub fn bind(config: &ServerConfig) -> Result<Self, BindError> {
+        let http = bind(SocketAddr::new(config.host, config.port))?;
         let grpc = match config.grpc_port {
-            Some(port) => Some(bind(SocketAddr::new(config.host, port)).await?),
+            Some(port) => Some(bind(SocketAddr::new(config.host, port))?),
             None => None,
         };
         Ok(Self { http, grpc })
@@ -71,8 +74,15 @@ pub struct BindError {
     source: std::io::Error,
 }
 
-async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(addr).await.map_err(|source| BindError { addr, source })
+fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
+    let listen = || {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restarted server must not wait until the old one's connections are forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| BindError { addr, source })
 }
 
 /// Serves until the process is told to end, or the engine dies. Returns whether the end was orderly.

@@ -102,7 +102,7 @@ pub fn run(args: &EngineBench) -> anyhow::Result<()> {
     let serving = match args.through {
         Through::Engine => None,
         _ => {
-            let listeners = server.block_on(Listeners::bind(&app.server))?;
+            let listeners = Listeners::bind(&app.server)?;
             let addr = match args.through {
                 Through::Http => listeners.http_addr()?,
                 _ => listeners.grpc_addr().context("gRPC is not listening")??,
