@@ -155,10 +155,10 @@ pub struct ListenArgs {
     #[arg(long, value_name = "KEY", num_args = 1..)]
     pub api_key: Vec<String>,
     /// Seconds that running requests may take to finish after SIGTERM; 0 = end them at once (vLLM's default)
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, default_value = "30", value_parser = parse_seconds)]
     pub shutdown_timeout: f64,
     /// Seconds with work and without a finished step after which /health answers 503
-    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, default_value = "300", value_parser = parse_seconds)]
     pub stall_timeout: f64,
     /// Bytes of a request body at most
     #[arg(long, value_name = "BYTES", default_value = "32MiB", value_parser = parse_bytes)]
@@ -171,7 +171,7 @@ pub struct ListenArgs {
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub enable_request_id_headers: bool,
     /// Seconds between SSE comments on a silent stream; 0 = none
-    #[arg(long, value_name = "SECONDS", default_value = "0", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, default_value = "0", value_parser = parse_seconds)]
     pub sse_keep_alive_interval: f64,
     /// Log each request's id, parameters and end (never its text)
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",

@@ -1,3 +1,5 @@
+//! Streaming detokenisation: pieces add up to the whole, whatever the vocabulary and however bytes are split.
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+//! The text pool: bounded, and a job that panics fails alone.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;

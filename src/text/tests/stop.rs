@@ -1,3 +1,5 @@
+//! Stop strings against the rule said naively, on random texts and random pieces.
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

@@ -1,3 +1,5 @@
+//! Chat templates: Python's ways, and limits on what a template may cost.
+
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
