@@ -132,7 +132,8 @@ impl Remote {
         input: Value,
         limit_field: &str,
     ) -> Result<String, ClientError> {
-        let mut body = json!({"model": self.model, "stream": true, "stream_options": {"include_usage": true}});
+        let mut body =
+            json!({"model": self.model, "stream": true, "stream_options": {"include_usage": true}});
         body[input_field] = input;
         if let Some(limit) = self.max_tokens {
             body[limit_field] = limit.into();
@@ -176,7 +177,8 @@ impl Answer {
                 if event == b"[DONE]" {
                     continue;
                 }
-                let event: Value = serde_json::from_slice(event).map_err(|e| ClientError::Answer(e.to_string()))?;
+                let event: Value =
+                    serde_json::from_slice(event).map_err(|e| ClientError::Answer(e.to_string()))?;
                 if event.get("error").is_some() {
                     return Err(ClientError::InStream(error_message(event.to_string().as_bytes())));
                 }
@@ -196,6 +198,9 @@ impl Answer {
     fn print_stats(&self) {
         let (seconds, tokens) = (self.started.elapsed().as_secs_f64(), self.tokens.unwrap_or(0));
         let first_ms = self.first.unwrap_or_default().as_secs_f64() * 1e3;
-        eprintln!("({tokens} tokens in {seconds:.2} s: {:.1} tokens/s, the first after {first_ms:.0} ms)", tokens as f64 / seconds);
+        eprintln!(
+            "({tokens} tokens in {seconds:.2} s: {:.1} tokens/s, the first after {first_ms:.0} ms)",
+            tokens as f64 / seconds
+        );
     }
 }

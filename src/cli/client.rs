@@ -69,16 +69,20 @@ impl Client {
     /// A client of the server at `url` (`http://host:port/path`).
     pub fn new(url: &str, api_key: Option<&str>) -> Result<Self, ClientError> {
         let refuse = |problem| ClientError::Url { url: url.into(), problem };
-        let uri: Uri = url.parse().map_err(|_| refuse("it is not an address like http://localhost:8000/v1"))?;
+        let uri: Uri =
+            url.parse().map_err(|_| refuse("it is not an address like http://localhost:8000/v1"))?;
         match uri.scheme_str() {
             Some("http") => (),
-            Some("https") => return Err(refuse("only http is spoken here; put a TLS proxy or a tunnel in between")),
+            Some("https") => {
+                return Err(refuse("only http is spoken here; put a TLS proxy or a tunnel in between"));
+            }
             _ => return Err(refuse("it must begin with http://")),
         }
         let host = uri.host().ok_or_else(|| refuse("it names no host"))?;
         let mut headers = Vec::new();
         if let Some(key) = api_key {
-            let value = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| refuse("the API key is not ASCII"))?;
+            let value = HeaderValue::try_from(format!("Bearer {key}"))
+                .map_err(|_| refuse("the API key is not ASCII"))?;
             headers.push((AUTHORIZATION, value));
         }
         Ok(Self {
@@ -92,8 +96,10 @@ impl Client {
     /// Sends this header with every request.
     pub fn add_header(&mut self, name: &str, value: &str) -> Result<(), ClientError> {
         let refuse = |problem| ClientError::Url { url: format!("{name}={value}"), problem };
-        let name = HeaderName::try_from(name).map_err(|_| refuse("the name of the header has characters that are not allowed"))?;
-        let value = HeaderValue::try_from(value).map_err(|_| refuse("the value of the header has characters that are not allowed"))?;
+        let name = HeaderName::try_from(name)
+            .map_err(|_| refuse("the name of the header has characters that are not allowed"))?;
+        let value = HeaderValue::try_from(value)
+            .map_err(|_| refuse("the value of the header has characters that are not allowed"))?;
         self.headers.push((name, value));
         Ok(())
     }
@@ -150,7 +156,10 @@ impl Client {
     }
 
     fn request(&self, method: &str, path: &str, body: Bytes) -> Request<Full<Bytes>> {
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base_path)).header(HOST, &self.address);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base_path))
+            .header(HOST, &self.address);
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -161,8 +170,9 @@ impl Client {
     }
 
     async fn connection(&self) -> Result<(SendRequest<Full<Bytes>>, bool), ClientError> {
-        while let Some(kept) = self.lock().pop() {
-            if kept.is_ready() {
+        while let Some(mut kept) = self.take_kept() {
+            // Right after an answer's end the connection may need a moment more.
+            if kept.ready().await.is_ok() {
                 return Ok((kept, false));
             }
         }
@@ -173,6 +183,10 @@ impl Client {
         // Its errors come out of the requests on it.
         tokio::spawn(connection);
         Ok((sender, true))
+    }
+
+    fn take_kept(&self) -> Option<SendRequest<Full<Bytes>>> {
+        self.lock().pop()
     }
 
     fn keep(&self, connection: SendRequest<Full<Bytes>>) {

@@ -75,7 +75,11 @@ const ACCEPTED: &[Accepted] = &[
     one_of("tokenizer-mode", &["auto", "hf"], "tokenizer.json is used"),
     one_of("config-format", &["auto", "hf"], "config.json is used"),
     one_of("kv-cache-dtype", &["auto"], "the KV cache has the precision in which the model computes"),
-    one_of("logprobs-mode", &["raw_logprobs"], "log-probabilities are those before penalties and temperature"),
+    one_of(
+        "logprobs-mode",
+        &["raw_logprobs"],
+        "log-probabilities are those before penalties and temperature",
+    ),
     one_of("stream-interval", &["1"], "every step's tokens are sent at once"),
     one_of("prefill-schedule-interval", &["1"], "prompts may start in every step"),
     one_of("swap-space", &["0"], "KV blocks are computed again, not swapped"),
@@ -295,9 +299,13 @@ mod tests {
     fn every_accepted_flag_takes_what_is_true_and_refuses_the_rest() {
         for Accepted { flag, values, .. } in ACCEPTED {
             let (good, bad): (Vec<String>, Option<String>) = match values {
-                Values::On => (vec![format!("--{flag}"), format!("--{flag}=true")], Some(format!("--{flag}=false"))),
+                Values::On => {
+                    (vec![format!("--{flag}"), format!("--{flag}=true")], Some(format!("--{flag}=false")))
+                }
                 Values::Off => (vec![format!("--{flag}=false")], Some(format!("--{flag}"))),
-                Values::OneOf(words) => (words.iter().map(|w| format!("--{flag}={w}")).collect(), Some(format!("--{flag}=other"))),
+                Values::OneOf(words) => {
+                    (words.iter().map(|w| format!("--{flag}={w}")).collect(), Some(format!("--{flag}=other")))
+                }
                 Values::Any => (vec![format!("--{flag}=7")], None),
             };
             for good in good {

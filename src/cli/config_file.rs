@@ -107,7 +107,8 @@ mod tests {
     #[test]
     fn scalars_and_lists_become_words() {
         let text = "port: 9000\nmax_num_seqs: 64\nenable-prefix-caching: false\nserved-model-name: [a, b]\ntokenizer:\n";
-        let words = |flag: &str, values: &[&str]| (flag.to_string(), values.iter().map(|v| v.to_string()).collect());
+        let words =
+            |flag: &str, values: &[&str]| (flag.to_string(), values.iter().map(|v| v.to_string()).collect());
         let expected: Vec<(String, Vec<String>)> = vec![
             words("port", &["9000"]),
             words("max-num-seqs", &["64"]),
@@ -121,7 +122,12 @@ mod tests {
 
     #[test]
     fn other_shapes_are_refused_with_what_was_found() {
-        for (text, found) in [("- a\n", "a list"), ("just words", "a text"), ("7: x\n", "a key is a number"), ("a: [[1]]", "`a`")] {
+        for (text, found) in [
+            ("- a\n", "a list"),
+            ("just words", "a text"),
+            ("7: x\n", "a key is a number"),
+            ("a: [[1]]", "`a`"),
+        ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(found) && error.contains("q.yaml"), "{error}");
         }

@@ -87,8 +87,12 @@ fn with_subcommand(mut argv: Vec<OsString>) -> Vec<OsString> {
 /// vLLM's ways of writing flags: underscores for dashes, `--no-X` for switches, two-letter short flags.
 fn normalise(argv: Vec<OsString>, command: &Command) -> Vec<OsString> {
     let subcommand = argv.get(1).and_then(|word| command.find_subcommand(word));
+    let nested = subcommand.and_then(|subcommand| subcommand.find_subcommand(argv.get(2)?));
+    let subcommand = nested.or(subcommand);
     let is_switch = |name: &str| {
-        subcommand.is_some_and(|s| s.get_arguments().any(|arg| arg.get_long() == Some(name) && arg.is_require_equals_set()))
+        subcommand.is_some_and(|s| {
+            s.get_arguments().any(|arg| arg.get_long() == Some(name) && arg.is_require_equals_set())
+        })
     };
     let mut only_values = false;
     let mut word = |word: OsString| {
@@ -256,7 +260,8 @@ mod tests {
 
     #[test]
     fn vllms_spellings_are_understood() {
-        let a = serve("serve m --max_model_len=4k --no-enable-prefix-caching --no_grpc -tp 1 --dtype half").unwrap();
+        let a = serve("serve m --max_model_len=4k --no-enable-prefix-caching --no_grpc -tp 1 --dtype half")
+            .unwrap();
         assert_eq!(a.model.max_model_len, Some(MaxModelLen::Tokens(4000)));
         assert!(!a.scheduling.enable_prefix_caching && !a.listen.grpc);
         let a = serve("serve --served-model-name a b --api-key x --api-key y --max-model-len -1").unwrap();
@@ -301,14 +306,22 @@ mod tests {
         let a = serve_with(&format!("{config} --port 3 --served-model-name c"), &vars).unwrap();
         assert_eq!((a.listen.port, a.listen.grpc_port, a.scheduling.max_num_seqs), (3, 22, Some(111)));
         assert_eq!((a.scheduling.block_size, a.listen.grpc), (16, false));
-        assert_eq!((a.model.served_model_name, a.listen.api_key), (vec!["c".to_string()], vec!["secret".to_string()]));
+        assert_eq!(
+            (a.model.served_model_name, a.listen.api_key),
+            (vec!["c".to_string()], vec!["secret".to_string()])
+        );
         assert_eq!(a.model.model.as_deref(), Some("from-file"));
         let a = serve_with(&config, &vars).unwrap();
         assert_eq!((a.listen.port, a.model.served_model_name), (2, vec!["d".to_string(), "e".to_string()]));
         let a = serve_with(&format!("{config} typed"), &[]).unwrap();
         assert_eq!((a.model_tag.as_deref(), a.model.model), (Some("typed"), None));
 
-        for (line, told) in [("prot: 1", "`prot`"), ("uds: /x", "--uds"), ("port: many", "--port"), ("port: [1, 2]", "`port`")] {
+        for (line, told) in [
+            ("prot: 1", "`prot`"),
+            ("uds: /x", "--uds"),
+            ("port: many", "--port"),
+            ("port: [1, 2]", "`port`"),
+        ] {
             std::fs::write(&path, line).unwrap();
             let error = serve(&config).unwrap_err();
             assert!(error.contains(told) && error.contains("quire-layers"), "{line}: {error}");

@@ -14,8 +14,9 @@ pub fn init(format: LogFormat) -> anyhow::Result<()> {
         (_, Ok(level)) if !level.is_empty() => vllm_level(&level)?.into(),
         _ => "info".into(),
     };
-    let filter = EnvFilter::try_new(&directives)
-        .map_err(|e| anyhow::anyhow!("QUIRE_LOG: {e}; it takes directives like info or quire=debug,hyper=warn"))?;
+    let filter = EnvFilter::try_new(&directives).map_err(|e| {
+        anyhow::anyhow!("QUIRE_LOG: {e}; it takes directives like info or quire=debug,hyper=warn")
+    })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // https://no-color.org: any value turns colours off.
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());

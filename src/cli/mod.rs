@@ -95,7 +95,9 @@ fn announce(app: &crate::app::App, listeners: &Listeners) -> anyhow::Result<()> 
     let http = listeners.http_addr().context("the HTTP listener has no address")?;
     let grpc = listeners.grpc_addr().transpose().context("the gRPC listener has no address")?;
     match grpc {
-        Some(grpc) => println!("Quire serves {} on http://{http} (OpenAI) and {grpc} (gRPC)", app.model.name()),
+        Some(grpc) => {
+            println!("Quire serves {} on http://{http} (OpenAI) and {grpc} (gRPC)", app.model.name())
+        }
         None => println!("Quire serves {} on http://{http} (OpenAI)", app.model.name()),
     }
     tracing::info!(

@@ -5,7 +5,8 @@
 
 /// A whole number with an optional letter.
 pub fn parse_count(text: &str) -> Result<u64, String> {
-    scaled(text, letter_factor).ok_or_else(|| "must be a whole number, like 4096, 4k (4000) or 4K (4096)".into())
+    scaled(text, letter_factor)
+        .ok_or_else(|| "must be a whole number, like 4096, 4k (4000) or 4K (4096)".into())
 }
 
 /// A size in bytes, above 0.
@@ -60,11 +61,31 @@ mod tests {
 
     #[test]
     fn letters_are_decimal_and_capitals_binary() {
-        let cases = [("0", 0), ("7", 7), ("1k", 1000), ("1K", 1024), ("25.6k", 25_600), ("2M", 2 << 20), ("1m", 1_000_000)];
+        let cases = [
+            ("0", 0),
+            ("7", 7),
+            ("1k", 1000),
+            ("1K", 1024),
+            ("25.6k", 25_600),
+            ("2M", 2 << 20),
+            ("1m", 1_000_000),
+        ];
         for (text, value) in cases {
             assert_eq!(parse_count(text), Ok(value), "{text}");
         }
-        for text in ["", "k", "-1", "1x", "1.5", "1KiB", "1e3", "99999999999999999999", "0x10", "1 2", "18446744073709551615k"] {
+        for text in [
+            "",
+            "k",
+            "-1",
+            "1x",
+            "1.5",
+            "1KiB",
+            "1e3",
+            "99999999999999999999",
+            "0x10",
+            "1 2",
+            "18446744073709551615k",
+        ] {
             assert!(parse_count(text).is_err(), "{text}");
         }
     }

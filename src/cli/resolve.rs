@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use quire_scheduler::SchedulingPolicy;
 
-use super::args::{DtypeArg, ListenArgs, LoadFormatArg, MaxModelLen, PolicyArg, ServeArgs};
+use super::args::{
+    DtypeArg, ListenArgs, LoadFormatArg, MaxModelLen, ModelArgs, PolicyArg, SchedulingArgs, ServeArgs,
+};
 use crate::config::{EngineConfig, LoadFormat, ModelSource, ServerConfig, WeightDtype};
 
 /// The demo model's name.
@@ -53,8 +55,17 @@ pub fn resolve(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(EngineConfig, ServerConfig), ConfigError> {
     let server = server_config(&args.listen)?;
-    let (typed, model) = model_source(&args, env)?;
-    let (m, s) = (args.model, args.scheduling);
+    Ok((engine_config(args.model_tag, args.model, args.scheduling, env)?, server))
+}
+
+/// The part without sockets. `positional` is the model if it was named without a flag.
+pub fn engine_config(
+    positional: Option<String>,
+    m: ModelArgs,
+    s: SchedulingArgs,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<EngineConfig, ConfigError> {
+    let (typed, model) = model_source(positional.as_ref(), m.model.as_ref(), env)?;
     if !(s.block_size.is_power_of_two() && s.block_size <= 256) {
         return Err(value("block-size", s.block_size, "must be 1, 2, 4 ... 256: a power of two"));
     }
@@ -70,7 +81,7 @@ pub fn resolve(
     if let Some(name) = names.iter().find(|name| name.trim().is_empty()) {
         return Err(value("served-model-name", format!("{name:?}"), "must not be empty"));
     }
-    let engine = EngineConfig {
+    Ok(EngineConfig {
         model,
         served_model_names: names,
         max_model_len: match m.max_model_len {
@@ -104,8 +115,7 @@ pub fn resolve(
         max_logprobs: u32::try_from(m.max_logprobs).ok(),
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
-    };
-    Ok((engine, server))
+    })
 }
 
 fn value(flag: &'static str, given: impl ToString, allowed: &str) -> ConfigError {
@@ -121,7 +131,11 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
         })?,
     };
     if l.grpc && l.grpc_port == l.port && l.port != 0 {
-        return Err(value("grpc-port", l.grpc_port, "must differ from --port (or turn gRPC off with --no-grpc)"));
+        return Err(value(
+            "grpc-port",
+            l.grpc_port,
+            "must differ from --port (or turn gRPC off with --no-grpc)",
+        ));
     }
     if let Some(key) = l.api_key.iter().find(|key| key.is_empty() || !key.is_ascii()) {
         return Err(value("api-key", format!("{key:?}"), "must be of ASCII characters, at least one"));
@@ -146,8 +160,9 @@ fn origins(words: &[String]) -> Result<Vec<String>, ConfigError> {
     let mut origins = Vec::new();
     for word in words {
         if word.starts_with('[') {
-            let list: Vec<String> = serde_json::from_str(word)
-                .map_err(|_| value("allowed-origins", word, "must be origins, or a JSON list of them: '[\"*\"]'"))?;
+            let list: Vec<String> = serde_json::from_str(word).map_err(|_| {
+                value("allowed-origins", word, "must be origins, or a JSON list of them: '[\"*\"]'")
+            })?;
             origins.extend(list);
         } else {
             origins.push(word.clone());
@@ -175,8 +190,9 @@ fn chat_template(text: String) -> Result<String, ConfigError> {
     if text.contains(['{', '\n']) {
         return Ok(text);
     }
-    std::fs::read_to_string(&text)
-        .map_err(|e| value("chat-template", &text, &format!("must be a readable file or a Jinja template ({e})")))
+    std::fs::read_to_string(&text).map_err(|e| {
+        value("chat-template", &text, &format!("must be a readable file or a Jinja template ({e})"))
+    })
 }
 
 fn folder(flag: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
@@ -188,10 +204,11 @@ fn folder(flag: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
 
 /// The name as typed, and where the model is.
 fn model_source(
-    args: &ServeArgs,
+    positional: Option<&String>,
+    flag: Option<&String>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(String, ModelSource), ConfigError> {
-    let name = match (&args.model_tag, &args.model.model) {
+    let name = match (positional, flag) {
         (Some(positional), Some(flag)) if positional != flag => {
             return Err(ConfigError::TwoModels { positional: positional.clone(), flag: flag.clone() });
         }
@@ -209,7 +226,8 @@ fn model_source(
     match cache.as_deref().and_then(|cache| cached_snapshot(cache, &name)) {
         Some(snapshot) => Ok((name, ModelSource::Folder(snapshot))),
         None => {
-            let looked = cache.map(|c| format!(", nor is it in the cache {}", c.display())).unwrap_or_default();
+            let looked =
+                cache.map(|c| format!(", nor is it in the cache {}", c.display())).unwrap_or_default();
             Err(ConfigError::NoModel { name, looked })
         }
     }
@@ -254,8 +272,14 @@ mod tests {
     #[test]
     fn nothing_typed_means_the_demo_model() {
         let (engine, server) = resolved("", &[]).unwrap();
-        assert_eq!((engine.model, engine.served_model_names), (ModelSource::Demo, vec!["pebble".to_string()]));
-        assert_eq!((engine.max_num_seqs, engine.max_logprobs, engine.kv_cache_memory_bytes), (256, Some(20), None));
+        assert_eq!(
+            (engine.model, engine.served_model_names),
+            (ModelSource::Demo, vec!["pebble".to_string()])
+        );
+        assert_eq!(
+            (engine.max_num_seqs, engine.max_logprobs, engine.kv_cache_memory_bytes),
+            (256, Some(20), None)
+        );
         assert_eq!((server.port, server.grpc_port), (8000, Some(50051)));
         assert_eq!(server.host, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         assert_eq!(server.shutdown_timeout, Duration::from_secs(30));
@@ -269,7 +293,10 @@ mod tests {
         assert_eq!((engine.max_num_seqs, engine.max_logprobs), (32, None));
         assert_eq!((engine.kv_cache_memory_bytes, engine.dtype), (Some(1 << 30), WeightDtype::F32));
         assert_eq!(engine.scheduling_policy, SchedulingPolicy::Priority);
-        assert_eq!((server.grpc_port, server.allowed_origins), (None, vec!["a".to_string(), "b".to_string()]));
+        assert_eq!(
+            (server.grpc_port, server.allowed_origins),
+            (None, vec!["a".to_string(), "b".to_string()])
+        );
         let (engine, _) = resolved("serve", &[("VLLM_CPU_KVCACHE_SPACE", "7")]).unwrap();
         assert_eq!(engine.kv_cache_memory_bytes, Some(7 << 30));
     }
@@ -304,7 +331,10 @@ mod tests {
         std::fs::create_dir_all(repository.join("refs")).unwrap();
         std::fs::write(repository.join("refs/main"), "c0ffee").unwrap();
         let (engine, _) = resolved("serve org/name", &[("HF_HOME", home.to_str().unwrap())]).unwrap();
-        assert_eq!((engine.model, engine.served_model_names), (ModelSource::Folder(snapshot), vec!["org/name".to_string()]));
+        assert_eq!(
+            (engine.model, engine.served_model_names),
+            (ModelSource::Folder(snapshot), vec!["org/name".to_string()])
+        );
         std::fs::remove_dir_all(home).unwrap();
     }
 }

@@ -92,7 +92,11 @@ mod tests {
         for cut in 0..=bytes.len() {
             assert_eq!(events(&[&bytes[..cut], &bytes[cut..]]), whole, "cut at {cut}");
             for second in cut..=bytes.len() {
-                assert_eq!(events(&[&bytes[..cut], &bytes[cut..second], &bytes[second..]]), whole, "{cut} {second}");
+                assert_eq!(
+                    events(&[&bytes[..cut], &bytes[cut..second], &bytes[second..]]),
+                    whole,
+                    "{cut} {second}"
+                );
             }
         }
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
