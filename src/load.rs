@@ -22,8 +22,8 @@ use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
 use crate::validate::{GenerationDefaults, RequestLimits};
 
-/// KV cache of the demo model, if nothing else is asked for: enough for 5000 blocks, little for a laptop.
-const DEMO_KV_CACHE_BYTES: u64 = 256 << 20;
+/// KV cache of the demo model, if nothing else is asked for: 43,000 tokens, and little for a laptop.
+const DEMO_KV_CACHE_BYTES: u64 = 128 << 20;
 /// KV cache of other models on a CPU, if nothing else is asked for (vLLM's VLLM_CPU_KVCACHE_SPACE).
 const CPU_KV_CACHE_BYTES: u64 = 4 << 30;
 /// The CPU backend keeps keys and values in f32.

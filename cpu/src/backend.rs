@@ -95,7 +95,23 @@ impl CpuBackend {
             (chunk * per_chunk..rows.min((chunk + 1) * per_chunk)).for_each(&f);
         });
     }
+
+    /// Writes to all of a new buffer, so that the system provides its pages now: a machine without the memory
+    /// fails at the start, not under load, and a server's memory does not grow while it serves.
+    fn touch(&mut self, buffer: &mut [f32]) {
+        let len = buffer.len();
+        let shared = SharedSlice::new(buffer);
+        self.pool.run(len.div_ceil(TOUCH_CHUNK_LEN), &|_, chunk| {
+            let first = chunk * TOUCH_CHUNK_LEN;
+            // SAFETY: each chunk is handed to one thread once, and chunks do not overlap.
+            #[allow(unsafe_code)]
+            unsafe { shared.part(first, TOUCH_CHUNK_LEN.min(len - first)) }.fill(0.0);
+        });
+    }
 }
+
+/// Elements of a new buffer that a thread fills at a time: 4 MiB.
+const TOUCH_CHUNK_LEN: usize = 1 << 20;
 
 fn error(reason: String) -> BackendError {
     BackendError { device: "cpu", reason, fatal: false }
@@ -132,7 +148,9 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Vec<f32>, BackendError> {
-        zeroed(len).ok_or_else(|| error(format!("no memory for {len} f32 of {role:?}")))
+        let mut buffer = zeroed(len).ok_or_else(|| error(format!("no memory for {len} f32 of {role:?}")))?;
+        self.touch(&mut buffer);
+        Ok(buffer)
     }
 
     fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError> {

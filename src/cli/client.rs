@@ -170,8 +170,9 @@ impl Client {
     }
 
     async fn connection(&self) -> Result<(SendRequest<Full<Bytes>>, bool), ClientError> {
-        while let Some(kept) = self.lock().pop() {
-            if kept.is_ready() {
+        while let Some(mut kept) = self.take_kept() {
+            // Right after an answer's end the connection may need a moment more.
+            if kept.ready().await.is_ok() {
                 return Ok((kept, false));
             }
         }
@@ -182,6 +183,10 @@ impl Client {
         // Its errors come out of the requests on it.
         tokio::spawn(connection);
         Ok((sender, true))
+    }
+
+    fn take_kept(&self) -> Option<SendRequest<Full<Bytes>>> {
+        self.lock().pop()
     }
 
     fn keep(&self, connection: SendRequest<Full<Bytes>>) {

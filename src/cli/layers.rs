@@ -87,6 +87,8 @@ fn with_subcommand(mut argv: Vec<OsString>) -> Vec<OsString> {
 /// vLLM's ways of writing flags: underscores for dashes, `--no-X` for switches, two-letter short flags.
 fn normalise(argv: Vec<OsString>, command: &Command) -> Vec<OsString> {
     let subcommand = argv.get(1).and_then(|word| command.find_subcommand(word));
+    let nested = subcommand.and_then(|subcommand| subcommand.find_subcommand(argv.get(2)?));
+    let subcommand = nested.or(subcommand);
     let is_switch = |name: &str| {
         subcommand.is_some_and(|s| {
             s.get_arguments().any(|arg| arg.get_long() == Some(name) && arg.is_require_equals_set())

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use quire_scheduler::SchedulingPolicy;
 
-use super::args::{DtypeArg, ListenArgs, LoadFormatArg, MaxModelLen, PolicyArg, ServeArgs};
+use super::args::{
+    DtypeArg, ListenArgs, LoadFormatArg, MaxModelLen, ModelArgs, PolicyArg, SchedulingArgs, ServeArgs,
+};
 use crate::config::{EngineConfig, LoadFormat, ModelSource, ServerConfig, WeightDtype};
 
 /// The demo model's name.
@@ -53,8 +55,17 @@ pub fn resolve(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(EngineConfig, ServerConfig), ConfigError> {
     let server = server_config(&args.listen)?;
-    let (typed, model) = model_source(&args, env)?;
-    let (m, s) = (args.model, args.scheduling);
+    Ok((engine_config(args.model_tag, args.model, args.scheduling, env)?, server))
+}
+
+/// The part without sockets. `positional` is the model if it was named without a flag.
+pub fn engine_config(
+    positional: Option<String>,
+    m: ModelArgs,
+    s: SchedulingArgs,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<EngineConfig, ConfigError> {
+    let (typed, model) = model_source(positional.as_ref(), m.model.as_ref(), env)?;
     if !(s.block_size.is_power_of_two() && s.block_size <= 256) {
         return Err(value("block-size", s.block_size, "must be 1, 2, 4 ... 256: a power of two"));
     }
@@ -70,7 +81,7 @@ pub fn resolve(
     if let Some(name) = names.iter().find(|name| name.trim().is_empty()) {
         return Err(value("served-model-name", format!("{name:?}"), "must not be empty"));
     }
-    let engine = EngineConfig {
+    Ok(EngineConfig {
         model,
         served_model_names: names,
         max_model_len: match m.max_model_len {
@@ -104,8 +115,7 @@ pub fn resolve(
         max_logprobs: u32::try_from(m.max_logprobs).ok(),
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
-    };
-    Ok((engine, server))
+    })
 }
 
 fn value(flag: &'static str, given: impl ToString, allowed: &str) -> ConfigError {
@@ -194,10 +204,11 @@ fn folder(flag: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
 
 /// The name as typed, and where the model is.
 fn model_source(
-    args: &ServeArgs,
+    positional: Option<&String>,
+    flag: Option<&String>,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(String, ModelSource), ConfigError> {
-    let name = match (&args.model_tag, &args.model.model) {
+    let name = match (positional, flag) {
         (Some(positional), Some(flag)) if positional != flag => {
             return Err(ConfigError::TwoModels { positional: positional.clone(), flag: flag.clone() });
         }

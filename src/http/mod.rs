@@ -17,7 +17,7 @@ mod reply;
 mod sampling;
 mod sse;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tokenize;
 mod unsupported;
 mod usage;

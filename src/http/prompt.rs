@@ -220,10 +220,7 @@ mod tests {
         let encoder = encoder(64);
         let encode = |text: &str| encoder.tokenizer.encode(text, false).unwrap();
         let sequences = encoder.bad_words(&["the".into()]).unwrap();
-        assert_eq!(sequences[0], encode("the"));
-        let spaced = encode(" the");
-        assert_eq!(sequences.len() == 2, spaced.len() == sequences[0].len() && spaced[0] != sequences[0][0]);
-        assert!(sequences.get(1).is_none_or(|second| *second == spaced));
+        assert_eq!(sequences, [encode("the"), encode(" the")]);
         assert!(encoder.bad_words(&[" ".into()]).is_err());
     }
 

@@ -27,7 +27,7 @@ const INVALID: &[(&str, Change)] = &[
     ("decoding.logit_bias", |r| decoding(r).logit_bias = [(VOCAB_SIZE, 1.0)].into()),
     ("decoding.allowed_token_ids", |r| decoding(r).allowed_token_ids = vec![VOCAB_SIZE]),
     ("decoding.bad_words_token_ids", |r| decoding(r).bad_words_token_ids = vec![TokenIds::default()]),
-    ("decoding.structured_output", |r| {
+    ("decoding.json_object", |r| {
         decoding(r).structured_output = Some(StructuredOutput::JsonObject(true));
     }),
     ("stopping.max_new_tokens", |r| stopping(r).max_new_tokens = MAX_MODEL_LEN),

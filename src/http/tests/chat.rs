@@ -36,7 +36,7 @@ async fn a_whole_answer_has_vllms_fields() {
     assert!(!content.as_str().unwrap().is_empty());
     let prompt_tokens = prompt_tokens("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
     let expected = json!({
-        "id": body["id"], "object": "chat.completion", "created": body["created"], "model": "org/pebble",
+        "id": body["id"], "object": "chat.completion", "created": body["created"], "model": "pebble",
         "choices": [{
             "index": 0,
             "message": {

@@ -33,7 +33,7 @@ const MAX_MODEL_LEN: u32 = 512;
 const EOS: u32 = 2;
 
 /// What a test may want to be different.
-struct Settings {
+pub(crate) struct Settings {
     server: ServerConfig,
     failures: SimFailures,
     cost: Option<StepCost>,
@@ -67,8 +67,8 @@ impl Default for Settings {
 }
 
 /// A server on a socket; it ends with the test's runtime.
-struct Server {
-    address: SocketAddr,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
     app: Arc<App>,
 }
 
@@ -139,7 +139,7 @@ fn app(settings: Settings) -> Arc<App> {
     })
 }
 
-async fn start(settings: Settings) -> Server {
+pub(crate) async fn start(settings: Settings) -> Server {
     let app = app(settings);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -221,7 +221,7 @@ impl Server {
     }
 
     /// Waits until nothing is queued or running and all blocks are free again.
-    async fn wait_until_idle(&self) {
+    pub(crate) async fn wait_until_idle(&self) {
         let stats = self.app.engine.stats();
         for _ in 0..500 {
             let scheduler = stats.scheduler();

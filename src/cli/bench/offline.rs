@@ -1,0 +1,147 @@
+//! The engine in this process, without sockets, fed with prompts in token ids.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use indicatif::ProgressBar;
+use quire_scheduler::SamplingParams;
+use serde_json::Value;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinSet;
+
+use super::vocabulary::Prompt;
+use super::workload::Sample;
+use crate::cli::args::{ModelArgs, SchedulingArgs};
+use crate::cli::{env, loading_bar, resolve};
+use crate::engine::{FinishKind, GenerateRequest, OutputStream, TextOptions};
+use crate::load::{self, Loaded};
+
+/// The engine's flags: those of `quire serve`.
+#[derive(Debug, Args)]
+pub struct EngineArgs {
+    /// Everything about the model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Everything about memory and steps.
+    #[command(flatten)]
+    pub scheduling: SchedulingArgs,
+}
+
+/// A running engine.
+pub struct Offline {
+    loaded: Loaded,
+    runtime: Runtime,
+}
+
+/// What one run through the engine came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Elapsed {
+    /// From the first request to the last token.
+    pub duration: Duration,
+    /// Of all prompts.
+    pub prompt_tokens: u64,
+    /// Of all answers.
+    pub output_tokens: u64,
+}
+
+impl Offline {
+    /// Loads the model and starts the engine, which takes at least `num_requests` at a time.
+    pub fn start(args: EngineArgs, num_requests: u32) -> anyhow::Result<Self> {
+        let mut config = resolve::engine_config(None, args.model, args.scheduling, &env)?;
+        config.max_num_queued_reqs = config.max_num_queued_reqs.max(num_requests as usize);
+        let loaded = load::start(&config, false, loading_bar())?;
+        let runtime = Builder::new_current_thread().build().context("cannot start a runtime")?;
+        Ok(Self { loaded, runtime })
+    }
+
+    /// The model.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    /// Gives all requests to the engine at once and waits for the last one's end. Each answer has its full
+    /// length, whatever the model says.
+    pub fn run(&self, samples: &[Sample], bar: &ProgressBar) -> anyhow::Result<Elapsed> {
+        let requests =
+            samples.iter().map(|sample| self.request(sample)).collect::<anyhow::Result<Vec<_>>>()?;
+        let prompt_tokens = requests.iter().map(|request| request.prompt_token_ids.len() as u64).sum();
+        let start = Instant::now();
+        let output_tokens = self.runtime.block_on(async {
+            let mut running = JoinSet::new();
+            for request in requests {
+                let stream = self.loaded.engine.handle().submit(request)?;
+                running.spawn(count_tokens(stream));
+            }
+            let mut tokens = 0;
+            while let Some(ended) = running.join_next().await {
+                tokens += ended.context("a reader of the engine's output failed")??;
+                bar.inc(1);
+            }
+            anyhow::Ok(tokens)
+        })?;
+        Ok(Elapsed { duration: start.elapsed(), prompt_tokens, output_tokens })
+    }
+
+    /// Ends the engine.
+    pub fn stop(self) {
+        self.loaded.engine.join();
+    }
+
+    fn request(&self, sample: &Sample) -> anyhow::Result<GenerateRequest> {
+        let ids = match &sample.prompt {
+            Prompt::Ids(ids) => ids.clone(),
+            Prompt::Text(text) => self.loaded.tokenizer.encode(text, true)?,
+        };
+        let limits = &self.loaded.limits;
+        ensure!(!ids.is_empty(), "a prompt is empty");
+        ensure!(
+            ids.len() as u64 + u64::from(sample.output_len) <= u64::from(limits.max_model_len),
+            "a request of {} tokens to read and {} to write is longer than the model's context of {}; lower \
+             --input-len or --output-len",
+            ids.len(),
+            sample.output_len,
+            limits.max_model_len,
+        );
+        let sampling = SamplingParams {
+            max_tokens: sample.output_len,
+            ignore_eos: true,
+            eos_token_ids: limits.eos_token_ids.clone(),
+            ..SamplingParams::default()
+        };
+        Ok(GenerateRequest {
+            external_id: "bench".into(),
+            prompt_token_ids: ids.into(),
+            sampling,
+            seeded: false,
+            n: 1,
+            priority: 0,
+            cache_salt: None,
+            bypass_prefix_cache: false,
+            text: TextOptions::default(),
+        })
+    }
+}
+
+/// Writes a result for programs.
+pub fn write_json(path: &Path, json: &Value) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(json)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+async fn count_tokens(mut stream: OutputStream) -> anyhow::Result<u64> {
+    let mut finish = None;
+    while let Some(delta) = stream.next().await {
+        finish = delta.finish.take().or(finish);
+    }
+    match finish {
+        Some(finish) if matches!(finish.kind, FinishKind::Stop | FinishKind::Length) => {
+            Ok(finish.num_output_tokens.into())
+        }
+        Some(finish) => {
+            bail!("a request ended early: {}", finish.error.as_deref().unwrap_or(finish.kind.as_str()))
+        }
+        None => bail!("a request ended without a reason"),
+    }
+}
