@@ -14,5 +14,6 @@ pub mod http;
 pub mod load;
 pub mod metrics;
 pub mod server;
+pub mod simulated;
 pub mod text;
 pub mod validate;

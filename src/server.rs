@@ -12,9 +12,10 @@ use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::transport::server::TcpIncoming;
 use tower::ServiceExt;
@@ -23,6 +24,9 @@ use crate::app::App;
 use crate::config::ServerConfig;
 use crate::{grpc, http};
 
+/// Connections that may wait to be accepted. With the usual 128, a burst of new streams waits a second for
+/// its second attempt.
+const BACKLOG: u32 = 4096;
 /// How long a client may take to send its request's head.
 const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long connections may take to flush once the engine is empty.
@@ -41,11 +45,11 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds. The error names the address.
-    pub async fn bind(config: &ServerConfig) -> Result<Self, BindError> {
-        let http = bind(SocketAddr::new(config.host, config.port)).await?;
+    /// Binds, inside a tokio runtime. The error names the address.
+    pub fn bind(config: &ServerConfig) -> Result<Self, BindError> {
+        let http = bind(SocketAddr::new(config.host, config.port))?;
         let grpc = match config.grpc_port {
-            Some(port) => Some(bind(SocketAddr::new(config.host, port)).await?),
+            Some(port) => Some(bind(SocketAddr::new(config.host, port))?),
             None => None,
         };
         Ok(Self { http, grpc })
@@ -70,17 +74,21 @@ pub struct BindError {
     source: std::io::Error,
 }
 
-async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(addr).await.map_err(|source| BindError { addr, source })
+fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
+    let listen = || {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restarted server must not wait until the old one's connections are forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| BindError { addr, source })
 }
 
 /// Serves until the process is told to end, or the engine dies. Returns whether the end was orderly.
 pub async fn serve(app: Arc<App>, listeners: Listeners) -> std::io::Result<bool> {
     let mut signals = Signals::new()?;
-    let (stop, stopped) = watch::channel(false);
-    let http = tokio::spawn(serve_http(listeners.http, http::router(app.clone()), stopped.clone()));
-    let grpc = listeners.grpc.map(|listener| tokio::spawn(serve_grpc(listener, app.clone(), stopped)));
-
+    let serving = Serving::start(&app, listeners);
     let orderly = tokio::select! {
         () = signals.next() => {
             tokio::select! {
@@ -93,18 +101,41 @@ pub async fn serve(app: Arc<App>, listeners: Listeners) -> std::io::Result<bool>
         }
         () = engine_death(&app) => false,
     };
-    // Readers of this are the listeners above; they outlive it.
-    let _ = stop.send(true);
-    let all = async {
-        let _ = http.await;
-        if let Some(grpc) = grpc {
-            let _ = grpc.await;
-        }
-    };
-    if timeout(FLUSH_TIMEOUT, all).await.is_err() {
-        tracing::warn!("some connections did not close in time");
-    }
+    serving.stop().await;
     Ok(orderly)
+}
+
+/// Both listeners at work.
+#[derive(Debug)]
+pub struct Serving {
+    stop: watch::Sender<bool>,
+    http: JoinHandle<()>,
+    grpc: Option<JoinHandle<()>>,
+}
+
+impl Serving {
+    /// Begins to answer on both ports.
+    pub fn start(app: &Arc<App>, listeners: Listeners) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let http = tokio::spawn(serve_http(listeners.http, http::router(app.clone()), stopped.clone()));
+        let grpc = listeners.grpc.map(|listener| tokio::spawn(serve_grpc(listener, app.clone(), stopped)));
+        Self { stop, http, grpc }
+    }
+
+    /// Takes no more connections, and gives those there are a moment to say their last.
+    pub async fn stop(self) {
+        // The listeners read this; they are there until they have.
+        let _ = self.stop.send(true);
+        let all = async {
+            let _ = self.http.await;
+            if let Some(grpc) = self.grpc {
+                let _ = grpc.await;
+            }
+        };
+        if timeout(FLUSH_TIMEOUT, all).await.is_err() {
+            tracing::warn!("some connections did not close in time");
+        }
+    }
 }
 
 async fn drain(app: &App) {

@@ -78,7 +78,10 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let runtime = runtime()?;
-    let listeners = runtime.block_on(Listeners::bind(&server_config))?;
+    let listeners = {
+        let _inside = runtime.enter();
+        Listeners::bind(&server_config)?
+    };
     let loaded = load::start(&engine_config, server_config.enable_log_requests, loading_bar())?;
     let (engine, app) = loaded.into_app(server_config);
     announce(&app, &listeners)?;

@@ -3,6 +3,7 @@
 
 use quire_proto::vllm::candidate_token_info::TokenInfo;
 use quire_proto::vllm::candidate_tokens::Select;
+use quire_proto::vllm::decoding_parameters::StructuredOutput;
 use quire_proto::vllm::finish_info::{FinishReason, StopReason};
 use quire_proto::vllm::{
     CandidateTokenInfo, CandidateTokens, FinishInfo, GenerateRequest, PromptInfo, ResponseOptions,
@@ -49,7 +50,7 @@ pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status
             "the engine runs no reasoning parser",
         ),
         (
-            "decoding.structured_output",
+            decoding.and_then(|d| d.structured_output.as_ref()).map_or("decoding", structured_output_path),
             decoding.is_some_and(|d| d.structured_output.is_some()),
             "structured output is not supported",
         ),
@@ -72,6 +73,17 @@ pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status
     match refusals.into_iter().find(|&(_, present, _)| present) {
         Some((path, _, reason)) => Err(invalid_field(path, reason)),
         None => Ok(()),
+    }
+}
+
+fn structured_output_path(kind: &StructuredOutput) -> &'static str {
+    match kind {
+        StructuredOutput::Json(_) => "decoding.json",
+        StructuredOutput::Regex(_) => "decoding.regex",
+        StructuredOutput::Choice(_) => "decoding.choice",
+        StructuredOutput::Grammar(_) => "decoding.grammar",
+        StructuredOutput::JsonObject(_) => "decoding.json_object",
+        StructuredOutput::StructuralTag(_) => "decoding.structural_tag",
     }
 }
 

@@ -111,7 +111,6 @@ impl HttpState {
         let model = &self.app.model;
         match asked {
             Some(name) if !model.is_served(&name) => Err(ApiError::unknown_model(&name, &model.served_names)),
-            Some(name) if !name.is_empty() => Ok(name),
             _ => Ok(model.name().to_owned()),
         }
     }
@@ -158,15 +157,23 @@ fn log_request(request: &GenerateRequest) {
     );
 }
 
-/// The client's name for its request: the header `X-Request-Id`.
-pub(crate) struct RequestName(pub(crate) Option<String>);
+/// The client's name for its request.
+pub(crate) struct RequestName {
+    /// Its header `X-Request-Id`.
+    pub(crate) sent: Option<String>,
+    /// What the answer's `X-Request-Id` will be where it sent none, if there will be one.
+    pub(crate) given: Option<String>,
+}
+
+#[derive(Clone)]
+struct GivenName(String);
 
 impl<S: Sync> FromRequestParts<S> for RequestName {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let header = parts.headers.get(X_REQUEST_ID);
-        Ok(Self(header.and_then(|value| value.to_str().ok()).map(String::from)))
+        let sent = parts.headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).map(String::from);
+        Ok(Self { sent, given: parts.extensions.get().map(|GivenName(name)| name.clone()) })
     }
 }
 
@@ -198,13 +205,14 @@ async fn count(State(state): State<Arc<HttpState>>, request: Request, next: Next
     response
 }
 
-/// Gives each request an id if it has none, and sends it back.
+/// Gives each request an id if it has none, and sends it back. A `request_id` in the body goes before an
+/// id that was only given.
 async fn echo_request_id(mut request: Request, next: Next) -> Response {
     let id = request.headers().get(X_REQUEST_ID).cloned().unwrap_or_else(|| {
         let id = uuid::Uuid::new_v4().simple().to_string();
+        request.extensions_mut().insert(GivenName(id.clone()));
         HeaderValue::try_from(id).expect("hexadecimal digits are fit for headers")
     });
-    request.headers_mut().insert(X_REQUEST_ID, id.clone());
     let mut response = next.run(request).await;
     response.headers_mut().insert(X_REQUEST_ID, id);
     response

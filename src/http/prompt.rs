@@ -102,8 +102,8 @@ impl Encoder {
         })
     }
 
-    /// Token sequences to forbid: each word as it stands at the start of a text and after a space, if
-    /// these differ (vLLM's rule).
+    /// Token sequences to forbid: each word as it stands at the start of a text and after a space. vLLM
+    /// leaves the second out if it has another number of tokens, and so lets most such words through.
     pub(crate) fn bad_words(&self, words: &[String]) -> Result<Vec<Vec<u32>>, ApiError> {
         check_bad_words(words)?;
         let mut sequences: Vec<Vec<u32>> = Vec::new();
@@ -111,7 +111,7 @@ impl Encoder {
             let word = word.trim_start();
             let bare = self.tokenizer.encode(word, false)?;
             let spaced = self.tokenizer.encode(&format!(" {word}"), false)?;
-            let differs = spaced.len() == bare.len() && spaced.first() != bare.first();
+            let differs = spaced != bare;
             sequences.push(bare);
             if differs {
                 sequences.push(spaced);

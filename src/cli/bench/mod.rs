@@ -1,6 +1,8 @@
 //! `quire bench`: measures a server, the engine, or serving itself.
 
 mod arrivals;
+mod engine;
+mod engine_clients;
 mod latency;
 mod measure;
 mod offline;
@@ -9,12 +11,14 @@ mod result_file;
 mod serve;
 mod serve_args;
 mod stats;
+mod thread_cpu;
 mod throughput;
 mod vocabulary;
 mod workload;
 
 use clap::Subcommand;
 
+use self::engine::EngineBench;
 use self::latency::LatencyBench;
 use self::serve_args::ServeBench;
 use self::throughput::ThroughputBench;
@@ -28,6 +32,8 @@ pub enum BenchCommand {
     Throughput(Box<ThroughputBench>),
     /// Measure the engine without a server: how long one batch takes
     Latency(Box<LatencyBench>),
+    /// Measure what serving itself costs: the whole server over a simulated model
+    Engine(EngineBench),
 }
 
 /// Runs one.
@@ -36,5 +42,6 @@ pub fn run(command: BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Serve(args) => serve::run(&args),
         BenchCommand::Throughput(args) => throughput::run(*args),
         BenchCommand::Latency(args) => latency::run(*args),
+        BenchCommand::Engine(args) => engine::run(&args),
     }
 }

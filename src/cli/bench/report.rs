@@ -227,7 +227,7 @@ fn max_output_tokens_per_s(completed: &[&Outcome]) -> f64 {
             slices[slice] += tokens;
         }
     }
-    slices.into_iter().fold(0.0, f64::max)
+    slices.into_iter().fold(0.0, f64::max).round()
 }
 
 /// The most requests that were open at one moment.

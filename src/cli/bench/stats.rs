@@ -18,8 +18,9 @@ impl Summary {
     pub fn of(mut values: Vec<f64>, percentages: &[f64]) -> Self {
         values.sort_unstable_by(f64::total_cmp);
         let count = values.len().max(1) as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+        // Not `sum`, which is minus zero where there is nothing.
+        let mean = values.iter().fold(0.0, |sum, value| sum + value) / count;
+        let variance = values.iter().fold(0.0, |sum, value| sum + (value - mean).powi(2)) / count;
         Self {
             mean,
             median: percentile(&values, 50.0),
@@ -93,6 +94,7 @@ mod tests {
         assert_eq!((one.mean, one.median, one.std, one.percentiles[0].1), (7.0, 7.0, 0.0, 7.0));
         let none = Summary::of(Vec::new(), &[99.0]);
         assert_eq!((none.mean, none.median, none.std, none.percentiles[0].1), (0.0, 0.0, 0.0, 0.0));
+        assert!(none.mean.is_sign_positive());
     }
 
     #[test]

@@ -28,13 +28,13 @@ use self::request::ChatRequest;
 /// The handler.
 pub(crate) async fn chat_completions(
     State(state): State<Arc<HttpState>>,
-    RequestName(name): RequestName,
+    name: RequestName,
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let ChatRequest { common, conversation } = ChatRequest::read(fields)?;
     let app = &*state.app;
     let model = state.served_name(common.model)?;
-    let id = choose_id("chatcmpl", name.as_deref(), common.request_id)?;
+    let id = choose_id("chatcmpl", name.sent.as_deref(), common.request_id.or(name.given))?;
     let mut sampling = common.sampling;
 
     let role = conversation.answer_role().to_owned();

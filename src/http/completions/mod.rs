@@ -27,13 +27,13 @@ use self::request::{CompletionRequest, Work};
 /// The handler.
 pub(crate) async fn completions(
     State(state): State<Arc<HttpState>>,
-    RequestName(name): RequestName,
+    name: RequestName,
     fields: Fields,
 ) -> Result<Response, ApiError> {
     let CompletionRequest { common, prompt, echo_only } = CompletionRequest::read(fields)?;
     let app = &*state.app;
     let model = state.served_name(common.model)?;
-    let id = choose_id("cmpl", name.as_deref(), common.request_id)?;
+    let id = choose_id("cmpl", name.sent.as_deref(), common.request_id.or(name.given))?;
     let mut sampling = common.sampling;
 
     let work = Work {

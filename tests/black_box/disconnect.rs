@@ -1,0 +1,189 @@
+//! A client that goes away takes its request with it: running or queued, streaming or not, HTTP or gRPC.
+//! And one that reads slowly holds up nobody.
+
+use std::time::{Duration, Instant};
+
+use quire_proto::vllm;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::server::Server;
+use crate::{grpc, http};
+
+/// An abort takes effect within one step; the rest of this is the machine's noise.
+const SOON: Duration = Duration::from_secs(2);
+
+/// Runs for a long time if nobody stops it.
+fn long(stream: bool) -> Value {
+    json!({"prompt": "Once upon a time", "max_tokens": 2000, "ignore_eos": true, "stream": stream})
+}
+
+fn long_grpc() -> vllm::GenerateRequest {
+    vllm::GenerateRequest {
+        prompt: Some(grpc::text("Once upon a time")),
+        stopping: Some(vllm::StoppingCriteria {
+            max_new_tokens: 2000,
+            ignore_eos: true,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+async fn until(server: &Server, what: &str, reached: impl Fn([f64; 3]) -> bool) {
+    let start = Instant::now();
+    loop {
+        let figures = server.metrics().await.load_figures();
+        if reached(figures) {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "not {what}: {figures:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+async fn aborted(server: &Server) -> f64 {
+    server.metrics().await.value_where("vllm:request_success_total", &[("finished_reason", "abort")])
+}
+
+#[tokio::test]
+async fn invariant_6_a_closed_http_stream_is_aborted() {
+    let server = Server::start(&[]);
+    let mut open = http::post_open(server.http, "/v1/completions", &long(true)).await;
+    open.event().await.expect("a first token");
+    assert_eq!(server.metrics().await.load_figures()[0], 1.0);
+    drop(open);
+    server.until_idle(SOON).await;
+    assert_eq!(aborted(&server).await, 1.0);
+}
+
+#[tokio::test]
+async fn invariant_6_a_closed_http_request_is_aborted() {
+    let server = Server::start(&[]);
+    let chat = json!({
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 2000,
+        "ignore_eos": true,
+    });
+    let request = http::post(server.http, "/v1/chat/completions", &chat);
+    timeout(Duration::from_millis(100), request).await.expect_err("the answer cannot be ready");
+    server.until_idle(SOON).await;
+    assert_eq!(aborted(&server).await, 1.0);
+}
+
+#[tokio::test]
+async fn invariant_6_a_dropped_grpc_call_is_aborted() {
+    let server = Server::start(&[]);
+    let mut stream = grpc::open_stream(server.grpc, long_grpc()).await.expect("taken");
+    grpc::next(&mut stream).await.expect("no error").expect("a message");
+    grpc::next(&mut stream).await.expect("no error").expect("a message");
+    assert_eq!(server.metrics().await.load_figures()[0], 1.0);
+    drop(stream);
+    server.until_idle(SOON).await;
+
+    let call = grpc::generate(server.grpc, long_grpc());
+    timeout(Duration::from_millis(100), call).await.expect_err("the answer cannot be ready");
+    server.until_idle(SOON).await;
+    assert_eq!(aborted(&server).await, 2.0);
+}
+
+/// Both ends of a queue: those waiting leave without ever running, then the one that ran leaves, too.
+#[tokio::test]
+async fn invariant_6_queued_requests_are_aborted() {
+    let server = Server::start(&["--max-num-seqs", "1"]);
+    let mut running = http::post_open(server.http, "/v1/completions", &long(true)).await;
+    running.event().await.expect("a first token");
+
+    let (addr, grpc_addr) = (server.http, server.grpc);
+    let streaming =
+        tokio::spawn(
+            async move { http::post_open(addr, "/v1/completions", &long(true)).await.events().await },
+        );
+    let whole = tokio::spawn(async move { http::post(addr, "/v1/completions", &long(false)).await });
+    let grpc = tokio::spawn(async move { grpc::generate_stream(grpc_addr, long_grpc()).await });
+    until(&server, "three waiting", |[running, waiting, _]| [running, waiting] == [1.0, 3.0]).await;
+    streaming.abort();
+    until(&server, "two waiting", |[_, waiting, _]| waiting == 2.0).await;
+    whole.abort();
+    grpc.abort();
+    until(&server, "none waiting", |[running, waiting, _]| [running, waiting] == [1.0, 0.0]).await;
+    // The one that runs has noticed nothing.
+    running.event().await.expect("it goes on");
+    drop(running);
+    server.until_idle(SOON).await;
+    assert_eq!(aborted(&server).await, 4.0);
+}
+
+#[tokio::test]
+async fn control_abort_ends_a_request_by_its_name() {
+    let server = Server::start(&[]);
+    let mut request = long_grpc();
+    request.request_id = "mine".to_owned();
+    let mut stream = grpc::open_stream(server.grpc, request).await.expect("taken");
+    grpc::next(&mut stream).await.expect("no error").expect("a message");
+    let ids = vec!["mine".to_owned(), "unknown".to_owned()];
+    let mut control = grpc::control(server.grpc).await;
+    control.abort(vllm::AbortRequest { request_ids: ids }).await.expect("done");
+    let mut last = None;
+    while let Some(message) = grpc::next(&mut stream).await.expect("no error") {
+        last = message.outputs;
+    }
+    let finish = last.and_then(|output| output.finish_info).expect("an end");
+    assert_eq!(grpc::finish_reason(&finish), "abort");
+    server.until_idle(SOON).await;
+}
+
+/// The slow client's answer is larger than what kernel buffers take in. It waits in the server in one
+/// piece per choice, not token by token, while everybody else is served.
+#[tokio::test]
+async fn invariant_7_a_slow_reader_holds_up_nobody_and_loses_nothing() {
+    let server = Server::start(&[]);
+    let mut body = json!({
+        "prompt": "Once upon a time",
+        "max_tokens": 1500,
+        "ignore_eos": true,
+        "n": 4,
+        "seed": 7,
+        "logprobs": 20,
+        "return_token_ids": true,
+    });
+    let expected = http::post(server.http, "/v1/completions", &body).await.ok();
+
+    body["stream"] = true.into();
+    let headers = [("content-type", "application/json")];
+    let stream = http::connect_with_small_buffer(server.http, 4096).await;
+    let slow = http::open_on(stream, hyper::Method::POST, "/v1/completions", &headers, body.to_string());
+    let mut slow = slow.await.expect("an answer");
+    slow.event().await.expect("a first token");
+
+    // It reads nothing from here on. Eight others run from start to end.
+    let quick = json!({"prompt": "Hello", "max_tokens": 200, "ignore_eos": true});
+    let others = (0..8).map(|_| http::stream(server.http, "/v1/completions", &quick));
+    for events in futures_util::future::join_all(others).await {
+        assert_eq!(events.last().expect("events")["choices"][0]["finish_reason"], "length");
+    }
+    // The engine finishes the slow one, too, although its client does not read.
+    server.until_idle(http::PATIENCE).await;
+
+    let (mut text, mut ids, mut ends) = (vec![String::new(); 4], vec![Vec::new(); 4], vec![0; 4]);
+    let (mut first, mut num_events) = (true, 1);
+    while let Some(event) = slow.event().await {
+        num_events += 1;
+        for choice in event["choices"].as_array().expect("choices") {
+            let index = choice["index"].as_u64().expect("an index") as usize;
+            let tokens = choice["token_ids"].as_array().map_or(&[][..], Vec::as_slice);
+            first &= tokens.len() <= 1;
+            ids[index].extend(tokens.to_vec());
+            text[index].push_str(choice["text"].as_str().expect("text"));
+            ends[index] += usize::from(!choice["finish_reason"].is_null());
+        }
+    }
+    assert_eq!(ends, [1; 4]);
+    for (index, choice) in expected["choices"].as_array().expect("choices").iter().enumerate() {
+        // The event that was read before the pause is missing in what was collected.
+        assert!(choice["text"].as_str().expect("text").ends_with(&text[index]));
+        let all = choice["token_ids"].as_array().expect("ids");
+        assert!(all.ends_with(&ids[index]) && all.len() - ids[index].len() <= 1, "tokens are missing");
+    }
+    assert!(!first && num_events < 4 * 1500, "{num_events} events: nothing was coalesced");
+}

@@ -1,0 +1,117 @@
+//! Invariant 8: an answer does not depend on who shares the batch, on chunking, on prefix-cache hits or
+//! on preemption. The same request with the same seed gives the same tokens and the same
+//! log-probabilities, to the last bit.
+
+use futures_util::{StreamExt, stream};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::ask::{Answer, Ask, Door, Prompt};
+use crate::crowd::Crowd;
+use crate::server::{Server, TINY_KV};
+
+/// Random requests of every length and with every kind of sampling.
+fn asks(seed: u64, num: usize) -> Vec<Ask> {
+    eprintln!("requests are drawn with seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    (0..num).map(|index| ask(&mut rng, index)).collect()
+}
+
+fn ask(rng: &mut StdRng, index: usize) -> Ask {
+    // Lengths around the block size and the chunk size matter most.
+    let len = match index % 4 {
+        0 => rng.random_range(1..=4),
+        1 => 16 * rng.random_range(1..=4) + rng.random_range(0..=2) - 1,
+        2 => rng.random_range(100..=500),
+        _ => 32,
+    };
+    let prompt = Prompt::Tokens((0..len).map(|_| rng.random_range(0..2048)).collect());
+    let mut ask = Ask::greedy(prompt, rng.random_range(1..=64));
+    ask.ignore_eos = rng.random_bool(0.7);
+    ask.temperature = if index % 5 == 0 { 0.0 } else { [0.5, 1.0, 1.5][rng.random_range(0..3)] };
+    ask.seed = rng.random_range(0..i64::MAX);
+    if rng.random_bool(0.4) {
+        ask.top_p = rng.random_range(0.5..1.0);
+        ask.top_k = rng.random_range(1..100);
+    }
+    if rng.random_bool(0.3) {
+        ask.min_p = rng.random_range(0.0..0.1);
+        ask.presence_penalty = rng.random_range(-1.0..1.0);
+        ask.frequency_penalty = rng.random_range(-1.0..1.0);
+        ask.repetition_penalty = rng.random_range(0.8..1.5);
+    }
+    ask
+}
+
+/// Asks one after the other on a server that has nothing else to do.
+async fn alone(server: &Server, asks: &[Ask]) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for ask in asks {
+        answers.push(ask.via(Door::Completions, server).await);
+    }
+    answers
+}
+
+/// Asks `at_once` at a time, through changing doors, and compares with what came out alone.
+async fn expect(expected: &[Answer], asks: &[Ask], server: &Server, at_once: usize) {
+    let tasks = asks.iter().zip(expected).enumerate().map(|(index, (ask, expected))| async move {
+        let door = Door::FOR_TOKENS[index % Door::FOR_TOKENS.len()];
+        let answer = ask.via(door, server).await;
+        assert!(
+            answer == *expected,
+            "request {index} through {door:?} differs\nasked: {ask:?}\nalone: {expected:?}\nnow:   {answer:?}"
+        );
+    });
+    stream::iter(tasks).buffer_unordered(at_once).collect::<()>().await;
+}
+
+#[tokio::test]
+async fn invariant_8_the_batch_and_the_prefix_cache_change_no_bit() {
+    let asks = asks(801, 48);
+    let server = Server::start(&[]);
+    let expected = alone(&server, &asks).await;
+    let distinct = expected.iter().map(|answer| &answer.token_ids);
+    assert!(distinct.collect::<std::collections::HashSet<_>>().len() > 40, "these requests test nothing");
+    // Everything is in the prefix cache now.
+    expect(&expected, &asks, &server, 1).await;
+    let crowd = Crowd::start(&server, 64).await;
+    expect(&expected, &asks, &server, 16).await;
+    crowd.assert_present().await;
+    drop(crowd);
+    assert!(server.metrics().await.value("vllm:prefix_cache_hits_total") > 1000.0);
+
+    let uncached = Server::start(&["--no-enable-prefix-caching"]);
+    expect(&expected, &asks, &uncached, 16).await;
+    assert_eq!(uncached.metrics().await.value("vllm:prefix_cache_hits_total"), 0.0);
+}
+
+#[tokio::test]
+async fn invariant_8_chunks_change_no_bit() {
+    let asks = asks(802, 48);
+    let expected = alone(&Server::shared(&[]), &asks).await;
+    for chunk in ["32", "7"] {
+        let server = Server::start(&["--max-num-batched-tokens", chunk, "--max-num-seqs", "7"]);
+        expect(&expected, &asks, &server, 24).await;
+    }
+}
+
+#[tokio::test]
+async fn invariant_8_block_size_changes_no_bit() {
+    let asks = asks(803, 24);
+    let expected = alone(&Server::shared(&[]), &asks).await;
+    let server = Server::start(&["--block-size", "32"]);
+    expect(&expected, &asks, &server, 16).await;
+}
+
+#[tokio::test]
+async fn invariant_8_preemption_changes_no_bit() {
+    let asks = asks(804, 64);
+    let expected = alone(&Server::shared(&[]), &asks).await;
+    for caching in ["--enable-prefix-caching", "--no-enable-prefix-caching"] {
+        let server = Server::start(&[TINY_KV, &[caching]].concat());
+        expect(&expected, &asks, &server, 64).await;
+        let preemptions = server.metrics().await.value("vllm:num_preemptions_total");
+        eprintln!("{preemptions} preemptions with {caching}");
+        assert!(preemptions > 0.0, "the KV cache was not small enough to test anything");
+    }
+}

@@ -1,0 +1,26 @@
+//! Black-box tests: the release binary over real sockets, as clients and operators meet it.
+//!
+//! Tools come first ([`server`], [`http`], [`grpc`], [`metrics`], [`ask`], [`crowd`]), then one file for
+//! each thing that is promised. A test that holds an invariant of ARCHITECTURE.md bears its number.
+
+mod ask;
+mod crowd;
+mod grpc;
+mod http;
+mod metrics;
+mod server;
+
+mod bad_grpc;
+mod bad_http;
+mod bad_requests;
+mod chat;
+mod completions;
+mod disconnect;
+mod endpoints;
+mod golden;
+mod inference;
+mod invariance;
+mod lifecycle;
+mod overload;
+mod shutdown;
+mod soak;
