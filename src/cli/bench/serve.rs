@@ -31,7 +31,7 @@ const ARRIVALS_STREAM: u64 = 0x6172_7269_7661_6c73;
 
 /// Runs it: loads the server, prints the report, saves it if asked to. Ctrl-C ends the run early, with a
 /// report of what has ended by then. It is an error if no request was answered.
-pub fn run(args: &ServeBench) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ServeBench) -> anyhow::Result<()> {
     // One thread: the client shall leave the other cores to the server.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (sent, model) = runtime.block_on(measure(args))?;

@@ -2,7 +2,7 @@
 
 /// What a report says of one kind of time.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// Arithmetic mean.
     pub mean: f64,
     /// The 50th percentile.
@@ -15,7 +15,7 @@ pub struct Summary {
 
 impl Summary {
     /// Of any number of values, in any order; all zeros if there are none. Percentages are in 0..=100.
-    pub fn of(mut values: Vec<f64>, percentages: &[f64]) -> Self {
+    pub(crate) fn of(mut values: Vec<f64>, percentages: &[f64]) -> Self {
         values.sort_unstable_by(f64::total_cmp);
         let count = values.len().max(1) as f64;
         // Not `sum`, which is minus zero where there is nothing.
@@ -32,7 +32,7 @@ impl Summary {
 
 /// `numpy.percentile` with its default method `linear`: between the two values nearest to the rank
 /// `(n - 1) * q / 100`. `sorted` is ascending; 0 if it is empty.
-pub fn percentile(sorted: &[f64], q: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], q: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
     let rank = last as f64 * q / 100.0;
     let below = (rank.floor() as usize).min(last);
@@ -41,7 +41,7 @@ pub fn percentile(sorted: &[f64], q: f64) -> f64 {
 }
 
 /// A percentage as it stands in report keys: `99`, `99.9`.
-pub fn percentage_word(q: f64) -> String {
+pub(crate) fn percentage_word(q: f64) -> String {
     // A float's own text has no fraction where there is none.
     q.to_string()
 }
