@@ -122,11 +122,11 @@ fn reachable(folder: &str) -> BTreeSet<&'static str> {
 
 fn wrong_arrows(folder: &str, manifest: &str) -> Vec<String> {
     let allowed = ARROWS.iter().find(|(name, _)| *name == folder).expect("a folder of ours").1;
-    let fine = |(dev, name): &(bool, String)| {
-        allowed.contains(&&**name) || (*dev && reachable(folder).contains(&**name))
+    let forbidden = |(dev, name): &(bool, String)| {
+        !(allowed.contains(&&**name) || *dev && reachable(folder).contains(&**name))
     };
     let dependencies = own_dependencies(manifest);
-    let wrong = dependencies.iter().filter(|dependency| !fine(dependency));
+    let wrong = dependencies.iter().filter(|dependency| forbidden(dependency));
     wrong.map(|(_, name)| format!("{folder}/Cargo.toml: {folder} must not depend on {name}")).collect()
 }
 
