@@ -2,6 +2,7 @@
 //! second of the demo model.
 //!
 //!     cargo run --release -p quire-cpu --example bench [THREADS]
+#![allow(clippy::disallowed_types, reason = "a measurement needs a clock")]
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -376,7 +376,7 @@ impl Backend for CpuBackend {
         let results = SharedSlice::new(&mut results[first..]);
         let per_chunk = (MIN_WORK_PER_CHUNK / limits.vocab_size.max(1)).max(1);
         pool.run(rows.len().div_ceil(per_chunk), &|worker, chunk| {
-            for index in chunk * per_chunk..rows.len().min((chunk + 1) * per_chunk) {
+            for (index, row) in rows.iter().enumerate().skip(chunk * per_chunk).take(per_chunk) {
                 // SAFETY: each row is sampled once; no two threads are the same worker at the same time.
                 #[allow(unsafe_code)]
                 let (scratch, logits, result) = unsafe {
@@ -386,7 +386,6 @@ impl Backend for CpuBackend {
                         &mut results.part(index, 1)[0],
                     )
                 };
-                let row = &rows[index];
                 sample_row(row, logits, &slots[row.slot as usize], scratch, result);
             }
         });

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 /// `vllm.Inference` and `vllm.Control`: vLLM's native gRPC interface.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
+#[allow(missing_docs, clippy::all, reason = "generated")]
 #[rustfmt::skip]
 #[path = "generated/vllm.rs"]
 pub mod vllm;

@@ -1,6 +1,7 @@
 //! What the scheduler itself costs: time of a `schedule` + `update` pair at steady decode, and of admission.
 //!
 //! `cargo run --release -p quire-scheduler --example step_cost`
+#![allow(clippy::disallowed_types, reason = "a measurement needs a clock")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
 //! The simulated runner itself: a check that cannot fail proves nothing, so each kind of wrong plan is shown
 //! to be found. And both of its modes give the same tokens.
+#![allow(clippy::disallowed_types, reason = "whether a simulated device takes its time")]
 
 mod common;
 

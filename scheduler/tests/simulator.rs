@@ -1,6 +1,7 @@
 //! The production scheduler, driven through hundreds of seeded lives.
 //!
 //! One seed alone: `QUIRE_SIM_SEED=7 cargo test --release -p quire-scheduler --test simulator`.
+#![allow(clippy::disallowed_types, reason = "the threads of a test share a sum")]
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -69,8 +69,8 @@ async fn invariant_12_grpc_values_out_of_range_are_named() {
     invalid(&server, "frequency_penalty", decoding(|d| d.frequency_penalty = -2.1)).await;
     invalid(&server, "repetition_penalty", decoding(|d| d.repetition_penalty = -1.0)).await;
     invalid(&server, "repetition_penalty", decoding(|d| d.repetition_penalty = f32::NAN)).await;
-    invalid(&server, "logit_bias", decoding(|d| drop(d.logit_bias.insert(2048, 1.0)))).await;
-    invalid(&server, "logit_bias", decoding(|d| drop(d.logit_bias.insert(1, f32::NAN)))).await;
+    invalid(&server, "logit_bias", decoding(|d| d.logit_bias = [(2048, 1.0)].into())).await;
+    invalid(&server, "logit_bias", decoding(|d| d.logit_bias = [(1, f32::NAN)].into())).await;
     invalid(&server, "allowed_token_ids", decoding(|d| d.allowed_token_ids = vec![2048])).await;
     let empty_word =
         |d: &mut vllm::DecodingParameters| d.bad_words_token_ids = vec![vllm::TokenIds::default()];

@@ -42,8 +42,18 @@ async fn until(server: &Server, what: &str, reached: impl Fn([f64; 3]) -> bool) 
     }
 }
 
-async fn aborted(server: &Server) -> f64 {
-    server.metrics().await.value_where("vllm:request_success_total", &[("finished_reason", "abort")])
+/// Waits until nothing is left of anybody, and so many sequences have been counted as aborted.
+async fn until_aborted(server: &Server, count: f64) {
+    server.until_idle(SOON).await;
+    let start = Instant::now();
+    loop {
+        let reason = [("finished_reason", "abort")];
+        let counted = server.metrics().await.value_where("vllm:request_success_total", &reason);
+        if counted == count {
+            return;
+        }
+        assert!(start.elapsed() < SOON, "{counted} aborts were counted, not {count}");
+    }
 }
 
 #[tokio::test]
@@ -53,8 +63,7 @@ async fn invariant_6_a_closed_http_stream_is_aborted() {
     open.event().await.expect("a first token");
     assert_eq!(server.metrics().await.load_figures()[0], 1.0);
     drop(open);
-    server.until_idle(SOON).await;
-    assert_eq!(aborted(&server).await, 1.0);
+    until_aborted(&server, 1.0).await;
 }
 
 #[tokio::test]
@@ -67,8 +76,7 @@ async fn invariant_6_a_closed_http_request_is_aborted() {
     });
     let request = http::post(server.http, "/v1/chat/completions", &chat);
     timeout(Duration::from_millis(100), request).await.expect_err("the answer cannot be ready");
-    server.until_idle(SOON).await;
-    assert_eq!(aborted(&server).await, 1.0);
+    until_aborted(&server, 1.0).await;
 }
 
 #[tokio::test]
@@ -83,8 +91,7 @@ async fn invariant_6_a_dropped_grpc_call_is_aborted() {
 
     let call = grpc::generate(server.grpc, long_grpc());
     timeout(Duration::from_millis(100), call).await.expect_err("the answer cannot be ready");
-    server.until_idle(SOON).await;
-    assert_eq!(aborted(&server).await, 2.0);
+    until_aborted(&server, 2.0).await;
 }
 
 /// Both ends of a queue: those waiting leave without ever running, then the one that ran leaves, too.
@@ -110,8 +117,7 @@ async fn invariant_6_queued_requests_are_aborted() {
     // The one that runs has noticed nothing.
     running.event().await.expect("it goes on");
     drop(running);
-    server.until_idle(SOON).await;
-    assert_eq!(aborted(&server).await, 4.0);
+    until_aborted(&server, 4.0).await;
 }
 
 #[tokio::test]
@@ -140,7 +146,7 @@ async fn invariant_7_a_slow_reader_holds_up_nobody_and_loses_nothing() {
     let server = Server::start(&[]);
     let mut body = json!({
         "prompt": "Once upon a time",
-        "max_tokens": 1500,
+        "max_tokens": 1900,
         "ignore_eos": true,
         "n": 4,
         "seed": 7,
@@ -180,6 +186,8 @@ async fn invariant_7_a_slow_reader_holds_up_nobody_and_loses_nothing() {
         assert_eq!(choice["text"], text[index], "choice {index}");
         assert_eq!(choice["token_ids"], json!(ids[index]), "choice {index}");
     }
-    let num_events = received.len();
-    assert!(num_events < 4 * 1500 / 2, "{num_events} events for 6,000 tokens: nothing was coalesced");
+    let tokens = |event: &Value| event["choices"][0]["token_ids"].as_array().map_or(0, Vec::len);
+    let largest = received.iter().map(tokens).max().expect("events");
+    eprintln!("{} events, {largest} tokens in the largest", received.len());
+    assert!(largest >= 100, "nothing was coalesced: kernel buffers took it all");
 }

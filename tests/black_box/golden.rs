@@ -225,7 +225,7 @@ fn the_comparison_finds_planted_errors() {
     plant(&|answer| answer.top[3].truncate(4));
     plant(&|answer| answer.finish_reason = "abort".to_owned());
     plant(&|answer| answer.text.push('!'));
-    plant(&|answer| drop(answer.logprobs.pop()));
+    plant(&|answer| answer.logprobs.truncate(1));
     plant(&|answer| {
         answer.token_ids.push(5);
         answer.logprobs.push(0.0);

@@ -28,7 +28,7 @@ fn ask(rng: &mut StdRng, index: usize) -> Ask {
     let prompt = Prompt::Tokens((0..len).map(|_| rng.random_range(0..2048)).collect());
     let mut ask = Ask::greedy(prompt, rng.random_range(1..=64));
     ask.ignore_eos = rng.random_bool(0.7);
-    ask.temperature = if index % 5 == 0 { 0.0 } else { [0.5, 1.0, 1.5][rng.random_range(0..3)] };
+    ask.temperature = if index.is_multiple_of(5) { 0.0 } else { [0.5, 1.0, 1.5][rng.random_range(0..3)] };
     ask.seed = rng.random_range(0..i64::MAX);
     if rng.random_bool(0.4) {
         ask.top_p = rng.random_range(0.5..1.0);

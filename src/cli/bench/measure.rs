@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn times_are_of_chunks() {
         let mut outcome = Outcome::default();
-        [5, 7, 12].map(|ms| outcome.record(Duration::from_millis(ms)));
+        [5, 7, 12].into_iter().for_each(|ms| outcome.record(Duration::from_millis(ms)));
         assert_eq!(outcome.ttft, Duration::from_millis(5));
         assert_eq!(outcome.itls, [2, 5].map(Duration::from_millis));
         assert_eq!(outcome.latency, Duration::from_millis(12));
