@@ -58,10 +58,10 @@ pub(super) struct ServeArgs {
 }
 
 const SERVE_AFTER_HELP: &str = "\
-Every flag can come from the environment as QUIRE_ and its name (QUIRE_MAX_NUM_SEQS=64) or from --config;
-the command line wins over the environment, the environment over the file. vLLM's own variables are read
-too: VLLM_API_KEY, VLLM_LOGGING_LEVEL, VLLM_CPU_KVCACHE_SPACE, VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS.
-Underscores in flag names are accepted, and --no-X turns a switch off.";
+Every flag can come from the environment as QUIRE_ and its name (QUIRE_MAX_NUM_SEQS=64) or from --config; the \
+command line wins over the environment, the environment over the file. vLLM's own variables are read too: \
+VLLM_API_KEY, VLLM_LOGGING_LEVEL, VLLM_CPU_KVCACHE_SPACE, VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS. Underscores in flag \
+names are accepted, and --no-X turns a switch off.";
 
 /// What to load, and how.
 #[derive(Debug, Args)]

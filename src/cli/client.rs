@@ -231,9 +231,40 @@ impl EventStream {
 /// The message of an OpenAI error, or the start of the body.
 pub(super) fn error_message(body: &[u8]) -> String {
     let json: Option<Value> = serde_json::from_slice(body).ok();
-    let message = json.as_ref().and_then(|json| json.get("error").unwrap_or(json).get("message")?.as_str());
+    let error = json.as_ref().map(|json| json.get("error").unwrap_or(json));
+    // `{"error": "Unauthorized"}` is how vLLM refuses a key.
+    let message = error.and_then(|error| error.get("message").unwrap_or(error).as_str());
     match message {
         Some(message) => message.into(),
         None => String::from_utf8_lossy(body).chars().take(300).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_told_in_the_servers_words() {
+        let cases = [
+            (r#"{"error":{"message":"too long","code":400}}"#, "too long"),
+            (r#"{"error":"Unauthorized"}"#, "Unauthorized"),
+            (r#"{"message":"gone"}"#, "gone"),
+            (r#"{"detail":"other"}"#, r#"{"detail":"other"}"#),
+            ("<html>", "<html>"),
+        ];
+        for (body, message) in cases {
+            assert_eq!(error_message(body.as_bytes()), message);
+        }
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_used_are_refused() {
+        for (url, told) in [("https://h/v1", "only http"), ("h:8000", "http://"), ("http://", "http://localhost")] {
+            let error = Client::new(url, None).unwrap_err().to_string();
+            assert!(error.contains(told) && error.contains(url), "{error}");
+        }
+        let error = Client::new("http://h", Some("\u{1}")).unwrap_err().to_string();
+        assert!(error.contains("key"), "{error}");
     }
 }

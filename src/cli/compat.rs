@@ -214,6 +214,8 @@ pub(super) fn extend(serve: Command) -> Command {
             .long(accepted.flag)
             .help_heading("Compatibility (true already; accepted so that vLLM's command lines work)")
             .hide_short_help(true)
+            .hide_possible_values(true)
+            .value_name("VALUE")
             .action(ArgAction::Set);
         match accepted.values {
             Values::On | Values::Off => arg
