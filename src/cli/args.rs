@@ -13,15 +13,15 @@ use super::numbers::{parse_bytes, parse_count};
 #[derive(Debug, Parser)]
 #[command(name = "quire", version, args_override_self = true, max_term_width = 110)]
 #[command(after_help = "Without a command, quire serves its demo model on :8000 (HTTP) and :50051 (gRPC).")]
-pub struct Cli {
+pub(super) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(super) command: Command,
 }
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(super) enum Command {
     /// Serve a model over HTTP and gRPC
     Serve(Box<ServeArgs>),
     /// Talk to a running server in the terminal
@@ -36,197 +36,197 @@ pub enum Command {
 /// Flags of `quire serve`; names and defaults are vLLM's unless said otherwise.
 #[derive(Debug, Args)]
 #[command(after_help = SERVE_AFTER_HELP, args_override_self = true)]
-pub struct ServeArgs {
+pub(super) struct ServeArgs {
     /// Hugging Face folder, or the name of a model in the local Hugging Face cache; nothing is downloaded.
     /// Without it: the demo model in the program, `pebble`
     #[arg(value_name = "MODEL")]
-    pub model_tag: Option<String>,
+    pub(super) model_tag: Option<String>,
 
     /// YAML file of flags and values: `max-num-seqs: 64`. The command line and the environment win over it
     #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
 
     /// Everything about the model.
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// Everything about memory and steps.
     #[command(flatten)]
-    pub scheduling: SchedulingArgs,
+    pub(super) scheduling: SchedulingArgs,
     /// Everything about sockets.
     #[command(flatten)]
-    pub listen: ListenArgs,
+    pub(super) listen: ListenArgs,
 }
 
 const SERVE_AFTER_HELP: &str = "\
-Every flag can come from the environment as QUIRE_ and its name (QUIRE_MAX_NUM_SEQS=64) or from --config;
-the command line wins over the environment, the environment over the file. vLLM's own variables are read
-too: VLLM_API_KEY, VLLM_LOGGING_LEVEL, VLLM_CPU_KVCACHE_SPACE, VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS.
-Underscores in flag names are accepted, and --no-X turns a switch off.";
+Every flag can come from the environment as QUIRE_ and its name (QUIRE_MAX_NUM_SEQS=64) or from --config; the \
+command line wins over the environment, the environment over the file. vLLM's own variables are read too: \
+VLLM_API_KEY, VLLM_LOGGING_LEVEL, VLLM_CPU_KVCACHE_SPACE, VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS. Underscores in flag \
+names are accepted, and --no-X turns a switch off.";
 
 /// What to load, and how.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
-pub struct ModelArgs {
+pub(super) struct ModelArgs {
     /// The same as MODEL
     #[arg(long, value_name = "MODEL")]
-    pub model: Option<String>,
+    pub(super) model: Option<String>,
     /// Names by which clients may call the model; the first is in the answers [default: MODEL]
     #[arg(long, value_name = "NAME", num_args = 1..)]
-    pub served_model_name: Vec<String>,
+    pub(super) served_model_name: Vec<String>,
     /// Tokenizer folder, instead of the model's
     #[arg(long, value_name = "FOLDER")]
-    pub tokenizer: Option<PathBuf>,
+    pub(super) tokenizer: Option<PathBuf>,
     /// Jinja chat template instead of the model's: a file, or the template itself
     #[arg(long, value_name = "FILE|TEMPLATE")]
-    pub chat_template: Option<String>,
+    pub(super) chat_template: Option<String>,
     /// Tokens of prompt and output together: 4096, 4k (4000), 4K (4096); `auto` or -1 takes the most the
     /// model and the KV cache allow [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", allow_hyphen_values = true, value_parser = parse_model_len)]
-    pub max_model_len: Option<MaxModelLen>,
+    pub(super) max_model_len: Option<MaxModelLen>,
     /// Precision of the weights; auto = as stored
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
-    pub dtype: DtypeArg,
+    pub(super) dtype: DtypeArg,
     /// Where weights come from; dummy = random numbers of the right shape, for measurements
     #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto)]
-    pub load_format: LoadFormatArg,
+    pub(super) load_format: LoadFormatArg,
     /// Seeds requests that bring no seed
     #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    pub(super) seed: u64,
     /// Log-probabilities a request may ask for at each position; -1 = the whole vocabulary
     #[arg(long, value_name = "N", default_value_t = 20, allow_hyphen_values = true,
           value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
-    pub max_logprobs: i64,
+    pub(super) max_logprobs: i64,
 }
 
 /// Memory, batches and queues.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Memory and scheduling")]
-pub struct SchedulingArgs {
+pub(super) struct SchedulingArgs {
     /// Requests in a step at most [default: 256, or --max-num-batched-tokens if that is less]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub max_num_seqs: Option<u32>,
+    pub(super) max_num_seqs: Option<u32>,
     /// Tokens in a step at most (1k, 1K forms as above)
     #[arg(long, value_name = "TOKENS", default_value = "2048", value_parser = parse_step_tokens)]
-    pub max_num_batched_tokens: u32,
+    pub(super) max_num_batched_tokens: u32,
     /// Tokens in a KV block: a power of two up to 256
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
-    pub block_size: u32,
+    pub(super) block_size: u32,
     /// Memory for the KV cache: 512M, 4GiB or bytes [default: from --gpu-memory-utilization; on a CPU
     /// VLLM_CPU_KVCACHE_SPACE GiB, or 4 GiB, or that share of the free memory if it is less]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    pub kv_cache_memory_bytes: Option<u64>,
+    pub(super) kv_cache_memory_bytes: Option<u64>,
     /// Share of the device's memory to use in all, above 0 and up to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.92)]
-    pub gpu_memory_utilization: f64,
+    pub(super) gpu_memory_utilization: f64,
     /// Keep full KV blocks for requests that begin the same way (--no-enable-prefix-caching to turn off)
     #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
-    pub enable_prefix_caching: bool,
+    pub(super) enable_prefix_caching: bool,
     /// Who goes first: in order of arrival, or by the request's priority (lower first)
     #[arg(long, value_enum, default_value_t = PolicyArg::Fcfs)]
-    pub scheduling_policy: PolicyArg,
+    pub(super) scheduling_policy: PolicyArg,
     /// Tokens of one prompt computed in a step while others wait; 0 = no limit
     #[arg(long, value_name = "TOKENS", default_value = "0", value_parser = parse_u32_count)]
-    pub long_prefill_token_threshold: u32,
+    pub(super) long_prefill_token_threshold: u32,
     /// Sequences queued and running at most; beyond it a request is answered 503 at once
     #[arg(long, value_name = "N", default_value_t = 8192,
           value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_num_queued_reqs: u32,
+    pub(super) max_num_queued_reqs: u32,
 }
 
 /// Sockets, keys, logs.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server")]
-pub struct ListenArgs {
+pub(super) struct ListenArgs {
     /// Address to listen on: an IP address or localhost
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0")]
-    pub host: String,
+    pub(super) host: String,
     /// HTTP port; 0 = any free one
     #[arg(long, default_value_t = 8000)]
-    pub port: u16,
+    pub(super) port: u16,
     /// gRPC port; 0 = any free one
     #[arg(long, value_name = "PORT", default_value_t = 50051)]
-    pub grpc_port: u16,
+    pub(super) grpc_port: u16,
     /// Serve gRPC (--no-grpc to turn off)
     #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
-    pub grpc: bool,
+    pub(super) grpc: bool,
     /// Requests must bear one of these keys (several allowed) [env: VLLM_API_KEY]
     #[arg(long, value_name = "KEY", num_args = 1..)]
-    pub api_key: Vec<String>,
+    pub(super) api_key: Vec<String>,
     /// Seconds that running requests may take to finish after SIGTERM; 0 = end them at once (vLLM's default)
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, default_value = "30", value_parser = parse_seconds)]
-    pub shutdown_timeout: f64,
+    pub(super) shutdown_timeout: f64,
     /// Seconds with work and without a finished step after which /health answers 503
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, default_value = "300", value_parser = parse_seconds)]
-    pub stall_timeout: f64,
+    pub(super) stall_timeout: f64,
     /// Bytes of a request body at most
     #[arg(long, value_name = "BYTES", default_value = "32MiB", value_parser = parse_bytes)]
-    pub max_body_bytes: u64,
+    pub(super) max_body_bytes: u64,
     /// Origins from which browsers may call (CORS): `*`, one or several, or a JSON list
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
-    pub allowed_origins: Vec<String>,
+    pub(super) allowed_origins: Vec<String>,
     /// Repeat X-Request-Id in answers
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
-    pub enable_request_id_headers: bool,
+    pub(super) enable_request_id_headers: bool,
     /// Seconds between SSE comments on a silent stream; 0 = none
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, default_value = "0", value_parser = parse_seconds)]
-    pub sse_keep_alive_interval: f64,
+    pub(super) sse_keep_alive_interval: f64,
     /// Log each request's id, parameters and end (never its text)
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
-    pub enable_log_requests: bool,
+    pub(super) enable_log_requests: bool,
     /// Form of log lines (on standard error)
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
+    pub(super) log_format: LogFormat,
 }
 
 /// Flags of `quire chat`.
 #[derive(Debug, Args)]
-pub struct ChatArgs {
+pub(super) struct ChatArgs {
     /// Which server.
     #[command(flatten)]
-    pub server: RemoteArgs,
+    pub(super) server: RemoteArgs,
     /// System prompt
     #[arg(long, value_name = "TEXT")]
-    pub system_prompt: Option<String>,
+    pub(super) system_prompt: Option<String>,
 }
 
 /// Flags of `quire complete`.
 #[derive(Debug, Args)]
-pub struct CompleteArgs {
+pub(super) struct CompleteArgs {
     /// Which server.
     #[command(flatten)]
-    pub server: RemoteArgs,
+    pub(super) server: RemoteArgs,
 }
 
 /// A server to talk to, and how.
 #[derive(Debug, Args)]
-pub struct RemoteArgs {
+pub(super) struct RemoteArgs {
     /// The server's API [default: http://localhost:8000/v1]
     #[arg(long)]
-    pub url: Option<String>,
+    pub(super) url: Option<String>,
     /// Model to ask for [default: the first that the server lists]
     #[arg(long, value_name = "NAME")]
-    pub model_name: Option<String>,
+    pub(super) model_name: Option<String>,
     /// Key for the server
     #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
+    pub(super) api_key: Option<String>,
     /// Send this, print the answer, leave
     #[arg(short, long, value_name = "MESSAGE")]
-    pub quick: Option<String>,
+    pub(super) quick: Option<String>,
     /// Tokens of an answer at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_tokens: Option<u32>,
+    pub(super) max_tokens: Option<u32>,
     /// After each answer, print its tokens and their rate
     #[arg(long)]
-    pub stats: bool,
+    pub(super) stats: bool,
 }
 
 /// Value of `--max-model-len`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MaxModelLen {
+pub(super) enum MaxModelLen {
     /// `auto` or -1.
     Auto,
     /// A number of tokens.
@@ -236,7 +236,7 @@ pub enum MaxModelLen {
 /// Value of `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the names are the values")]
-pub enum DtypeArg {
+pub(super) enum DtypeArg {
     Auto,
     #[value(alias = "half")]
     Float16,
@@ -248,7 +248,7 @@ pub enum DtypeArg {
 /// Value of `--load-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the names are the values")]
-pub enum LoadFormatArg {
+pub(super) enum LoadFormatArg {
     Auto,
     Safetensors,
     Dummy,
@@ -257,7 +257,7 @@ pub enum LoadFormatArg {
 /// Value of `--scheduling-policy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the names are the values")]
-pub enum PolicyArg {
+pub(super) enum PolicyArg {
     Fcfs,
     Priority,
 }
@@ -265,7 +265,7 @@ pub enum PolicyArg {
 /// Value of `--log-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the names are the values")]
-pub enum LogFormat {
+pub(super) enum LogFormat {
     Text,
     Json,
 }

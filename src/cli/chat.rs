@@ -17,7 +17,7 @@ use super::client::{Client, ClientError, EventStream, error_message};
 const DEFAULT_URL: &str = "http://localhost:8000/v1";
 
 /// Runs `quire chat`.
-pub async fn chat(args: ChatArgs) -> anyhow::Result<()> {
+pub(super) async fn chat(args: ChatArgs) -> anyhow::Result<()> {
     let remote = Remote::find(&args.server).await?;
     let system = args.system_prompt.map(|text| json!({"role": "system", "content": text}));
     let mut messages: Vec<Value> = system.into_iter().collect();
@@ -38,7 +38,7 @@ pub async fn chat(args: ChatArgs) -> anyhow::Result<()> {
 }
 
 /// Runs `quire complete`.
-pub async fn complete(args: CompleteArgs) -> anyhow::Result<()> {
+pub(super) async fn complete(args: CompleteArgs) -> anyhow::Result<()> {
     let remote = Remote::find(&args.server).await?;
     let mut lines = remote.greet("Begin a text, and the model goes on.");
     while let Some(text) = remote.next_text(&mut lines).await {

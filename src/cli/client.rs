@@ -19,7 +19,7 @@ use super::sse::SseParser;
 
 /// What went wrong between us and the server.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub(super) enum ClientError {
     /// The address cannot be used.
     #[error("{url:?} cannot be used: {problem}")]
     Url {
@@ -57,7 +57,7 @@ pub enum ClientError {
 
 /// A server. Shared behind an `Arc`.
 #[derive(Debug)]
-pub struct Client {
+pub(super) struct Client {
     address: String,
     /// Path before every path, without a final slash.
     base_path: String,
@@ -67,7 +67,7 @@ pub struct Client {
 
 impl Client {
     /// A client of the server at `url` (`http://host:port/path`).
-    pub fn new(url: &str, api_key: Option<&str>) -> Result<Self, ClientError> {
+    pub(super) fn new(url: &str, api_key: Option<&str>) -> Result<Self, ClientError> {
         let refuse = |problem| ClientError::Url { url: url.into(), problem };
         let uri: Uri =
             url.parse().map_err(|_| refuse("it is not an address like http://localhost:8000/v1"))?;
@@ -94,7 +94,7 @@ impl Client {
     }
 
     /// Sends this header with every request.
-    pub fn add_header(&mut self, name: &str, value: &str) -> Result<(), ClientError> {
+    pub(super) fn add_header(&mut self, name: &str, value: &str) -> Result<(), ClientError> {
         let refuse = |problem| ClientError::Url { url: format!("{name}={value}"), problem };
         let name = HeaderName::try_from(name)
             .map_err(|_| refuse("the name of the header has characters that are not allowed"))?;
@@ -105,7 +105,7 @@ impl Client {
     }
 
     /// GET, for JSON.
-    pub async fn get(self: &Arc<Self>, path: &str) -> Result<Value, ClientError> {
+    pub(super) async fn get(self: &Arc<Self>, path: &str) -> Result<Value, ClientError> {
         let (response, connection) = self.send("GET", path, Bytes::new()).await?;
         let body = response.into_body().collect().await?.to_bytes();
         self.keep(connection);
@@ -113,7 +113,7 @@ impl Client {
     }
 
     /// POST of JSON, for a stream of events.
-    pub async fn post(self: &Arc<Self>, path: &str, body: Bytes) -> Result<EventStream, ClientError> {
+    pub(super) async fn post(self: &Arc<Self>, path: &str, body: Bytes) -> Result<EventStream, ClientError> {
         let (response, connection) = self.send("POST", path, body).await?;
         Ok(EventStream {
             body: response.into_body(),
@@ -124,7 +124,7 @@ impl Client {
     }
 
     /// The names of the models that the server lists.
-    pub async fn models(self: &Arc<Self>, path: &str) -> Result<Vec<String>, ClientError> {
+    pub(super) async fn models(self: &Arc<Self>, path: &str) -> Result<Vec<String>, ClientError> {
         let list = self.get(path).await?;
         let models = list["data"].as_array().into_iter().flatten();
         let names: Vec<_> = models.filter_map(|model| model["id"].as_str().map(String::from)).collect();
@@ -200,7 +200,7 @@ impl Client {
 
 /// A streamed answer. Dropping it early aborts the request.
 #[derive(Debug)]
-pub struct EventStream {
+pub(super) struct EventStream {
     body: Incoming,
     parser: SseParser,
     connection: Option<SendRequest<Full<Bytes>>>,
@@ -209,7 +209,7 @@ pub struct EventStream {
 
 impl EventStream {
     /// Waits for bytes to arrive. False at the end of the stream.
-    pub async fn receive(&mut self) -> Result<bool, ClientError> {
+    pub(super) async fn receive(&mut self) -> Result<bool, ClientError> {
         while let Some(frame) = self.body.frame().await {
             if let Ok(data) = frame?.into_data() {
                 self.parser.push(&data);
@@ -223,17 +223,48 @@ impl EventStream {
     }
 
     /// The data of the next event among the bytes that have arrived.
-    pub fn next_event(&mut self) -> Option<&[u8]> {
+    pub(super) fn next_event(&mut self) -> Option<&[u8]> {
         self.parser.next_event()
     }
 }
 
 /// The message of an OpenAI error, or the start of the body.
-pub fn error_message(body: &[u8]) -> String {
+pub(super) fn error_message(body: &[u8]) -> String {
     let json: Option<Value> = serde_json::from_slice(body).ok();
-    let message = json.as_ref().and_then(|json| json.get("error").unwrap_or(json).get("message")?.as_str());
+    let error = json.as_ref().map(|json| json.get("error").unwrap_or(json));
+    // `{"error": "Unauthorized"}` is how vLLM refuses a key.
+    let message = error.and_then(|error| error.get("message").unwrap_or(error).as_str());
     match message {
         Some(message) => message.into(),
         None => String::from_utf8_lossy(body).chars().take(300).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_told_in_the_servers_words() {
+        let cases = [
+            (r#"{"error":{"message":"too long","code":400}}"#, "too long"),
+            (r#"{"error":"Unauthorized"}"#, "Unauthorized"),
+            (r#"{"message":"gone"}"#, "gone"),
+            (r#"{"detail":"other"}"#, r#"{"detail":"other"}"#),
+            ("<html>", "<html>"),
+        ];
+        for (body, message) in cases {
+            assert_eq!(error_message(body.as_bytes()), message);
+        }
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_used_are_refused() {
+        for (url, told) in [("https://h/v1", "only http"), ("h:8000", "http://"), ("http://", "http://localhost")] {
+            let error = Client::new(url, None).unwrap_err().to_string();
+            assert!(error.contains(told) && error.contains(url), "{error}");
+        }
+        let error = Client::new("http://h", Some("\u{1}")).unwrap_err().to_string();
+        assert!(error.contains("key"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// The version of vLLM whose contracts are followed; what `vllm --version` answers.
-pub const VLLM_VERSION: &str = "0.33.0";
+pub(super) const VLLM_VERSION: &str = "0.33.0";
 
 /// Which values are true of Quire.
 enum Values {
@@ -58,6 +58,7 @@ const ACCEPTED: &[Accepted] = &[
     on("disable-frontend-multiprocessing", "everything is one process"),
     on("disable-fastapi-docs", "there are no pages of documentation to serve"),
     on("enable-server-load-tracking", "/load always answers"),
+    on("enable-prompt-tokens-details", "usage always tells the cached tokens"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
     any("max-log-len", TEXT_IS_NOT_LOGGED),
     off("enable-log-outputs", TEXT_IS_NOT_LOGGED),
@@ -156,11 +157,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("trust-request-mm-kwargs", TEXT_ONLY),
     ("allowed-local-media-path", TEXT_ONLY),
     ("allowed-media-domains", TEXT_ONLY),
-    ("enable-prompt-tokens-details", "cached tokens are reported to those who ask in the request"),
     ("enable-force-include-usage", "set stream_options.include_usage in the request"),
     ("return-tokens-as-token-ids", "set return_tokens_as_token_ids in the request"),
     ("enable-per-request-metrics", "metrics are at /metrics"),
-    ("fingerprint-mode", "answers bear no fingerprint of the system"),
+    ("fingerprint-mode", "the fingerprint in answers is the program's version"),
     ("log-error-stack", "errors name their cause in one line"),
     ("log-config-file", "use QUIRE_LOG and --log-format"),
     ("uvicorn-log-level", "use QUIRE_LOG or VLLM_LOGGING_LEVEL"),
@@ -208,12 +208,14 @@ const SHORT: &[(&str, &str)] = &[
 ];
 
 /// Adds the accepted flags to `quire serve`.
-pub fn extend(serve: Command) -> Command {
+pub(super) fn extend(serve: Command) -> Command {
     serve.args(ACCEPTED.iter().map(|accepted| {
         let arg = Arg::new(accepted.flag)
             .long(accepted.flag)
             .help_heading("Compatibility (true already; accepted so that vLLM's command lines work)")
             .hide_short_help(true)
+            .hide_possible_values(true)
+            .value_name("VALUE")
             .action(ArgAction::Set);
         match accepted.values {
             Values::On | Values::Off => arg
@@ -232,7 +234,7 @@ pub fn extend(serve: Command) -> Command {
 }
 
 /// Refuses accepted flags with a value that is not true of Quire.
-pub fn check(serve: &ArgMatches) -> Result<(), String> {
+pub(super) fn check(serve: &ArgMatches) -> Result<(), String> {
     for Accepted { flag, values, reason } in ACCEPTED {
         if !serve.contains_id(flag) {
             continue;
@@ -264,7 +266,7 @@ pub fn check(serve: &ArgMatches) -> Result<(), String> {
 }
 
 /// Why one of vLLM's flags is not supported; `None` if it is not one of them.
-pub fn refusal(flag: &str) -> Option<String> {
+pub(super) fn refusal(flag: &str) -> Option<String> {
     let name = flag.trim_start_matches('-');
     let name = name.split(['=', '.']).next().unwrap_or(name);
     let name = name.strip_prefix("no-").unwrap_or(name);
@@ -273,7 +275,7 @@ pub fn refusal(flag: &str) -> Option<String> {
 }
 
 /// The long form of one of vLLM's two-letter flags.
-pub fn long_form(word: &str) -> Option<String> {
+pub(super) fn long_form(word: &str) -> Option<String> {
     let (flag, value) = word.split_once('=').map_or((word, None), |(flag, value)| (flag, Some(value)));
     let (_, long) = SHORT.iter().find(|(short, _)| *short == flag)?;
     Some(value.map_or_else(|| (*long).to_string(), |value| format!("{long}={value}")))

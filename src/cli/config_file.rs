@@ -7,16 +7,16 @@ use serde_yaml_ng::Value;
 
 /// One entry of the file: a flag's name with dashes, and its values.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(super) struct Entry {
     /// Without the leading `--`.
-    pub flag: String,
+    pub(super) flag: String,
     /// None for `null`: the entry says nothing. Several for a list.
-    pub values: Vec<String>,
+    pub(super) values: Vec<String>,
 }
 
 /// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigFileError {
+pub(super) enum ConfigFileError {
     /// It cannot be read.
     #[error("--config: cannot read {path}: {source}", path = path.display())]
     Read {
@@ -44,7 +44,7 @@ pub enum ConfigFileError {
 }
 
 /// Reads a file; an empty one has no entries.
-pub fn read(path: &Path) -> Result<Vec<Entry>, ConfigFileError> {
+pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigFileError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigFileError::Read { path: path.into(), source })?;
     entries(&text, path)

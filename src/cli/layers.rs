@@ -17,7 +17,7 @@ use super::{compat, config_file};
 
 /// Why the words cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum UsageError {
+pub(super) enum UsageError {
     /// clap's own answer: an error with its usage line, or the text of `--help` and `--version`.
     #[error("{0}")]
     Clap(#[from] clap::Error),
@@ -38,12 +38,12 @@ pub enum UsageError {
 }
 
 /// The command with all its flags, vLLM's included.
-pub fn command() -> Command {
+pub(super) fn command() -> Command {
     Cli::command().mut_subcommand("serve", compat::extend)
 }
 
 /// Parses `argv` (its first word is the program), with `env` to look up variables.
-pub fn parse(argv: Vec<OsString>, env: &dyn Fn(&str) -> Option<String>) -> Result<Cli, UsageError> {
+pub(super) fn parse(argv: Vec<OsString>, env: &dyn Fn(&str) -> Option<String>) -> Result<Cli, UsageError> {
     let command = command();
     let mut argv = normalise(with_subcommand(argv), &command);
     if argv.get(1).is_some_and(|word| word == "serve") {

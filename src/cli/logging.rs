@@ -8,7 +8,7 @@ use super::args::LogFormat;
 
 /// Sets up logging for the process. `QUIRE_LOG` takes tracing's directives (`quire=debug,hyper=warn`);
 /// else `VLLM_LOGGING_LEVEL` takes vLLM's level names; else it is info.
-pub fn init(format: LogFormat) -> anyhow::Result<()> {
+pub(super) fn init(format: LogFormat) -> anyhow::Result<()> {
     let directives = match (std::env::var("QUIRE_LOG"), std::env::var("VLLM_LOGGING_LEVEL")) {
         (Ok(directives), _) if !directives.is_empty() => directives,
         (_, Ok(level)) if !level.is_empty() => vllm_level(&level)?.into(),

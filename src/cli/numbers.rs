@@ -4,13 +4,13 @@
 //! capitals binary (4K = 4096). Sizes may also be spelt out (`MB` decimal, `MiB` binary).
 
 /// A whole number with an optional letter.
-pub fn parse_count(text: &str) -> Result<u64, String> {
+pub(super) fn parse_count(text: &str) -> Result<u64, String> {
     scaled(text, letter_factor)
         .ok_or_else(|| "must be a whole number, like 4096, 4k (4000) or 4K (4096)".into())
 }
 
 /// A size in bytes, above 0.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let factor = |suffix: &str| match suffix {
         "B" => Some(1),
         _ => match suffix.strip_suffix("iB") {

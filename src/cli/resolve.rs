@@ -13,11 +13,11 @@ use super::args::{
 use crate::config::{EngineConfig, LoadFormat, ModelSource, ServerConfig, WeightDtype};
 
 /// The demo model's name.
-pub const DEMO: &str = "pebble";
+pub(super) const DEMO: &str = "pebble";
 
 /// A flag's value cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(super) enum ConfigError {
     /// Out of range, or of a form that is not understood.
     #[error("--{flag} {given}: {allowed}")]
     Value {
@@ -50,7 +50,7 @@ pub enum ConfigError {
 }
 
 /// Works out what the flags mean. `env` looks up variables.
-pub fn resolve(
+pub(super) fn resolve(
     args: ServeArgs,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(EngineConfig, ServerConfig), ConfigError> {
@@ -59,7 +59,7 @@ pub fn resolve(
 }
 
 /// The part without sockets. `positional` is the model if it was named without a flag.
-pub fn engine_config(
+pub(super) fn engine_config(
     positional: Option<String>,
     m: ModelArgs,
     s: SchedulingArgs,

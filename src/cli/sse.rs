@@ -2,7 +2,7 @@
 
 /// Collects bytes and gives out the data of whole events. Comments, names and ids are skipped.
 #[derive(Debug, Default)]
-pub struct SseParser {
+pub(super) struct SseParser {
     bytes: Vec<u8>,
     /// Before this, `bytes` has been read.
     read: usize,
@@ -14,7 +14,7 @@ pub struct SseParser {
 
 impl SseParser {
     /// Takes what has arrived.
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.drain(..self.read);
         self.searched -= self.read;
         self.read = 0;
@@ -22,7 +22,7 @@ impl SseParser {
     }
 
     /// The data of the next whole event, its lines joined by newlines.
-    pub fn next_event(&mut self) -> Option<&[u8]> {
+    pub(super) fn next_event(&mut self) -> Option<&[u8]> {
         if !self.has_data {
             self.data.clear();
         }
