@@ -260,7 +260,9 @@ mod tests {
 
     #[test]
     fn addresses_that_cannot_be_used_are_refused() {
-        for (url, told) in [("https://h/v1", "only http"), ("h:8000", "http://"), ("http://", "http://localhost")] {
+        for (url, told) in
+            [("https://h/v1", "only http"), ("h:8000", "http://"), ("http://", "http://localhost")]
+        {
             let error = Client::new(url, None).unwrap_err().to_string();
             assert!(error.contains(told) && error.contains(url), "{error}");
         }

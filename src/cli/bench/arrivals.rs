@@ -8,7 +8,12 @@ use rand_distr::{Distribution, Gamma};
 /// The gaps are gamma distributed with shape `burstiness`: 1 gives a Poisson process, less gives bursts,
 /// more gives an even flow. As in vLLM they are then scaled, so that the last request is sent after exactly
 /// `count / rate_per_s` seconds. An infinite rate sends all at 0. Both numbers are above 0.
-pub fn arrival_times_s(count: usize, rate_per_s: f64, burstiness: f64, rng: &mut impl Rng) -> Vec<f64> {
+pub(crate) fn arrival_times_s(
+    count: usize,
+    rate_per_s: f64,
+    burstiness: f64,
+    rng: &mut impl Rng,
+) -> Vec<f64> {
     if rate_per_s.is_infinite() || count == 0 {
         return vec![0.0; count];
     }

@@ -19,7 +19,7 @@ const PERCENTAGES: [f64; 6] = [10.0, 25.0, 50.0, 75.0, 90.0, 99.0];
 
 /// Flags of `quire bench latency`: those of `vllm bench latency`, and the engine's.
 #[derive(Debug, Args)]
-pub struct LatencyBench {
+pub(crate) struct LatencyBench {
     /// Tokens of a prompt
     #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub input_len: u32,
@@ -48,7 +48,7 @@ pub struct LatencyBench {
 
 /// Runs it and prints the figures. Each batch has prompts of its own, so that none is found in the prefix
 /// cache.
-pub fn run(args: LatencyBench) -> anyhow::Result<()> {
+pub(crate) fn run(args: LatencyBench) -> anyhow::Result<()> {
     let mut rng = StdRng::seed_from_u64(args.engine.model.seed);
     let offline = Offline::start(args.engine, args.batch_size)?;
     let vocabulary = Vocabulary::ids_of(&offline.loaded().tokenizer);

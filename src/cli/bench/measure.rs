@@ -18,7 +18,7 @@ use crate::cli::client::{Client, ClientError, error_message};
 
 /// Value of `--backend`: which API is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Api {
+pub(crate) enum Api {
     /// `/v1/completions`.
     Openai,
     /// The same.
@@ -29,7 +29,7 @@ pub enum Api {
 
 impl Api {
     /// The name in flags and reports.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Openai => "openai",
             Self::Vllm => "vllm",
@@ -38,7 +38,7 @@ impl Api {
     }
 
     /// Where it is served.
-    pub fn endpoint(self) -> &'static str {
+    pub(crate) fn endpoint(self) -> &'static str {
         match self {
             Self::Openai | Self::Vllm => "/v1/completions",
             Self::OpenaiChat => "/v1/chat/completions",
@@ -46,7 +46,7 @@ impl Api {
     }
 
     /// The request for one sample. `extra` is put into it last and may replace anything.
-    pub fn body(self, model: &str, sample: &Sample, extra: &Map<String, Value>) -> Bytes {
+    pub(crate) fn body(self, model: &str, sample: &Sample, extra: &Map<String, Value>) -> Bytes {
         let prompt = match &sample.prompt {
             Prompt::Text(text) => json!(text),
             Prompt::Ids(ids) => json!(ids),
@@ -76,7 +76,7 @@ impl Api {
 
 /// How one request went.
 #[derive(Debug, Clone, Default)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// From the start of the run to the sending of the request.
     pub start: Duration,
     /// From sending to the first chunk that counts; zero if none came.
@@ -97,7 +97,7 @@ pub struct Outcome {
 
 /// How requests are sent and what is kept of their answers.
 #[derive(Debug)]
-pub struct Sender {
+pub(crate) struct Sender {
     /// The server.
     pub client: Arc<Client>,
     /// Which API.
@@ -111,7 +111,7 @@ pub struct Sender {
 impl Sender {
     /// Sends one request and reads its answer to the end. `prompt_len` stands where the server tells no
     /// usage; `epoch` is the start of the run.
-    pub async fn send(&self, body: Bytes, prompt_len: u32, epoch: Instant) -> Outcome {
+    pub(crate) async fn send(&self, body: Bytes, prompt_len: u32, epoch: Instant) -> Outcome {
         let sent = Instant::now();
         let mut outcome = Outcome { start: sent - epoch, prompt_tokens: prompt_len, ..Outcome::default() };
         let ended = self.read_answer(body, sent, &mut outcome).await;
@@ -253,7 +253,9 @@ mod tests {
     #[test]
     fn times_are_of_chunks() {
         let mut outcome = Outcome::default();
-        [5, 7, 12].into_iter().for_each(|ms| outcome.record(Duration::from_millis(ms)));
+        for ms in [5, 7, 12] {
+            outcome.record(Duration::from_millis(ms));
+        }
         assert_eq!(outcome.ttft, Duration::from_millis(5));
         assert_eq!(outcome.itls, [2, 5].map(Duration::from_millis));
         assert_eq!(outcome.latency, Duration::from_millis(12));

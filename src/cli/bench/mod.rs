@@ -25,7 +25,7 @@ use self::throughput::ThroughputBench;
 
 /// The benches.
 #[derive(Debug, Subcommand)]
-pub enum BenchCommand {
+pub(crate) enum BenchCommand {
     /// Measure a running server as its clients see it
     Serve(Box<ServeBench>),
     /// Measure the engine without a server: how much it does when it always has enough to do
@@ -37,7 +37,7 @@ pub enum BenchCommand {
 }
 
 /// Runs one.
-pub fn run(command: BenchCommand) -> anyhow::Result<()> {
+pub(crate) fn run(command: BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Serve(args) => serve::run(&args),
         BenchCommand::Throughput(args) => throughput::run(*args),

@@ -20,7 +20,7 @@ use crate::load::{self, Loaded};
 
 /// The engine's flags: those of `quire serve`.
 #[derive(Debug, Args)]
-pub struct EngineArgs {
+pub(crate) struct EngineArgs {
     /// Everything about the model.
     #[command(flatten)]
     pub model: ModelArgs,
@@ -30,14 +30,14 @@ pub struct EngineArgs {
 }
 
 /// A running engine.
-pub struct Offline {
+pub(crate) struct Offline {
     loaded: Loaded,
     runtime: Runtime,
 }
 
 /// What one run through the engine came to.
 #[derive(Debug, Clone, Copy)]
-pub struct Elapsed {
+pub(crate) struct Elapsed {
     /// From the first request to the last token.
     pub duration: Duration,
     /// Of all prompts.
@@ -48,7 +48,7 @@ pub struct Elapsed {
 
 impl Offline {
     /// Loads the model and starts the engine, which takes at least `num_requests` at a time.
-    pub fn start(args: EngineArgs, num_requests: u32) -> anyhow::Result<Self> {
+    pub(crate) fn start(args: EngineArgs, num_requests: u32) -> anyhow::Result<Self> {
         let mut config = resolve::engine_config(None, args.model, args.scheduling, &env)?;
         config.max_num_queued_reqs = config.max_num_queued_reqs.max(num_requests as usize);
         let loaded = load::start(&config, false, loading_bar())?;
@@ -57,13 +57,13 @@ impl Offline {
     }
 
     /// The model.
-    pub fn loaded(&self) -> &Loaded {
+    pub(crate) fn loaded(&self) -> &Loaded {
         &self.loaded
     }
 
     /// Gives all requests to the engine at once and waits for the last one's end. Each answer has its full
     /// length, whatever the model says.
-    pub fn run(&self, samples: &[Sample], bar: &ProgressBar) -> anyhow::Result<Elapsed> {
+    pub(crate) fn run(&self, samples: &[Sample], bar: &ProgressBar) -> anyhow::Result<Elapsed> {
         let requests =
             samples.iter().map(|sample| self.request(sample)).collect::<anyhow::Result<Vec<_>>>()?;
         let prompt_tokens = requests.iter().map(|request| request.prompt_token_ids.len() as u64).sum();
@@ -85,7 +85,7 @@ impl Offline {
     }
 
     /// Ends the engine.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.loaded.engine.join();
     }
 
@@ -125,7 +125,7 @@ impl Offline {
 }
 
 /// Writes a result for programs.
-pub fn write_json(path: &Path, json: &Value) -> anyhow::Result<()> {
+pub(crate) fn write_json(path: &Path, json: &Value) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(json)? + "\n";
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
@@ -143,5 +143,39 @@ async fn count_tokens(mut stream: OutputStream) -> anyhow::Result<u64> {
             bail!("a request ended early: {}", finish.error.as_deref().unwrap_or(finish.kind.as_str()))
         }
         None => bail!("a request ended without a reason"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::vocabulary::Vocabulary;
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        engine: EngineArgs,
+    }
+
+    #[test]
+    fn the_demo_model_is_run_to_the_full_length() {
+        let words = "bench --max-model-len 128 --max-num-seqs 4 --max-num-queued-reqs 1";
+        let args = Flags::parse_from(words.split_whitespace()).engine;
+        let offline = Offline::start(args, 6).unwrap();
+        let mut rng = rand::rng();
+        let vocabulary = Vocabulary::ids_of(&offline.loaded().tokenizer);
+        let mut sample = |prompt_len, output_len| {
+            let ids = vocabulary.draw(prompt_len, &mut rng);
+            Sample { prompt: Prompt::Ids(ids), prompt_len, output_len }
+        };
+        let samples: Vec<_> = (1..=6).map(|index| sample(10 * index, index)).collect();
+        let elapsed = offline.run(&samples, &ProgressBar::hidden()).unwrap();
+        assert_eq!((elapsed.prompt_tokens, elapsed.output_tokens), (210, 21));
+        assert!(!elapsed.duration.is_zero());
+        let error = offline.run(&[sample(100, 29)], &ProgressBar::hidden()).unwrap_err();
+        assert!(error.to_string().contains("context of 128"), "{error}");
+        offline.stop();
     }
 }

@@ -13,7 +13,7 @@ const SLICE: Duration = Duration::from_secs(1);
 
 /// A kind of time that is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
-pub enum Metric {
+pub(crate) enum Metric {
     /// Time to the first token.
     Ttft,
     /// Time per output token after the first.
@@ -26,7 +26,7 @@ pub enum Metric {
 
 impl Metric {
     /// The name in flags and JSON keys.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ttft => "ttft",
             Self::Tpot => "tpot",
@@ -57,7 +57,7 @@ impl Metric {
 
 /// An upper limit for one kind of time; a request is good if it keeps all of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Goal {
+pub(crate) struct Goal {
     /// Which time.
     pub metric: Metric,
     /// At most so many milliseconds.
@@ -66,7 +66,7 @@ pub struct Goal {
 
 /// What the report shall contain.
 #[derive(Debug, Clone)]
-pub struct ReportOptions {
+pub(crate) struct ReportOptions {
     /// Kinds of time, in this order.
     pub metrics: Vec<Metric>,
     /// Percentages, 0..=100.
@@ -77,7 +77,7 @@ pub struct ReportOptions {
 
 /// The figures of a run.
 #[derive(Debug)]
-pub struct Report {
+pub(crate) struct Report {
     duration: Duration,
     completed: usize,
     failed: usize,
@@ -92,7 +92,7 @@ pub struct Report {
 
 impl Report {
     /// Of all requests that ended within `duration`.
-    pub fn new(outcomes: &[Outcome], duration: Duration, options: &ReportOptions) -> Self {
+    pub(crate) fn new(outcomes: &[Outcome], duration: Duration, options: &ReportOptions) -> Self {
         let completed: Vec<_> = outcomes.iter().filter(|outcome| outcome.error.is_none()).collect();
         let sum =
             |tokens: fn(&Outcome) -> u32| completed.iter().map(|outcome| u64::from(tokens(outcome))).sum();
@@ -120,13 +120,13 @@ impl Report {
     }
 
     /// Requests that were answered.
-    pub fn completed(&self) -> usize {
+    pub(crate) fn completed(&self) -> usize {
         self.completed
     }
 
     /// The table for people; the rows are those of `vllm bench serve`, which scripts look for.
     /// `max_concurrency` and `request_rate` are shown if they were limited.
-    pub fn table(&self, max_concurrency: Option<u32>, request_rate: f64) -> String {
+    pub(crate) fn table(&self, max_concurrency: Option<u32>, request_rate: f64) -> String {
         let mut table = format!("{:=^50}\n", " Serving Benchmark Result ");
         row(&mut table, "Successful requests:", self.completed);
         row(&mut table, "Failed requests:", self.failed);
@@ -162,7 +162,7 @@ impl Report {
     }
 
     /// The figures under vLLM's keys.
-    pub fn to_json(&self) -> Map<String, Value> {
+    pub(crate) fn to_json(&self) -> Map<String, Value> {
         let mut json = object(json!({
             "duration": self.duration.as_secs_f64(),
             "completed": self.completed,
@@ -198,7 +198,7 @@ impl Report {
 }
 
 /// What `--save-detailed` adds: one entry a request, in the order of sending, times in seconds.
-pub fn details(outcomes: &[Outcome]) -> Map<String, Value> {
+pub(crate) fn details(outcomes: &[Outcome]) -> Map<String, Value> {
     let list = |value: fn(&Outcome) -> Value| outcomes.iter().map(value).collect::<Vec<_>>();
     object(json!({
         "input_lens": list(|outcome| outcome.prompt_tokens.into()),
@@ -227,7 +227,7 @@ fn max_output_tokens_per_s(completed: &[&Outcome]) -> f64 {
             slices[slice] += tokens;
         }
     }
-    slices.into_iter().fold(0.0, f64::max)
+    slices.into_iter().fold(0.0, f64::max).round()
 }
 
 /// The most requests that were open at one moment.

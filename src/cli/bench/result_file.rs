@@ -14,7 +14,12 @@ use super::report::{Report, details};
 use super::serve_args::ServeBench;
 
 /// Writes the file, if one was asked for, and says where it is.
-pub fn save(args: &ServeBench, model: &str, report: &Report, outcomes: &[Outcome]) -> anyhow::Result<()> {
+pub(crate) fn save(
+    args: &ServeBench,
+    model: &str,
+    report: &Report,
+    outcomes: &[Outcome],
+) -> anyhow::Result<()> {
     let flags = &args.report;
     if !(flags.save_result || flags.append_result) {
         return Ok(());

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use bytes::Bytes;
 use indicatif::ProgressBar;
 use rand::SeedableRng;
@@ -31,7 +31,7 @@ const ARRIVALS_STREAM: u64 = 0x6172_7269_7661_6c73;
 
 /// Runs it: loads the server, prints the report, saves it if asked to. Ctrl-C ends the run early, with a
 /// report of what has ended by then. It is an error if no request was answered.
-pub fn run(args: &ServeBench) -> anyhow::Result<()> {
+pub(crate) fn run(args: &ServeBench) -> anyhow::Result<()> {
     // One thread: the client shall leave the other cores to the server.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (sent, model) = runtime.block_on(measure(args))?;
@@ -70,7 +70,12 @@ pub(super) async fn measure(args: &ServeBench) -> anyhow::Result<(Sent, String)>
     let client = Arc::new(client(args)?);
     let model = match &args.model {
         Some(model) => model.clone(),
-        None => client.models("/v1/models").await.context("--model was not given")?.swap_remove(0),
+        None => match client.models("/v1/models").await {
+            Ok(mut models) => models.swap_remove(0),
+            Err(error) => {
+                bail!("--model was not given, and asking the server for its models failed: {error}")
+            }
+        },
     };
     let with_ready_check = args.load.ready_check_timeout_sec > 0;
     let num_extra = args.load.num_warmups + u32::from(with_ready_check);
@@ -221,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_is_measured() {
         let (args, sent, model) = bench(
-            "--num-prompts 40 --random-input-len 30 --random-output-len 12 --random-range-ratio 0.5 --ignore-eos \
+            "--num-prompts 40 --random-input-len 30 --random-output-len 12 --random-range-ratio 0.5 --ignore-eos --temperature 0 \
              --max-concurrency 5 --num-warmups 2 --ready-check-timeout-sec 5 --request-rate 400 --seed 3 \
              --percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 50,99 --goodput e2el:60000 --save-detailed",
         )

@@ -11,7 +11,7 @@ use super::workload::DatasetArgs;
 
 /// Flags of `quire bench serve`.
 #[derive(Debug, Args)]
-pub struct ServeBench {
+pub(crate) struct ServeBench {
     /// Which API to speak: completions (openai, vllm) or chat
     #[arg(long, value_enum, default_value_t = Api::Openai)]
     pub backend: Api,
@@ -63,7 +63,7 @@ pub struct ServeBench {
 /// When requests are sent.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Load")]
-pub struct LoadArgs {
+pub(crate) struct LoadArgs {
     /// Requests sent a second; inf = all at once
     #[arg(long, value_name = "RATE", default_value = "inf", value_parser = parse_rate)]
     pub request_rate: f64,
@@ -87,7 +87,7 @@ pub struct LoadArgs {
 /// Fields of every request.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling (what is not given is left to the server)")]
-pub struct SamplingArgs {
+pub(crate) struct SamplingArgs {
     /// Let each answer run to its full length
     #[arg(long)]
     pub ignore_eos: bool,
@@ -111,7 +111,7 @@ pub struct SamplingArgs {
 /// What is reported, and where to.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Report")]
-pub struct ReportArgs {
+pub(crate) struct ReportArgs {
     /// Times to report: ttft, tpot, itl, e2el
     #[arg(long, value_name = "METRICS", value_enum, value_delimiter = ',', default_value = "ttft,tpot,itl")]
     pub percentile_metrics: Vec<Metric>,
@@ -149,7 +149,7 @@ pub struct ReportArgs {
 
 impl ReportArgs {
     /// What the report shall contain.
-    pub fn options(&self) -> ReportOptions {
+    pub(crate) fn options(&self) -> ReportOptions {
         ReportOptions {
             metrics: self.percentile_metrics.clone(),
             percentages: self.metric_percentiles.clone(),
@@ -160,7 +160,7 @@ impl ReportArgs {
 
 impl SamplingArgs {
     /// As fields of a request; `--extra-body` wins.
-    pub fn fields(&self) -> Map<String, Value> {
+    pub(crate) fn fields(&self) -> Map<String, Value> {
         let mut fields = Map::new();
         let numbers = [("temperature", self.temperature), ("top_p", self.top_p), ("min_p", self.min_p)];
         fields.extend(numbers.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))));

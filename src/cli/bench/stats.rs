@@ -2,7 +2,7 @@
 
 /// What a report says of one kind of time.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// Arithmetic mean.
     pub mean: f64,
     /// The 50th percentile.
@@ -15,11 +15,12 @@ pub struct Summary {
 
 impl Summary {
     /// Of any number of values, in any order; all zeros if there are none. Percentages are in 0..=100.
-    pub fn of(mut values: Vec<f64>, percentages: &[f64]) -> Self {
+    pub(crate) fn of(mut values: Vec<f64>, percentages: &[f64]) -> Self {
         values.sort_unstable_by(f64::total_cmp);
         let count = values.len().max(1) as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+        // Not `sum`, which is minus zero where there is nothing.
+        let mean = values.iter().fold(0.0, |sum, value| sum + value) / count;
+        let variance = values.iter().fold(0.0, |sum, value| sum + (value - mean).powi(2)) / count;
         Self {
             mean,
             median: percentile(&values, 50.0),
@@ -31,7 +32,7 @@ impl Summary {
 
 /// `numpy.percentile` with its default method `linear`: between the two values nearest to the rank
 /// `(n - 1) * q / 100`. `sorted` is ascending; 0 if it is empty.
-pub fn percentile(sorted: &[f64], q: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], q: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
     let rank = last as f64 * q / 100.0;
     let below = (rank.floor() as usize).min(last);
@@ -40,7 +41,7 @@ pub fn percentile(sorted: &[f64], q: f64) -> f64 {
 }
 
 /// A percentage as it stands in report keys: `99`, `99.9`.
-pub fn percentage_word(q: f64) -> String {
+pub(crate) fn percentage_word(q: f64) -> String {
     // A float's own text has no fraction where there is none.
     q.to_string()
 }
@@ -93,6 +94,7 @@ mod tests {
         assert_eq!((one.mean, one.median, one.std, one.percentiles[0].1), (7.0, 7.0, 0.0, 7.0));
         let none = Summary::of(Vec::new(), &[99.0]);
         assert_eq!((none.mean, none.median, none.std, none.percentiles[0].1), (0.0, 0.0, 0.0, 0.0));
+        assert!(none.mean.is_sign_positive());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::cli::progress_bar;
 
 /// Flags of `quire bench throughput`: those of `vllm bench throughput`, and the engine's.
 #[derive(Debug, Args)]
-pub struct ThroughputBench {
+pub(crate) struct ThroughputBench {
     /// What to ask.
     #[command(flatten)]
     pub dataset: DatasetArgs,
@@ -30,7 +30,7 @@ pub struct ThroughputBench {
 }
 
 /// Runs it and prints the figures.
-pub fn run(args: ThroughputBench) -> anyhow::Result<()> {
+pub(crate) fn run(args: ThroughputBench) -> anyhow::Result<()> {
     let num_requests = args.dataset.num_prompts;
     let seed = args.engine.model.seed;
     let offline = Offline::start(args.engine, num_requests)?;

@@ -13,7 +13,7 @@ const MAX_CORRECTIONS: usize = 10;
 
 /// One prompt, as it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Prompt {
+pub(crate) enum Prompt {
     /// As text.
     Text(String),
     /// As token ids.
@@ -22,7 +22,7 @@ pub enum Prompt {
 
 /// The tokens that prompts are made of.
 #[derive(Debug)]
-pub enum Vocabulary {
+pub(crate) enum Vocabulary {
     /// Prompts are sent as ids.
     Ids(Vec<u32>),
     /// Prompts are sent as texts of so many short words; what they are in tokens, only the server knows.
@@ -38,27 +38,27 @@ pub enum Vocabulary {
 
 impl Vocabulary {
     /// Ids up to `vocab_size`, which is above 10.
-    pub fn ids(vocab_size: u32) -> Self {
+    pub(crate) fn ids(vocab_size: u32) -> Self {
         Self::Ids((FIRST_PLAIN_ID..vocab_size).collect())
     }
 
     /// As many words as ids.
-    pub fn words(vocab_size: u32) -> Self {
+    pub(crate) fn words(vocab_size: u32) -> Self {
         Self::Words(FIRST_PLAIN_ID..vocab_size)
     }
 
     /// The ids of a tokenizer, sent as ids.
-    pub fn ids_of(tokenizer: &Tokenizer) -> Self {
+    pub(crate) fn ids_of(tokenizer: &Tokenizer) -> Self {
         Self::Ids(plain_ids(tokenizer))
     }
 
     /// The tokens of a tokenizer, sent as text.
-    pub fn texts_of(tokenizer: Tokenizer) -> Self {
+    pub(crate) fn texts_of(tokenizer: Tokenizer) -> Self {
         Self::Texts { ids: plain_ids(&tokenizer), tokenizer }
     }
 
     /// That many tokens, each drawn by itself.
-    pub fn draw(&self, count: u32, rng: &mut impl Rng) -> Vec<u32> {
+    pub(crate) fn draw(&self, count: u32, rng: &mut impl Rng) -> Vec<u32> {
         let ids = match self {
             Self::Ids(ids) | Self::Texts { ids, .. } => ids.as_slice(),
             Self::Words(range) => return (0..count).map(|_| rng.random_range(range.clone())).collect(),
@@ -67,7 +67,7 @@ impl Vocabulary {
     }
 
     /// The prompt that these tokens make, and its length in tokens as far as it is known here.
-    pub fn prompt(&self, ids: Vec<u32>, rng: &mut impl Rng) -> anyhow::Result<(Prompt, u32)> {
+    pub(crate) fn prompt(&self, ids: Vec<u32>, rng: &mut impl Rng) -> anyhow::Result<(Prompt, u32)> {
         let length = ids.len() as u32;
         match self {
             Self::Ids(_) => Ok((Prompt::Ids(ids), length)),

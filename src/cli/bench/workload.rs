@@ -25,7 +25,7 @@ const MAX_SHAREGPT_TOTAL_LEN: usize = 2048;
 /// Flags that choose the workload.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Workload")]
-pub struct DatasetArgs {
+pub(crate) struct DatasetArgs {
     /// Where prompts come from: made up, made up with shared prefixes, or a file
     #[arg(long, value_enum, default_value_t = DatasetName::Random)]
     pub dataset_name: DatasetName,
@@ -73,7 +73,7 @@ pub struct DatasetArgs {
 /// Value of `--dataset-name`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the names are the values")]
-pub enum DatasetName {
+pub(crate) enum DatasetName {
     Random,
     Sharegpt,
     #[value(name = "prefix_repetition", alias = "prefix-repetition")]
@@ -83,7 +83,7 @@ pub enum DatasetName {
 
 /// One request to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// What is asked.
     pub prompt: Prompt,
     /// Tokens of the prompt, as far as they can be counted here; 0 = only the server knows.
@@ -94,7 +94,7 @@ pub struct Sample {
 
 /// Makes `--num-prompts` samples and `extra` more. `seed` decides everything that is drawn; `tokenizer`
 /// counts the tokens of texts from files.
-pub fn samples(
+pub(crate) fn samples(
     args: &DatasetArgs,
     extra: u32,
     seed: u64,
