@@ -29,6 +29,7 @@ async fn assert_serves(server: &Server) {
 #[tokio::test]
 async fn invariant_7_a_body_of_100_mb_is_refused() {
     let server = Server::start(&[]);
+    assert_serves(&server).await;
     let before = server.resident_bytes();
     let mut declared = format!(
         "POST {COMPLETIONS} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n\
