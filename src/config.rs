@@ -40,6 +40,17 @@ pub enum LoadFormat {
     Dummy,
 }
 
+/// Tokens of prompt and output together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxModelLen {
+    /// What the model was made for. A KV cache that is too small for it is refused.
+    Model,
+    /// The same, or what the KV cache holds if that is less.
+    Fitting,
+    /// This many.
+    Tokens(u32),
+}
+
 /// Model, memory and scheduling.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -47,8 +58,8 @@ pub struct EngineConfig {
     pub model: ModelSource,
     /// Names for clients; if empty, the path as given (or "pebble" for the demo).
     pub served_model_names: Vec<String>,
-    /// Prompt and output together; `None` = the model's own limit.
-    pub max_model_len: Option<u32>,
+    /// Prompt and output together.
+    pub max_model_len: MaxModelLen,
     /// Requests in a step at most.
     pub max_num_seqs: u32,
     /// Tokens in a step at most.

@@ -15,7 +15,7 @@ use quire_model::{
 use quire_scheduler::{ConfigError, ModelRunner, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
-use crate::config::{EngineConfig, LoadFormat, ModelSource, ServerConfig, WeightDtype};
+use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig, WeightDtype};
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
@@ -206,11 +206,14 @@ fn open_checkpoint(config: &EngineConfig, spec: &ModelSpec) -> Result<Checkpoint
 /// The limits of scheduling, with the KV cache in blocks.
 fn scheduler_config(config: &EngineConfig, spec: &ModelSpec) -> Result<SchedulerConfig, LoadError> {
     let limit = u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX);
+    let kv = KvRoom::find(config, spec)?;
     let max_model_len = match config.max_model_len {
-        Some(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
-        asked => asked.unwrap_or(limit),
+        MaxModelLen::Model => limit,
+        MaxModelLen::Fitting => limit.min(u32::try_from(kv.tokens()).unwrap_or(u32::MAX)),
+        MaxModelLen::Tokens(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
+        MaxModelLen::Tokens(asked) => asked,
     };
-    let num_blocks = num_blocks(config, spec, max_model_len)?;
+    let num_blocks = kv.num_blocks(max_model_len, config.max_num_seqs)?;
     let max_num_seqs = config.max_num_seqs.min(config.max_num_batched_tokens);
     if max_num_seqs < config.max_num_seqs {
         tracing::warn!(
@@ -239,27 +242,49 @@ fn scheduler_config(config: &EngineConfig, spec: &ModelSpec) -> Result<Scheduler
 /// A waiting request gains a priority every ten seconds, so that none waits for ever.
 const PRIORITY_AGEING_US: u64 = 10_000_000;
 
-/// KV blocks, the padding block included: what the bytes hold, but no more than could ever be used.
-fn num_blocks(config: &EngineConfig, spec: &ModelSpec, max_model_len: u32) -> Result<u32, LoadError> {
-    let block_size = config.block_size as usize;
-    let layout = KvLayout::new(spec, block_size);
-    let available_bytes = (available_memory_bytes() as f64 * config.gpu_memory_utilization) as u64;
-    let kv_bytes = config.kv_cache_memory_bytes.unwrap_or_else(|| match config.model {
-        ModelSource::Demo => DEMO_KV_CACHE_BYTES,
-        ModelSource::Folder(_) => CPU_KV_CACHE_BYTES.min(available_bytes),
-    });
-    if kv_bytes > available_bytes {
-        return Err(LoadError::Memory { kv_bytes, available_bytes });
+/// The memory for the KV cache, and what it holds.
+struct KvRoom {
+    bytes: u64,
+    block_size: usize,
+    block_bytes: usize,
+    /// Blocks that fit, the padding block included.
+    fitting: usize,
+}
+
+impl KvRoom {
+    fn find(config: &EngineConfig, spec: &ModelSpec) -> Result<Self, LoadError> {
+        let block_size = config.block_size as usize;
+        let layout = KvLayout::new(spec, block_size);
+        let available_bytes = (available_memory_bytes() as f64 * config.gpu_memory_utilization) as u64;
+        let bytes = config.kv_cache_memory_bytes.unwrap_or_else(|| match config.model {
+            ModelSource::Demo => DEMO_KV_CACHE_BYTES.min(available_bytes),
+            ModelSource::Folder(_) => CPU_KV_CACHE_BYTES.min(available_bytes),
+        });
+        if bytes > available_bytes {
+            return Err(LoadError::Memory { kv_bytes: bytes, available_bytes });
+        }
+        let fitting = layout.num_blocks(usize::try_from(bytes).unwrap_or(usize::MAX), KV_DTYPE);
+        Ok(Self { bytes, block_size, block_bytes: layout.block_bytes(KV_DTYPE), fitting })
     }
-    let per_sequence = (max_model_len as usize).div_ceil(block_size);
-    let useful = per_sequence * config.max_num_seqs as usize + 1;
-    let fitting = layout.num_blocks(usize::try_from(kv_bytes).unwrap_or(usize::MAX), KV_DTYPE);
-    if fitting < per_sequence + 1 {
-        let kv_tokens = (fitting.saturating_sub(1) * block_size) as u64;
-        let needed_bytes = ((per_sequence + 1) * layout.block_bytes(KV_DTYPE)) as u64;
-        return Err(LoadError::KvCache { kv_bytes, kv_tokens, max_model_len, needed_bytes });
+
+    fn tokens(&self) -> u64 {
+        (self.fitting.saturating_sub(1) * self.block_size) as u64
     }
-    Ok(u32::try_from(fitting.min(useful)).unwrap_or(u32::MAX))
+
+    /// KV blocks to have, the padding block included: those that fit, but no more than could ever be used.
+    fn num_blocks(&self, max_model_len: u32, max_num_seqs: u32) -> Result<u32, LoadError> {
+        let per_sequence = (max_model_len as usize).div_ceil(self.block_size);
+        if self.fitting < per_sequence + 1 {
+            return Err(LoadError::KvCache {
+                kv_bytes: self.bytes,
+                kv_tokens: self.tokens(),
+                max_model_len,
+                needed_bytes: ((per_sequence + 1) * self.block_bytes) as u64,
+            });
+        }
+        let useful = per_sequence * max_num_seqs as usize + 1;
+        Ok(u32::try_from(self.fitting.min(useful)).unwrap_or(u32::MAX))
+    }
 }
 
 /// What the kernel says that programs can still get; all of memory where it does not say.

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::bench::BenchCommand;
 use super::numbers::{parse_bytes, parse_count};
+use crate::config::MaxModelLen;
 
 /// Serves large language models: OpenAI-compatible HTTP and gRPC, paged KV cache, continuous batching.
 #[derive(Debug, Parser)]
@@ -79,8 +80,8 @@ pub(super) struct ModelArgs {
     /// Jinja chat template instead of the model's: a file, or the template itself
     #[arg(long, value_name = "FILE|TEMPLATE")]
     pub(super) chat_template: Option<String>,
-    /// Tokens of prompt and output together: 4096, 4k (4000), 4K (4096); `auto` or -1 takes the most the
-    /// model and the KV cache allow [default: the model's own limit]
+    /// Tokens of prompt and output together: 4096, 4k (4000), 4K (4096); `auto` or -1 is the model's own
+    /// limit, or what the KV cache holds if that is less [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", allow_hyphen_values = true, value_parser = parse_model_len)]
     pub(super) max_model_len: Option<MaxModelLen>,
     /// Precision of the weights; auto = as stored
@@ -111,11 +112,11 @@ pub(super) struct SchedulingArgs {
     /// Tokens in a KV block: a power of two up to 256
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
     pub(super) block_size: u32,
-    /// Memory for the KV cache: 512M, 4GiB or bytes [default: from --gpu-memory-utilization; on a CPU
-    /// VLLM_CPU_KVCACHE_SPACE GiB, or 4 GiB, or that share of the free memory if it is less]
+    /// Memory for the KV cache: 512M, 4GiB or bytes [default: VLLM_CPU_KVCACHE_SPACE GiB, or
+    /// 4 GiB (256 MiB for the demo), or --gpu-memory-utilization of the free memory if that is less]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(super) kv_cache_memory_bytes: Option<u64>,
-    /// Share of the device's memory to use in all, above 0 and up to 1
+    /// Share of the free memory that may be used, above 0 and up to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.92)]
     pub(super) gpu_memory_utilization: f64,
     /// Keep full KV blocks for requests that begin the same way (--no-enable-prefix-caching to turn off)
@@ -224,15 +225,6 @@ pub(super) struct RemoteArgs {
     pub(super) stats: bool,
 }
 
-/// Value of `--max-model-len`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MaxModelLen {
-    /// `auto` or -1.
-    Auto,
-    /// A number of tokens.
-    Tokens(u32),
-}
-
 /// Value of `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the names are the values")]
@@ -272,7 +264,7 @@ pub(super) enum LogFormat {
 
 fn parse_model_len(text: &str) -> Result<MaxModelLen, String> {
     if text == "auto" || text == "-1" {
-        return Ok(MaxModelLen::Auto);
+        return Ok(MaxModelLen::Fitting);
     }
     match parse_u32_count(text) {
         Ok(0) | Err(_) => Err("must be a number of tokens above 0 (4096, 4k, 4K), auto or -1".into()),

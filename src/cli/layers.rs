@@ -232,7 +232,8 @@ fn check_layer(command: &Command, words: &[OsString], layer: &str) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::{Command, MaxModelLen, ServeArgs};
+    use crate::cli::args::{Command, ServeArgs};
+    use crate::config::MaxModelLen;
 
     fn serve_with(args: &str, vars: &[(&str, &str)]) -> Result<ServeArgs, String> {
         let argv = std::iter::once("quire").chain(args.split_whitespace()).map(OsString::from).collect();
@@ -267,7 +268,7 @@ mod tests {
         let a = serve("serve --served-model-name a b --api-key x --api-key y --max-model-len -1").unwrap();
         assert_eq!(a.model.served_model_name, ["a", "b"]);
         assert_eq!(a.listen.api_key, ["x", "y"]);
-        assert_eq!(a.model.max_model_len, Some(MaxModelLen::Auto));
+        assert_eq!(a.model.max_model_len, Some(MaxModelLen::Fitting));
         let a = serve("serve --port 1 --port 2").unwrap();
         assert_eq!(a.listen.port, 2);
     }

@@ -10,7 +10,7 @@ use quire_scheduler::SchedulingPolicy;
 use super::args::{
     DtypeArg, ListenArgs, LoadFormatArg, MaxModelLen, ModelArgs, PolicyArg, SchedulingArgs, ServeArgs,
 };
-use crate::config::{EngineConfig, LoadFormat, ModelSource, ServerConfig, WeightDtype};
+use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig, WeightDtype};
 
 /// The demo model's name.
 pub(super) const DEMO: &str = "pebble";
@@ -84,10 +84,7 @@ pub(super) fn engine_config(
     Ok(EngineConfig {
         model,
         served_model_names: names,
-        max_model_len: match m.max_model_len {
-            Some(MaxModelLen::Tokens(tokens)) => Some(tokens),
-            Some(MaxModelLen::Auto) | None => None,
-        },
+        max_model_len: m.max_model_len.unwrap_or(MaxModelLen::Model),
         max_num_seqs: s.max_num_seqs.unwrap_or(256.min(s.max_num_batched_tokens)),
         max_num_batched_tokens: s.max_num_batched_tokens,
         block_size: s.block_size,

@@ -226,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_is_measured() {
         let (args, sent, model) = bench(
-            "--num-prompts 40 --random-input-len 30 --random-output-len 12 --random-range-ratio 0.5 --ignore-eos \
+            "--num-prompts 40 --random-input-len 30 --random-output-len 12 --random-range-ratio 0.5 --ignore-eos --temperature 0 \
              --max-concurrency 5 --num-warmups 2 --ready-check-timeout-sec 5 --request-rate 400 --seed 3 \
              --percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 50,99 --goodput e2el:60000 --save-detailed",
         )
