@@ -68,7 +68,7 @@ impl Listeners {
 
 /// A port could not be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {addr}: {source} (choose another with --port, --grpc-port or --host)")]
+#[error("cannot listen on {addr} (choose another with --port, --grpc-port or --host)")]
 pub struct BindError {
     addr: SocketAddr,
     source: std::io::Error,
