@@ -209,7 +209,7 @@ fn scheduler_config(config: &EngineConfig, spec: &ModelSpec) -> Result<Scheduler
     let kv = KvRoom::find(config, spec)?;
     let max_model_len = match config.max_model_len {
         MaxModelLen::Model => limit,
-        MaxModelLen::Fitting => limit.min(u32::try_from(kv.tokens()).unwrap_or(u32::MAX)),
+        MaxModelLen::Fitting => limit.min(u32::try_from(kv.tokens()).unwrap_or(u32::MAX).max(2)),
         MaxModelLen::Tokens(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
         MaxModelLen::Tokens(asked) => asked,
     };

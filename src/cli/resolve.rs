@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use quire_scheduler::SchedulingPolicy;
 
-use super::args::{
-    DtypeArg, ListenArgs, LoadFormatArg, MaxModelLen, ModelArgs, PolicyArg, SchedulingArgs, ServeArgs,
-};
+use super::args::{DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, SchedulingArgs, ServeArgs};
 use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig, WeightDtype};
 
 /// The demo model's name.
