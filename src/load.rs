@@ -20,7 +20,7 @@ use crate::demo;
 use crate::engine::{Engine, EngineOptions};
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
-use crate::validate::{GenerationDefaults, RequestLimits};
+use crate::validate::RequestLimits;
 
 /// KV cache of the demo model, if nothing else is asked for: 43,000 tokens, and little for a laptop.
 const DEMO_KV_CACHE_BYTES: u64 = 128 << 20;
@@ -287,7 +287,8 @@ impl KvRoom {
     }
 }
 
-/// What the kernel says that programs can still get; all of memory where it does not say.
+/// What this process can still get: what the kernel says, or less where a control group (a container's limit)
+/// allows less; all of memory where neither says.
 fn available_memory_bytes() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = meminfo
@@ -295,7 +296,12 @@ fn available_memory_bytes() -> u64 {
         .find_map(|line| line.strip_prefix("MemAvailable:"))
         .and_then(|rest| rest.trim().strip_suffix("kB"))
         .and_then(|number| number.trim().parse::<u64>().ok());
-    kib.map_or(u64::MAX, |kib| kib * 1024)
+    // Version 2; "max" instead of a number means no limit.
+    let cgroup = |file: &str| -> Option<u64> {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse().ok()
+    };
+    let contained = cgroup("memory.max").map(|max| max.saturating_sub(cgroup("memory.current").unwrap_or(0)));
+    kib.map_or(u64::MAX, |kib| kib * 1024).min(contained.unwrap_or(u64::MAX))
 }
 
 fn runner_config(scheduler: &SchedulerConfig) -> RunnerConfig {
@@ -346,13 +352,6 @@ fn request_limits(
         vocab_size: spec.vocab_size as u32,
         max_logprobs: config.max_logprobs,
         eos_token_ids: eos_token_ids.into(),
-        defaults: GenerationDefaults {
-            temperature: defaults.temperature,
-            top_p: defaults.top_p,
-            top_k: defaults.top_k,
-            min_p: defaults.min_p,
-            repetition_penalty: defaults.repetition_penalty,
-            max_new_tokens: defaults.max_new_tokens,
-        },
+        defaults,
     }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use quire_model::SamplingDefaults;
 use quire_scheduler::sim::{SimFailures, SimModel, SimRunner, SimRunnerConfig, StepCost};
 use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy};
 
@@ -15,7 +16,7 @@ use crate::engine::{Engine, EngineOptions};
 use crate::load::LoadError;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
-use crate::validate::{GenerationDefaults, RequestLimits};
+use crate::validate::RequestLimits;
 
 const BLOCK_SIZE: u32 = 16;
 const MAX_NUM_BATCHED_TOKENS: u32 = 8192;
@@ -42,7 +43,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         vocab_size: tokenizer.vocab_size() as u32,
         max_logprobs: Some(20),
         eos_token_ids: tokenizer.eos_token_id().into_iter().collect(),
-        defaults: GenerationDefaults::default(),
+        defaults: SamplingDefaults::default(),
     };
     let cache = CacheInfo {
         block_size: BLOCK_SIZE,

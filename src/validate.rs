@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use quire_model::SamplingDefaults;
 use quire_scheduler::{ALL_LOGPROBS, SamplingParams, TokenId};
 
 use crate::engine::{GenerateRequest, TextOptions};
@@ -39,7 +40,7 @@ pub struct RequestLimits {
     /// The model's end tokens.
     pub eos_token_ids: Arc<[TokenId]>,
     /// From generation_config.json.
-    pub defaults: GenerationDefaults,
+    pub defaults: SamplingDefaults,
 }
 
 /// Sequences one request may ask for. vLLM allows 16384, which one request can use to fill the server.
@@ -52,23 +53,6 @@ pub const MAX_STOP_STRING_BYTES: usize = 1024;
 pub const MAX_BAD_WORDS: usize = 128;
 /// Entries of `logit_bias`, and of `stop_token_ids`.
 pub const MAX_TOKEN_LIST: usize = 4096;
-
-/// Sampling defaults that the model's makers chose (`generation_config.json`).
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct GenerationDefaults {
-    /// See [`SamplingParams::temperature`].
-    pub temperature: Option<f64>,
-    /// See [`SamplingParams::top_p`].
-    pub top_p: Option<f64>,
-    /// See [`SamplingParams::top_k`].
-    pub top_k: Option<i64>,
-    /// See [`SamplingParams::min_p`].
-    pub min_p: Option<f64>,
-    /// See [`SamplingParams::repetition_penalty`].
-    pub repetition_penalty: Option<f64>,
-    /// Caps the output of every request.
-    pub max_new_tokens: Option<u32>,
-}
 
 /// The sampling fields of a request; `None` means not given (or null).
 #[derive(Debug, Clone, Default)]

@@ -1,6 +1,7 @@
 //! Between the wire and the engine: a `GenerateRequest` becomes fields for [`crate::validate`], an
 //! [`OutputDelta`] becomes a `SequenceOutput`. No I/O and no waiting, so that it can be tested as is.
 
+use quire_model::SamplingDefaults;
 use quire_proto::vllm::candidate_token_info::TokenInfo;
 use quire_proto::vllm::candidate_tokens::Select;
 use quire_proto::vllm::decoding_parameters::StructuredOutput;
@@ -14,7 +15,7 @@ use tonic::Status;
 
 use super::status::invalid_field;
 use crate::engine::{Finish, FinishKind, OutputDelta, PromptOutput, StopCause, TokenLogprobs};
-use crate::validate::{GenerationDefaults, RequestFields, SamplingFields};
+use crate::validate::{RequestFields, SamplingFields};
 
 /// What the client wants to see of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -90,7 +91,7 @@ fn structured_output_path(kind: &StructuredOutput) -> &'static str {
 /// The sampling fields, and what to send back. Takes the vectors out of the request.
 pub(super) fn sampling(
     request: &mut GenerateRequest,
-    defaults: &GenerationDefaults,
+    defaults: &SamplingDefaults,
 ) -> Result<(SamplingFields, Shape), Status> {
     let random = request.sampling.unwrap_or_default();
     let decoding = request.decoding.take().unwrap_or_default();

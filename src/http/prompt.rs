@@ -172,8 +172,9 @@ fn check_bad_words(words: &[String]) -> Result<(), ParamError> {
 mod tests {
     use std::sync::Arc;
 
+    use quire_model::SamplingDefaults;
+
     use super::*;
-    use crate::validate::GenerationDefaults;
 
     fn limits(max_model_len: u32) -> RequestLimits {
         RequestLimits {
@@ -181,7 +182,7 @@ mod tests {
             vocab_size: 2048,
             max_logprobs: Some(20),
             eos_token_ids: Arc::new([2]),
-            defaults: GenerationDefaults::default(),
+            defaults: SamplingDefaults::default(),
         }
     }
 

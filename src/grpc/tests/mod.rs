@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quire_model::SamplingDefaults;
 use quire_proto::vllm::control_client::ControlClient;
 use quire_proto::vllm::generate_request::Prompt;
 use quire_proto::vllm::inference_client::InferenceClient;
@@ -26,7 +27,7 @@ use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions};
 use crate::metrics::Metrics;
 use crate::text::{TextPool, Tokenizer};
-use crate::validate::{GenerationDefaults, RequestLimits};
+use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
 const MAX_MODEL_LEN: u32 = 4096;
@@ -190,7 +191,7 @@ fn limits() -> RequestLimits {
         vocab_size: VOCAB_SIZE,
         max_logprobs: Some(20),
         eos_token_ids: [2, 0].into(),
-        defaults: GenerationDefaults::default(),
+        defaults: SamplingDefaults::default(),
     }
 }
 

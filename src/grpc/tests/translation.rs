@@ -1,5 +1,6 @@
 //! Requests into engine terms and back, without a server.
 
+use quire_model::SamplingDefaults;
 use quire_proto::vllm::candidate_tokens::Select;
 use quire_proto::vllm::finish_info::{FinishReason, StopReason};
 
@@ -30,11 +31,11 @@ fn an_empty_request_is_greedy_and_as_long_as_the_context_allows() {
 #[test]
 fn the_models_makers_choose_what_the_client_leaves_open() {
     let mut limits = limits();
-    limits.defaults = GenerationDefaults {
+    limits.defaults = SamplingDefaults {
         temperature: Some(0.5),
         top_k: Some(7),
         max_new_tokens: Some(100),
-        ..GenerationDefaults::default()
+        ..SamplingDefaults::default()
     };
     let (request, _) = translated(GenerateRequest::default(), &limits);
     let s = request.sampling;

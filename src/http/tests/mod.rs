@@ -16,6 +16,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use quire_model::SamplingDefaults;
 use quire_scheduler::sim::{SimFailures, SimModel, SimRunner, SimRunnerConfig, StepCost};
 use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy};
 use serde_json::Value;
@@ -26,7 +27,7 @@ use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions};
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
-use crate::validate::{GenerationDefaults, RequestLimits};
+use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
 const MAX_MODEL_LEN: u32 = 512;
@@ -132,7 +133,7 @@ fn app(settings: Settings) -> Arc<App> {
             vocab_size: VOCAB_SIZE,
             max_logprobs: Some(20),
             eos_token_ids: Arc::new([EOS]),
-            defaults: GenerationDefaults::default(),
+            defaults: SamplingDefaults::default(),
         },
         metrics,
         server: settings.server,
