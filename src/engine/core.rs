@@ -16,7 +16,7 @@ use quire_scheduler::{
 };
 
 use super::handle::{Abort, Admission, Command, EngineHandle, ExternalIds};
-use super::output::{OutputMessage, OutputThread, Sequences};
+use super::output::{Ledger, OutputMessage, OutputThread, Sequences};
 use super::stats::EngineStats;
 use crate::metrics::Metrics;
 use crate::text::Tokenizer;
@@ -89,11 +89,13 @@ impl Engine {
         let external = Arc::new(ExternalIds::default());
         let output_thread = OutputThread {
             tokenizer: options.tokenizer,
-            metrics: options.metrics,
-            admission: admission.clone(),
-            external: external.clone(),
+            ledger: Ledger {
+                metrics: options.metrics,
+                admission: admission.clone(),
+                external: external.clone(),
+                log_requests: options.log_requests,
+            },
             abort: Abort(commands.clone()),
-            log_requests: options.log_requests,
             epoch,
             credits: credit,
             sequences: Sequences::default(),

@@ -97,14 +97,19 @@ impl SequenceOutput {
     }
 }
 
-/// The thread's state.
-pub(super) struct OutputThread {
-    pub(super) tokenizer: Tokenizer,
+/// Who is told of a sequence's end before its client is.
+pub(super) struct Ledger {
     pub(super) metrics: Arc<Metrics>,
     pub(super) admission: Arc<Admission>,
     pub(super) external: Arc<ExternalIds>,
-    pub(super) abort: Abort,
     pub(super) log_requests: bool,
+}
+
+/// The thread's state.
+pub(super) struct OutputThread {
+    pub(super) tokenizer: Tokenizer,
+    pub(super) ledger: Ledger,
+    pub(super) abort: Abort,
     /// Zero of the engine's clock.
     pub(super) epoch: Instant,
     /// One goes back to the engine thread for each step worked off.
@@ -171,10 +176,10 @@ impl OutputThread {
     fn step(&mut self, step: &StepOutputs) {
         let now = Instant::now();
         if step.stats.num_scheduled_tokens > 0 {
-            self.metrics.on_step(step.stats.num_scheduled_tokens);
+            self.ledger.metrics.on_step(step.stats.num_scheduled_tokens);
         }
         for preemption in &step.preemptions {
-            self.metrics.on_preemption(preemption);
+            self.ledger.metrics.on_preemption(preemption);
             if let Some(sequence) = self.sequences.get_mut(&preemption.id) {
                 sequence.num_preemptions = preemption.times;
                 tracing::info!(
@@ -191,24 +196,35 @@ impl OutputThread {
             if let Some(first) = update.first_scheduled {
                 sequence.scheduled = Some(self.epoch + Duration::from_micros(first.at_us));
             }
-            let metrics = &*self.metrics;
-            let applied = catch_unwind(AssertUnwindSafe(|| sequence.apply(update, step, now, metrics)));
-            let finish = applied.unwrap_or_else(|_| {
+            let ledger = &self.ledger;
+            let applied = catch_unwind(AssertUnwindSafe(|| sequence.apply(update, step, now, ledger)));
+            let ended = applied.unwrap_or_else(|_| {
                 let reason = "internal error while turning this request's tokens into text";
-                Some(sequence.end(FinishKind::Error, None, Some(reason.into())))
+                let finish = sequence.end(FinishKind::Error, None, Some(reason.into()));
+                sequence.finish(finish, now, ledger);
+                true
             });
-            if let Some(finish) = finish {
+            if ended {
                 if update.finish.is_none() {
                     self.abort.send(update.id);
                 }
-                self.finish(update.id, finish, now);
+                self.sequences.remove(&update.id);
             }
         }
     }
 
-    /// Tells the client of the end, and everybody who counts.
-    fn finish(&mut self, id: RequestId, finish: Finish, now: Instant) {
-        let Some(s) = self.sequences.remove(&id) else { return };
+    fn end_all(&mut self, reason: &Arc<str>) {
+        let now = Instant::now();
+        for (_, sequence) in self.sequences.drain() {
+            let finish = sequence.end(FinishKind::Error, None, Some(reason.clone()));
+            sequence.finish(finish, now, &self.ledger);
+        }
+    }
+}
+
+impl Ledger {
+    /// Counts and logs the end, and gives the sequence's place to the next.
+    fn close(&self, s: &SequenceOutput, finish: &Finish, now: Instant) {
         let since = |t: Instant| t.duration_since(s.arrived).as_secs_f64();
         let finished = FinishedSequence {
             reason: finish.kind,
@@ -238,56 +254,40 @@ impl OutputThread {
                 "request ended"
             );
         }
-        self.external.remove(&s.external_id, id);
-        // Before the client hears of the end: whoever waits for it then finds the place free.
+        self.external.remove(&s.external_id, s.id);
         self.admission.release();
-        s.mailbox.put(s.index, |delta| delta.finish = Some(finish));
-    }
-
-    fn end_all(&mut self, reason: &Arc<str>) {
-        let now = Instant::now();
-        let ids: Vec<_> = self.sequences.keys().copied().collect();
-        for id in ids {
-            let finish = self.sequences[&id].end(FinishKind::Error, None, Some(reason.clone()));
-            self.finish(id, finish, now);
-        }
     }
 }
 
 impl SequenceOutput {
-    /// Takes in one update; gives the end if this was it.
-    fn apply(
-        &mut self,
-        update: &RequestUpdate,
-        step: &StepOutputs,
-        now: Instant,
-        metrics: &Metrics,
-    ) -> Option<Finish> {
+    /// Takes in one update; says whether the sequence has ended with it.
+    fn apply(&mut self, update: &RequestUpdate, step: &StepOutputs, now: Instant, ledger: &Ledger) -> bool {
         if let Some(first) = update.first_scheduled {
             self.prompt.num_cached_tokens = first.num_cached_tokens;
-            metrics.on_prompt(self.prompt_token_ids.len() as u32, first.num_cached_tokens);
+            ledger.metrics.on_prompt(self.prompt_token_ids.len() as u32, first.num_cached_tokens);
         }
         let tokens = &step.tokens[update.tokens.start as usize..update.tokens.end as usize];
         let logprobs = &step.logprobs[update.logprobs.start as usize..update.logprobs.end as usize];
         let generated = self.take_prompt_logprobs(logprobs, &step.top);
-        self.time_tokens(tokens.len(), now, metrics);
+        self.time_tokens(tokens.len(), now, &ledger.metrics);
         if self.mailbox.is_closed() {
             // Nobody reads; the engine has been told, and its last word is on the way.
             self.num_output_tokens += tokens.len() as u32;
-            return update.finish.as_ref().map(|reason| self.end_for(reason));
+            let finish = update.finish.as_ref().map(|reason| self.end_for(reason));
+            return finish.map(|finish| self.finish(finish, now, ledger)).is_some();
         }
         if tokens.is_empty() && update.finish.is_none() {
-            return None;
+            return false;
         }
         let mailbox = self.mailbox.clone();
-        let mut finish = None;
+        let mut ended = false;
         mailbox.put(self.index, |delta| {
             if !std::mem::replace(&mut self.prompt_sent, true) {
                 delta.prompt = Some(std::mem::take(&mut self.prompt));
                 // Counted again at the end.
                 self.prompt.num_cached_tokens = delta.prompt.as_ref().map_or(0, |p| p.num_cached_tokens);
             }
-            let mut used = 0;
+            let (mut used, mut finish) = (0, None);
             for (i, &token) in tokens.iter().enumerate() {
                 used = i + 1;
                 self.num_output_tokens += 1;
@@ -306,8 +306,20 @@ impl SequenceOutput {
                 self.flush(&mut delta.text);
                 finish = Some(self.end_for(reason));
             }
+            // In one piece with the last token, so that no client sees an end without news.
+            if let Some(finish) = finish {
+                ledger.close(self, &finish, now);
+                delta.finish = Some(finish);
+                ended = true;
+            }
         });
-        finish
+        ended
+    }
+
+    /// Ends the sequence without news. Whoever hears of the end finds the place free: the ledger is first.
+    fn finish(&self, finish: Finish, now: Instant, ledger: &Ledger) {
+        ledger.close(self, &finish, now);
+        self.mailbox.put(self.index, |delta| delta.finish = Some(finish));
     }
 
     /// Detokenises one token; gives the stop string if it completed one. The text of a token that ended

@@ -236,7 +236,8 @@ mod tests {
         for (outcome, asked) in sent.outcomes.iter().zip(&asked) {
             assert_eq!(outcome.error, None);
             assert_eq!((outcome.prompt_tokens, outcome.output_tokens), (asked.prompt_len, asked.output_len));
-            assert!(!outcome.text.is_empty() && outcome.itls.len() < asked.output_len as usize);
+            assert!(!outcome.text.is_empty(), "{outcome:?}");
+            assert!(outcome.itls.len() < asked.output_len as usize, "{outcome:?}");
             assert!(outcome.start + outcome.latency <= sent.duration);
         }
         let json = Report::new(&sent.outcomes, sent.duration, &args.report.options()).to_json();
