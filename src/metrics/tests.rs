@@ -344,19 +344,3 @@ fn values_after_a_scripted_sequence_are_exact() {
         assert_eq!(now.value(name, labels), value, "{name} {labels:?}");
     }
 }
-
-/// They run on the output thread, once a sequence and step.
-#[test]
-fn hot_calls_look_nothing_up() {
-    const CALLS: u32 = 10_000;
-    let metrics = Metrics::for_tests();
-    let batch = |_| {
-        let began = std::time::Instant::now();
-        (0..CALLS).for_each(|i| metrics.on_tokens(1, Some(f64::from(i % 100) * 1e-4)));
-        began.elapsed() / CALLS
-    };
-    // The best of many: the machine may be doing other things.
-    let best = (0..50).map(batch).min().unwrap();
-    println!("on_tokens: {best:?}");
-    assert!(best.as_nanos() < 300, "on_tokens takes {best:?}; a lookup of labels takes about that");
-}
