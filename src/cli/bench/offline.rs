@@ -18,6 +18,9 @@ use crate::cli::{env, loading_bar, resolve};
 use crate::engine::{FinishKind, GenerateRequest, OutputStream, TextOptions};
 use crate::load::{self, Loaded};
 
+/// What clap gives where `--max-logprobs` was not typed.
+const DEFAULT_MAX_LOGPROBS: i64 = 20;
+
 /// The engine's flags: those of `quire serve`.
 #[derive(Debug, Args)]
 pub(crate) struct EngineArgs {
@@ -35,6 +38,19 @@ pub(crate) struct Offline {
     runtime: Runtime,
 }
 
+/// Flags of `serve` that are about its clients: there are none here.
+fn refuse_without_effect(model: &ModelArgs) -> anyhow::Result<()> {
+    let given = [
+        ("--served-model-name", !model.served_model_name.is_empty()),
+        ("--chat-template", model.chat_template.is_some()),
+        ("--max-logprobs", model.max_logprobs != DEFAULT_MAX_LOGPROBS),
+    ];
+    match given.iter().find(|(_, is_given)| *is_given) {
+        Some((flag, _)) => bail!("{flag} has no effect on an engine without clients; leave it out"),
+        None => Ok(()),
+    }
+}
+
 /// What one run through the engine came to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Elapsed {
@@ -49,6 +65,7 @@ pub(crate) struct Elapsed {
 impl Offline {
     /// Loads the model and starts the engine, which takes at least `num_requests` at a time.
     pub(crate) fn start(args: EngineArgs, num_requests: u32) -> anyhow::Result<Self> {
+        refuse_without_effect(&args.model)?;
         let mut config = resolve::engine_config(None, args.model, args.scheduling, &env)?;
         config.max_num_queued_reqs = config.max_num_queued_reqs.max(num_requests as usize);
         let loaded = load::start(&config, false, loading_bar())?;
