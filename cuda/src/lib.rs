@@ -3,7 +3,9 @@
 //! The driver, cuBLASLt and NVRTC are opened at run time: the crate compiles, and the program starts, on
 //! machines that have none of them.
 
+mod cublaslt;
 pub mod driver;
+pub mod gemm;
 mod step;
 
 pub use step::StepPointers;
