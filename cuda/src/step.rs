@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quire_model::{BackendError, StepInputs, StepLimits};
 
 use crate::driver::{Context, CudaError, DeviceMemory, Function, Stream};
-use crate::image::Kernels;
+use crate::kernels::Kernels;
 use crate::ring::PinnedRing;
 
 /// Device addresses of the step's arrays, as kernels take them; the mirror of `Step` in kernels/step.cuh, which
