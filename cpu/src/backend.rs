@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, LogitsRow, LogitsTask, PLACEHOLDER_BIT, QkNorm,
-    RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
+    AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, LogitsTask,
+    PLACEHOLDER_BIT, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
 };
 
 use crate::attention::{PagedKv, Queries, attend, key_offset, scores_len};
@@ -171,7 +171,7 @@ impl Backend for CpuBackend {
         Ok(buffer)
     }
 
-    fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError> {
+    fn prepare(&mut self, limits: &StepLimits, _linears: &[LinearShape]) -> Result<(), BackendError> {
         self.limits = *limits;
         self.block_tables = vec![0; limits.max_num_seqs * limits.max_blocks_per_seq];
         self.last_tokens = vec![0; limits.max_num_seqs];

@@ -201,7 +201,7 @@ fn rotation_and_attention_are_candles() {
             vocab_size: 11,
             heads_per_group: shape.num_heads / num_kv_heads,
         };
-        backend.prepare(&limits).unwrap();
+        backend.prepare(&limits, &[]).unwrap();
         upload(backend, &prefill_batch(&lens, limits, rng));
 
         let row_len = (shape.num_heads + 2 * num_kv_heads) * shape.head_dim;
@@ -289,7 +289,7 @@ fn head_norms_touch_queries_and_keys_only() {
             vocab_size: 11,
             heads_per_group: num_heads / num_kv_heads,
         };
-        backend.prepare(&limits).unwrap();
+        backend.prepare(&limits, &[]).unwrap();
         upload(backend, &prefill_batch(&[rows], limits, rng));
         let total = num_heads + 2 * num_kv_heads;
         let qkv = random(rng, rows * total * head_dim);
@@ -323,7 +323,7 @@ fn a_token_that_the_host_does_not_know_yet_is_embedded_all_the_same() {
     };
     let rng = &mut StdRng::seed_from_u64(1);
     let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
-    backend.prepare(&limits).unwrap();
+    backend.prepare(&limits, &[]).unwrap();
     let mut batch = prefill_batch(&[5, 2, 3], limits, rng);
     upload(&mut backend, &batch);
     let mut logits = buffer(&mut backend, &[0.0; 33]);

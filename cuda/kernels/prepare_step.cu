@@ -59,6 +59,14 @@ DEVICE void write_padding(const PrepareStepParams& p) {
     }
 }
 
+// `writes` is [count][slot, index, block].
+DEVICE void write_blocks(const Step& step, const uint32_t* writes, uint32_t count) {
+    for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
+        const uint32_t* write = writes + 3 * i;
+        writable(step.block_tables)[write[0] * step.block_table_stride + write[1]] = write[2];
+    }
+}
+
 // Grid: one block.
 KERNEL(prepare_step, PrepareStepParams) {
     const uint32_t* row_slots = p.words + 3 * p.num_tokens;
@@ -66,10 +74,7 @@ KERNEL(prepare_step, PrepareStepParams) {
     write_tokens(p, row_slots);
     write_rows(p, row_slots);
     write_padding(p);
-    for (uint32_t i = threadIdx.x; i < p.num_block_writes; i += blockDim.x) {
-        const uint32_t* write = block_writes + 3 * i;
-        writable(p.step.block_tables)[write[0] * p.step.block_table_stride + write[1]] = write[2];
-    }
+    write_blocks(p.step, block_writes, p.num_block_writes);
     if (threadIdx.x == 0) {
         uint32_t padding = p.padded_rows - p.num_rows;
         writable(p.step.counts)[NUM_TOKENS] = p.num_tokens + padding;
@@ -78,3 +83,14 @@ KERNEL(prepare_step, PrepareStepParams) {
         writable(p.step.row_starts)[p.padded_rows] = p.num_tokens + padding;
     }
 }
+
+struct WriteBlocksParams {
+    Step step;
+    const uint32_t* writes;
+    uint32_t count;
+    uint32_t unused;
+};
+static_assert(sizeof(WriteBlocksParams) == 96, "mirrored in src/step.rs");
+
+// Entries of block tables beyond what one packed step has room for. Grid: one block.
+KERNEL(write_blocks, WriteBlocksParams) { write_blocks(p.step, p.writes, p.count); }

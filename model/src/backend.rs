@@ -59,6 +59,21 @@ pub struct StepLimits {
     pub heads_per_group: usize,
 }
 
+/// A product that every step will ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinearShape {
+    /// Rows of the weight.
+    pub n: usize,
+    /// Columns of the weight.
+    pub k: usize,
+    /// Whether a bias is added.
+    pub has_bias: bool,
+    /// What the result is.
+    pub output: BufferRole,
+    /// Rows of the input at most.
+    pub max_rows: usize,
+}
+
 /// What the attention operations need to know of a layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
@@ -112,8 +127,9 @@ pub trait Backend: Send {
     /// A buffer of `len` zeros.
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Self::Buffer, BackendError>;
 
-    /// Allocates what the operations themselves need. Called once, before the first step.
-    fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError>;
+    /// Allocates what the operations themselves need. Called once, before the first step; `linears` are the
+    /// products there will be.
+    fn prepare(&mut self, limits: &StepLimits, linears: &[LinearShape]) -> Result<(), BackendError>;
 
     /// Starts a step: applies the block table writes and keeps the metadata that later operations refer to
     /// (`T` tokens, `R` rows, `L` rows of logits). `rows` are what the logits are for, `slots` whose they are,
@@ -230,6 +246,11 @@ pub trait Backend: Send {
         rows: &[LogitsRow],
         slots: &[Slot],
     ) -> Result<(), BackendError>;
+
+    /// All operations of the uploaded step have been called: its results may come back.
+    fn end_step(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Waits for the oldest step not yet collected; one result for each row given to [`Self::sample`].
     fn collect(&mut self) -> Result<&[RowResult], BackendError>;

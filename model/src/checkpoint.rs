@@ -120,42 +120,36 @@ impl Checkpoint {
         };
         let data = TensorData::Stored(Cow::Borrowed(view.data()));
         let view = TensorView { dtype, shape: shape.to_vec(), data };
-        Ok(match self.dtype {
-            Some(wanted) => view.converted_to(wanted),
-            None => view,
-        })
+        let Some(wanted) = self.dtype.filter(|wanted| *wanted != dtype) else { return Ok(view) };
+        let data = TensorData::Stored(Cow::Owned(view.bytes_as(wanted).into_owned()));
+        Ok(TensorView { dtype: wanted, shape: view.shape, data })
     }
 }
 
-impl<'a> TensorView<'a> {
+impl TensorView<'_> {
     /// The elements as stored bytes, made here and now if they are nowhere.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
-        match &self.data {
-            TensorData::Stored(bytes) => Cow::Borrowed(bytes),
-            TensorData::Dummy(dummy) => {
-                Cow::Owned(encode(dummy.values(self.shape.iter().product()), self.dtype))
-            }
-        }
+        self.bytes_as(self.dtype)
     }
 
-    /// Each element rounded to the nearest of `dtype`; as it is if it has that type.
-    pub fn converted_to(self, dtype: Dtype) -> Self {
-        let stored = match &self.data {
-            TensorData::Stored(bytes) if self.dtype != dtype => bytes,
-            // A rule has no precision of its own.
-            _ => return Self { dtype, ..self },
-        };
+    /// The elements, each rounded to the nearest of `dtype`.
+    pub fn bytes_as(&self, dtype: Dtype) -> Cow<'_, [u8]> {
         let two = |bytes: &[u8]| [bytes[0], bytes[1]];
-        let data = match self.dtype {
-            Dtype::F32 => {
-                encode(stored.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])), dtype)
-            }
-            Dtype::Bf16 => {
-                encode(stored.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()), dtype)
-            }
-            Dtype::F16 => encode(stored.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()), dtype),
-        };
-        Self { dtype, shape: self.shape, data: TensorData::Stored(Cow::Owned(data)) }
+        Cow::Owned(match &self.data {
+            TensorData::Stored(bytes) if self.dtype == dtype => return Cow::Borrowed(bytes),
+            TensorData::Dummy(dummy) => encode(dummy.values(self.shape.iter().product()), dtype),
+            TensorData::Stored(bytes) => match self.dtype {
+                Dtype::F32 => {
+                    encode(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])), dtype)
+                }
+                Dtype::Bf16 => {
+                    encode(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()), dtype)
+                }
+                Dtype::F16 => {
+                    encode(bytes.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()), dtype)
+                }
+            },
+        })
     }
 }
 

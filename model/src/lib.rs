@@ -23,7 +23,7 @@ mod spec;
 mod step_inputs;
 mod weights;
 
-pub use backend::{AttentionShape, Backend, BackendError, BufferRole, QkNorm, StepLimits};
+pub use backend::{AttentionShape, Backend, BackendError, BufferRole, LinearShape, QkNorm, StepLimits};
 pub use checkpoint::{Checkpoint, TensorData, TensorView};
 pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};
 pub use error::ModelError;

@@ -67,7 +67,7 @@ impl<B: Backend> Runner<B> {
             vocab_size: model.spec.vocab_size,
             heads_per_group: model.spec.attention.num_heads / model.spec.attention.num_kv_heads,
         };
-        backend.prepare(&limits)?;
+        backend.prepare(&limits, &model.spec.linear_shapes(&limits))?;
         let mut workspace = Workspace::new(&mut backend, &model.spec, &limits, config.num_blocks)?;
         record_decode_steps(&mut backend, &model, &mut workspace, &limits)?;
         let max_in_flight = backend.max_in_flight();
@@ -94,7 +94,7 @@ impl<B: Backend> Runner<B> {
         let inputs = self.batch.inputs();
         self.backend.upload(inputs, self.batch.logits_rows(), self.batch.slots())?;
         if self.backend.replay()? {
-            return Ok(());
+            return self.backend.end_step();
         }
         self.workspace.forward(&mut self.backend, &self.model, inputs.num_tokens())?;
         // Prompt log-probabilities can need more rows than the logits buffer has.
@@ -104,7 +104,7 @@ impl<B: Backend> Runner<B> {
             self.workspace.compute_logits(&mut self.backend, &self.model, range.clone())?;
             self.backend.sample(&mut self.workspace.logits, &rows[range], self.batch.slots())?;
         }
-        Ok(())
+        self.backend.end_step()
     }
 
     fn remember(&mut self, step: u64) {
