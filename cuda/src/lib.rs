@@ -13,6 +13,9 @@ pub mod image;
 mod image_file;
 mod kernels;
 mod nvrtc;
+pub mod prefill_attention;
+mod ring;
+mod small_kernels;
 mod step;
 
 pub use kernels::{KernelError, Kernels};
