@@ -12,6 +12,7 @@ pub mod gemm;
 pub mod image;
 mod image_file;
 mod kernels;
+pub mod linear_plain;
 mod nvrtc;
 pub mod prefill_attention;
 mod ring;
