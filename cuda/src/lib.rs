@@ -3,7 +3,15 @@
 //! The driver, cuBLASLt and NVRTC are opened at run time: the crate compiles, and the program starts, on
 //! machines that have none of them.
 
+mod arch;
+mod cublaslt;
 pub mod driver;
+pub mod gemm;
+pub mod image;
+mod image_file;
+mod kernels;
+mod nvrtc;
 mod step;
 
+pub use kernels::{KernelError, Kernels};
 pub use step::StepPointers;

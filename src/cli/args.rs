@@ -7,6 +7,8 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::bench::BenchCommand;
+#[cfg(feature = "cuda")]
+use super::compile_kernels::CompileKernelsArgs;
 use super::numbers::{parse_bytes, parse_count};
 use crate::config::MaxModelLen;
 
@@ -32,6 +34,9 @@ pub(super) enum Command {
     /// Measure a server, the engine, or serving itself
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Compile the CUDA kernels for a GPU, which need not be here (needs NVRTC)
+    #[cfg(feature = "cuda")]
+    CompileKernels(CompileKernelsArgs),
 }
 
 /// Flags of `quire serve`; names and defaults are vLLM's unless said otherwise.

@@ -1,4 +1,4 @@
-//! The command line: `serve`, `chat`, `complete` and `bench`.
+//! The command line: `serve`, `chat`, `complete`, `bench` and `compile-kernels`.
 //!
 //! Two levels, so that nothing below sees a raw flag: [`args`] and [`layers`] are what was typed (or said
 //! by the environment or a config file), [`resolve`] is what it means.
@@ -8,6 +8,8 @@ mod bench;
 mod chat;
 mod client;
 mod compat;
+#[cfg(feature = "cuda")]
+mod compile_kernels;
 mod config_file;
 mod layers;
 mod logging;
@@ -64,6 +66,8 @@ fn obey(cli: Cli) -> anyhow::Result<ExitCode> {
             logging::init(LogFormat::Text)?;
             bench::run(command)?;
         }
+        #[cfg(feature = "cuda")]
+        Command::CompileKernels(args) => compile_kernels::run(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
