@@ -63,7 +63,8 @@ struct ChooseShared {
     uint32_t num_higher;
     uint32_t token;
 };
-static_assert(sizeof(ChooseShared) <= 48 * 1024, "what every GPU gives a block without asking");
+// Less than the 48 KiB that every GPU gives a block without asking.
+static_assert(sizeof(ChooseShared) == 44632, "CHOOSE_SHARED_BYTES in src/sampling.rs");
 
 // `low` and `high` are the halves of a sum in shared memory, where the hardware adds 32-bit words only.
 DEVICE void add_wide(uint32_t* low, uint32_t* high, uint64_t value) {

@@ -17,14 +17,14 @@ struct SlotUpdate {
     uint32_t num_output_tokens;
     uint32_t reserved;
 };
-static_assert(sizeof(SlotUpdate) == 80, "mirrored in src/sampling/state.rs");
+static_assert(sizeof(SlotUpdate) == 80, "mirrored in src/sampling/upload.rs");
 
 struct AdmitParams {
     SamplingArrays arrays;
     const SlotUpdate* updates;
     const uint32_t* words;
 };
-static_assert(sizeof(AdmitParams) == 104, "mirrored in src/sampling/state.rs");
+static_assert(sizeof(AdmitParams) == 104, "mirrored in src/sampling/upload.rs");
 
 // Grid: one block an update; no two updates of a launch have one slot.
 KERNEL_BOUNDS(sampling_admit, AdmitParams, 256, 1) {

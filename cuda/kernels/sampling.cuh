@@ -14,6 +14,7 @@ const uint32_t PROCESS_THREADS = 256;
 const uint32_t TOP_MAX = 64;
 // Words of more than one token that can be forbidden to one request: bits of SamplingRow::armed_words.
 const uint32_t ARMED_WORDS = 4;
+// No best one: all are masked.
 const uint32_t NO_TOKEN = 0xffffffffu;
 // In a word of `counts`: the token is in the prompt. The other bits count it in the output.
 const uint32_t IN_PROMPT = 1u << 31;
@@ -37,15 +38,15 @@ struct SlotParams {
     uint32_t num_rules;
     uint32_t flags;  // SlotFlag
 };
-static_assert(sizeof(SlotParams) == 48, "mirrored in src/sampling/state.rs");
+static_assert(sizeof(SlotParams) == 48, "mirrored in src/sampling/slot_state.rs");
 
 // A change of one logit, sorted by token in a slot's list.
 struct TokenRule {
     uint32_t token;
     uint32_t kind;      // RuleKind in the lowest byte; for RULE_WORD the number of the word above it
-    uint32_t argument;  // RULE_BIAS: bits of the f32; RULE_WORD: the token that must come before, or NO_TOKEN
+    uint32_t argument;  // RULE_BIAS: bits of the f32, -inf to mask; RULE_WORD: the token that must come before
 };
-static_assert(sizeof(TokenRule) == 12, "mirrored in src/sampling/state.rs");
+static_assert(sizeof(TokenRule) == 12, "mirrored in src/sampling/slot_state.rs");
 
 // One row of logits and what it is for.
 struct SamplingRow {
@@ -57,7 +58,7 @@ struct SamplingRow {
     uint32_t first_top;     // where its alternatives go among those of the step
     uint32_t armed_words[ARMED_WORDS];  // bit per word: all of it that the host can know has come to pass
 };
-static_assert(sizeof(SamplingRow) == 40, "mirrored in src/sampling/state.rs");
+static_assert(sizeof(SamplingRow) == 40, "mirrored in src/sampling/slot_state.rs");
 
 struct SamplingResult {
     uint32_t token;
@@ -97,7 +98,7 @@ struct SamplingArrays {
     uint32_t vocab;
     uint32_t rules_per_slot;
 };
-static_assert(sizeof(SamplingArrays) == 88, "mirrored in src/sampling/state.rs");
+static_assert(sizeof(SamplingArrays) == 88, "mirrored in src/sampling/slot_state.rs");
 
 struct SampleParams {
     SamplingArrays arrays;
@@ -105,7 +106,7 @@ struct SampleParams {
     uint32_t first_row;
     uint32_t num_parts;
 };
-static_assert(sizeof(SampleParams) == 104, "mirrored in src/sampling/state.rs");
+static_assert(sizeof(SampleParams) == 104, "mirrored in src/sampling/slot_state.rs");
 
 struct alignas(16) Float4 {
     float v[4];
@@ -199,5 +200,5 @@ DEVICE bool applies(const TokenRule& rule, const SamplingRow& row, const SlotPar
     }
     uint32_t word = rule.kind >> 8;
     if (!(row.armed_words[word / 32] >> (word % 32) & 1)) return false;
-    return !(row.flags & LAST_TOKEN_UNKNOWN) || rule.argument == NO_TOKEN || rule.argument == last_token;
+    return !(row.flags & LAST_TOKEN_UNKNOWN) || rule.argument == last_token;
 }

@@ -1,28 +1,15 @@
 // Sampling, second half: one block a row chooses the token, or takes the prompt's, and its log-probability.
 // sampling.cu comes before it.
 
+#include "philox.cuh"
 #include "preference.cuh"
 
-// The first half of Philox4x32-10's block for a counter, see model/src/philox.rs.
-DEVICE uint64_t philox(uint32_t counter, uint64_t seed) {
-    uint32_t x[4] = {counter, 0, 0, 0};
-    uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    for (int round = 0; round < 10; round++) {
-        uint64_t first = 0xD2511F53ull * x[0], second = 0xCD9E8D57ull * x[2];
-        uint32_t a = (uint32_t)(second >> 32) ^ x[1] ^ key[0], b = (uint32_t)(first >> 32) ^ x[3] ^ key[1];
-        x[0] = a;
-        x[1] = (uint32_t)second;
-        x[2] = b;
-        x[3] = (uint32_t)first;
-        key[0] += 0x9E3779B9u;
-        key[1] += 0xBB67AE85u;
-    }
-    return (uint64_t)x[0] << 32 | x[1];
-}
-
-// The whole part of `total` times the row's uniform number: its 53 bits are the upper ones of the 64.
+// The whole part of `total` times the number in [0, 1) that decides the output token at `output_position`: the same
+// 53 random bits as `uniform` in model/src/philox.rs, here the upper ones of 64.
 DEVICE uint64_t draw(uint32_t output_position, uint64_t seed, uint64_t total) {
-    return __umul64hi(philox(output_position, seed) >> 11 << 11, total);
+    uint32_t words[4] = {output_position, 0, 0, 0};
+    philox4x32(words, (uint32_t)seed, (uint32_t)(seed >> 32));
+    return __umul64hi(wide(words[1], words[0]) >> 11 << 11, total);
 }
 
 // Joins the parts of the row; done by the first warp.

@@ -11,6 +11,8 @@ pub mod image;
 mod image_file;
 mod kernels;
 mod nvrtc;
+mod ring;
+pub mod sampling;
 mod step;
 
 pub use kernels::{KernelError, Kernels};
