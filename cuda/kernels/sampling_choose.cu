@@ -179,8 +179,8 @@ DEVICE void write_top(const Ranked& row, uint32_t count, TopEntry* out, ChooseSh
 KERNEL_BOUNDS(sampling_choose, SampleParams, 1024, 1) {
     ChooseShared& s = *(ChooseShared*)shared_memory();
     const SamplingArrays& a = p.arrays;
-    const SamplingRow row = a.rows[p.first_row + blockIdx.x];
-    const SlotParams how = a.slots[row.slot];
+    const SamplingRow& row = a.rows[p.first_row + blockIdx.x];
+    const SlotParams& how = a.slots[row.slot];
     const bool is_prompt = row.flags & IS_PROMPT, wants_logprobs = row.flags & WANTS_LOGPROBS;
     if (threadIdx.x < 32) {
         join_parts(a.parts + (int64_t)blockIdx.x * p.num_parts, p.num_parts, wants_logprobs, s);
