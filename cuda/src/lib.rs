@@ -6,6 +6,8 @@
 mod arch;
 mod cublaslt;
 pub mod driver;
+#[cfg(feature = "emulator")]
+pub mod emulator;
 pub mod gemm;
 pub mod image;
 mod image_file;
