@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, LogitsRow, LogitsTask, PLACEHOLDER_BIT,
-    RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
+    AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, LogitsTask,
+    PLACEHOLDER_BIT, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
 };
 
 use crate::attention::{PagedKv, Queries, attend, key_offset, scores_len};
@@ -96,6 +96,20 @@ impl CpuBackend {
         });
     }
 
+    /// RMSNorm of each query and key head of the step's tokens.
+    fn norm_heads(&mut self, shape: &AttentionShape, norm: &QkNorm<'_, CpuWeight>, qkv: &mut [f32]) {
+        let (isa, qkv) = (self.isa, SharedSlice::new(qkv));
+        let (q, kv) = (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
+        self.for_rows(self.step.num_tokens(), q + kv, |row| {
+            // SAFETY: each row is computed once.
+            #[allow(unsafe_code)]
+            let qkv = unsafe { row_of(&qkv, row, q + 2 * kv) };
+            let (queries, rest) = qkv.split_at_mut(q);
+            head_norm(isa, queries, norm.q_weight.f32(), norm.eps);
+            head_norm(isa, &mut rest[..kv], norm.k_weight.f32(), norm.eps);
+        });
+    }
+
     /// Writes to all of a new buffer, so that the system provides its pages now: a machine without the memory
     /// fails at the start, not under load, and a server's memory does not grow while it serves.
     fn touch(&mut self, buffer: &mut [f32]) {
@@ -147,13 +161,17 @@ impl Backend for CpuBackend {
         CpuWeight::from_parts(parts).map_err(error)
     }
 
+    fn load_table(&mut self, values: &[f32], columns: usize) -> Result<CpuWeight, BackendError> {
+        Ok(CpuWeight::table(values, columns))
+    }
+
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Vec<f32>, BackendError> {
         let mut buffer = zeroed(len).ok_or_else(|| error(format!("no memory for {len} f32 of {role:?}")))?;
         self.touch(&mut buffer);
         Ok(buffer)
     }
 
-    fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError> {
+    fn prepare(&mut self, limits: &StepLimits, _linears: &[LinearShape]) -> Result<(), BackendError> {
         self.limits = *limits;
         self.block_tables = vec![0; limits.max_num_seqs * limits.max_blocks_per_seq];
         self.last_tokens = vec![0; limits.max_num_seqs];
@@ -166,7 +184,12 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn upload(&mut self, inputs: &StepInputs) -> Result<(), BackendError> {
+    fn upload(
+        &mut self,
+        inputs: &StepInputs,
+        _rows: &[LogitsRow],
+        _slots: &[Slot],
+    ) -> Result<(), BackendError> {
         self.step.copy_from(inputs);
         self.num_results = 0;
         for [slot, index, block] in inputs.block_writes() {
@@ -244,35 +267,17 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn qk_norm(
-        &mut self,
-        rows: usize,
-        shape: &AttentionShape,
-        q_weight: &CpuWeight,
-        k_weight: &CpuWeight,
-        eps: f32,
-        qkv: &mut Vec<f32>,
-    ) -> Result<(), BackendError> {
-        let (isa, shape, qkv) = (self.isa, *shape, SharedSlice::new(qkv));
-        let (q, kv) = (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
-        self.for_rows(rows, q + kv, |row| {
-            // SAFETY: each row is computed once.
-            #[allow(unsafe_code)]
-            let qkv = unsafe { row_of(&qkv, row, q + 2 * kv) };
-            let (queries, rest) = qkv.split_at_mut(q);
-            head_norm(isa, queries, q_weight.f32(), eps);
-            head_norm(isa, &mut rest[..kv], k_weight.f32(), eps);
-        });
-        Ok(())
-    }
-
     fn rope_and_cache(
         &mut self,
         shape: &AttentionShape,
+        qk_norm: Option<QkNorm<'_, CpuWeight>>,
         table: &CpuWeight,
         qkv: &mut Vec<f32>,
         kv_cache: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
+        if let Some(norm) = qk_norm {
+            self.norm_heads(shape, &norm, qkv);
+        }
         let (head, kv_heads, block_size) = (shape.head_dim, shape.num_kv_heads, self.limits.block_size);
         let plane = kv_heads * block_size * head;
         let row_len = (shape.num_heads + 2 * kv_heads) * head;

@@ -1,5 +1,7 @@
 //! [`CpuWeight`]: a tensor of the model in memory, in its stored precision.
 
+use std::borrow::Cow;
+
 use half::{bf16, f16};
 use quire_model::{Dtype, TensorView};
 
@@ -27,7 +29,7 @@ impl CpuWeight {
             let shapes: Vec<_> = parts.iter().map(|part| (part.dtype, &part.shape)).collect();
             return Err(format!("tensors that do not stack: {shapes:?}"));
         }
-        let bytes: Vec<&[u8]> = parts.iter().map(|part| &part.data[..]).collect();
+        let bytes: Vec<Cow<'_, [u8]>> = parts.iter().map(|part| part.bytes()).collect();
         let rows: usize = parts.iter().map(|part| part.shape[0]).sum();
         let data = match first.dtype {
             Dtype::F32 => WeightData::F32(concat(&bytes, f32::from_le_bytes)),
@@ -38,6 +40,11 @@ impl CpuWeight {
             Some(columns) => Ok(Self { rows, columns: *columns, data }),
             None => Ok(Self { rows: 1, columns: rows, data: WeightData::F32(data.into_f32()) }),
         }
+    }
+
+    /// Numbers that stay f32, in rows of `columns`.
+    pub(crate) fn table(values: &[f32], columns: usize) -> Self {
+        Self { rows: values.len() / columns, columns, data: WeightData::F32(values.to_vec()) }
     }
 
     /// The elements of a tensor that is f32 by nature: a vector, or the table of rotations.
@@ -59,7 +66,7 @@ impl WeightData {
     }
 }
 
-fn concat<T, const N: usize>(parts: &[&[u8]], from_bytes: impl Fn([u8; N]) -> T) -> Vec<T> {
+fn concat<T, const N: usize>(parts: &[Cow<'_, [u8]>], from_bytes: impl Fn([u8; N]) -> T) -> Vec<T> {
     let mut elements = Vec::with_capacity(parts.iter().map(|part| part.len() / N).sum());
     for part in parts {
         elements.extend(part.as_chunks::<N>().0.iter().map(|bytes| from_bytes(*bytes)));

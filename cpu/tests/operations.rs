@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Tensor};
 use quire_cpu::{CpuBackend, CpuOptions, CpuWeight, Isa};
 use quire_model::{
-    AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, RopeScaling, RopeSpec, StepLimits,
-    TensorView, rope_table,
+    AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, QkNorm, RopeScaling, RopeSpec,
+    StepLimits, TensorData, TensorView, rope_table,
 };
 use quire_scheduler::kv::BlockId;
 use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, ScheduledRow, SchedulerOutput};
@@ -37,7 +37,7 @@ fn load(backend: &mut CpuBackend, values: &[f32], shape: &[usize], dtype: Dtype)
         }
     };
     let rounded = tensor(values, shape).to_dtype(candle_dtype).unwrap().to_dtype(DType::F32).unwrap();
-    let view = TensorView { dtype, shape: shape.to_vec(), data: data.into() };
+    let view = TensorView { dtype, shape: shape.to_vec(), data: TensorData::Stored(data.into()) };
     (backend.load(&[view]).unwrap(), rounded)
 }
 
@@ -174,6 +174,10 @@ fn prefill_batch(lens: &[usize], limits: StepLimits, rng: &mut StdRng) -> InputB
     batch
 }
 
+fn upload(backend: &mut CpuBackend, batch: &InputBatch) {
+    backend.upload(batch.inputs(), batch.logits_rows(), batch.slots()).unwrap();
+}
+
 #[test]
 fn rotation_and_attention_are_candles() {
     for_all(|backend, rng, what| {
@@ -197,8 +201,8 @@ fn rotation_and_attention_are_candles() {
             vocab_size: 11,
             heads_per_group: shape.num_heads / num_kv_heads,
         };
-        backend.prepare(&limits).unwrap();
-        backend.upload(prefill_batch(&lens, limits, rng).inputs()).unwrap();
+        backend.prepare(&limits, &[]).unwrap();
+        upload(backend, &prefill_batch(&lens, limits, rng));
 
         let row_len = (shape.num_heads + 2 * num_kv_heads) * shape.head_dim;
         let qkv = random(rng, num_tokens * row_len);
@@ -210,7 +214,7 @@ fn rotation_and_attention_are_candles() {
         let mut cache = backend.alloc(BufferRole::KvCache, 200 * layout.block_len()).unwrap();
         let mut rotated = buffer(backend, &qkv);
         let mut out = buffer(backend, &vec![9.0; num_tokens * shape.num_heads * shape.head_dim]);
-        backend.rope_and_cache(&shape, &weight, &mut rotated, &mut cache).unwrap();
+        backend.rope_and_cache(&shape, None, &weight, &mut rotated, &mut cache).unwrap();
         backend.paged_attention(&shape, &rotated, &cache, &mut out).unwrap();
 
         let mut first = 0;
@@ -276,12 +280,28 @@ fn head_norms_touch_queries_and_keys_only() {
             softcap: None,
             sliding_window: None,
         };
+        let limits = StepLimits {
+            max_num_seqs: 1,
+            max_num_batched_tokens: rows,
+            max_blocks_per_seq: 2,
+            block_size: 4,
+            max_logits_rows: 1,
+            vocab_size: 11,
+            heads_per_group: num_heads / num_kv_heads,
+        };
+        backend.prepare(&limits, &[]).unwrap();
+        upload(backend, &prefill_batch(&[rows], limits, rng));
         let total = num_heads + 2 * num_kv_heads;
         let qkv = random(rng, rows * total * head_dim);
         let (q_weight, q) = load(backend, &random(rng, head_dim), &[head_dim], Dtype::F32);
         let (k_weight, k) = load(backend, &random(rng, head_dim), &[head_dim], Dtype::F32);
+        // Cosines of 1 and sines of 0: a rotation that changes nothing.
+        let table: Vec<f32> = (0..8 * head_dim).map(|i| f32::from(i % head_dim < head_dim / 2)).collect();
+        let table = backend.load_table(&table, head_dim).unwrap();
+        let mut cache = backend.alloc(BufferRole::KvCache, 200 * 2 * num_kv_heads * 4 * head_dim).unwrap();
         let mut out = buffer(backend, &qkv);
-        backend.qk_norm(rows, &shape, &q_weight, &k_weight, 1e-6, &mut out).unwrap();
+        let norms = QkNorm { q_weight: &q_weight, k_weight: &k_weight, eps: 1e-6 };
+        backend.rope_and_cache(&shape, Some(norms), &table, &mut out, &mut cache).unwrap();
         let heads = tensor(&qkv, &[rows, total, head_dim]);
         let queries = norm(&heads.narrow(1, 0, num_heads).unwrap(), &q, 1e-6);
         let keys = norm(&heads.narrow(1, num_heads, num_kv_heads).unwrap(), &k, 1e-6);
@@ -303,9 +323,9 @@ fn a_token_that_the_host_does_not_know_yet_is_embedded_all_the_same() {
     };
     let rng = &mut StdRng::seed_from_u64(1);
     let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
-    backend.prepare(&limits).unwrap();
+    backend.prepare(&limits, &[]).unwrap();
     let mut batch = prefill_batch(&[5, 2, 3], limits, rng);
-    backend.upload(batch.inputs()).unwrap();
+    upload(&mut backend, &batch);
     let mut logits = buffer(&mut backend, &[0.0; 33]);
     for (row, token) in [(0, 7), (1, 3), (2, 9)] {
         logits[row * 11 + token] = 90.0;
@@ -328,7 +348,7 @@ fn a_token_that_the_host_does_not_know_yet_is_embedded_all_the_same() {
         ..SchedulerOutput::default()
     };
     batch.apply(&plan).unwrap();
-    backend.upload(batch.inputs()).unwrap();
+    upload(&mut backend, &batch);
     let (table, rows) = load(&mut backend, &random(rng, 11 * 5), &[11, 5], Dtype::F16);
     let mut out = buffer(&mut backend, &[0.0; 10]);
     backend.embed(&table, &mut out).unwrap();

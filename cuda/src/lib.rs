@@ -4,7 +4,9 @@
 //! machines that have none of them.
 
 mod arch;
+mod cublaslt;
 pub mod driver;
+pub mod gemm;
 pub mod image;
 mod image_file;
 mod kernels;

@@ -1,4 +1,13 @@
-//! [`StepPointers`]: where the metadata of the step lies on the device.
+//! [`StepBuffers`]: the metadata of the step on the device, and its way there: one packed copy from pinned
+//! memory, spread by one kernel.
+
+use std::sync::Arc;
+
+use quire_model::{BackendError, StepInputs, StepLimits};
+
+use crate::driver::{Context, CudaError, DeviceMemory, Function, Stream};
+use crate::image::Kernels;
+use crate::ring::PinnedRing;
 
 /// Device addresses of the step's arrays, as kernels take them; the mirror of `Step` in kernels/step.cuh, which
 /// says their shapes. They are the same for every step.
@@ -17,4 +26,177 @@ pub struct StepPointers {
     pub(crate) block_table_stride: i64,
 }
 
-const _: () = assert!(size_of::<StepPointers>() == 80);
+/// Mirror of kernels/prepare_step.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct PrepareStepParams {
+    words: u64,
+    last_tokens: u64,
+    step: StepPointers,
+    num_tokens: u32,
+    num_rows: u32,
+    num_logits: u32,
+    num_block_writes: u32,
+    padded_rows: u32,
+    padding_slot: u32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct WriteBlocksParams {
+    step: StepPointers,
+    writes: u64,
+    count: u32,
+    unused: u32,
+}
+
+const _: () = {
+    assert!(size_of::<WriteBlocksParams>() == 96);
+    assert!(size_of::<StepPointers>() == 80);
+    assert!(size_of::<PrepareStepParams>() == 120);
+};
+
+/// Words of [`StepPointers::counts`].
+const NUM_COUNTS: usize = 8;
+const PREPARE_THREADS: u32 = 1024;
+
+/// The arrays, and the staging that they are filled from.
+#[derive(Debug)]
+pub(crate) struct StepBuffers {
+    arrays: DeviceMemory,
+    staging: DeviceMemory,
+    ring: PinnedRing,
+    pointers: StepPointers,
+    prepare: Function,
+    write_blocks: Function,
+    max_block_writes: usize,
+    padding_slot: u32,
+}
+
+impl StepBuffers {
+    /// For steps within `limits`; the block tables point at block 0 until they are written.
+    pub(crate) fn new(
+        context: &Arc<Context>,
+        stream: &Stream,
+        kernels: &Kernels,
+        limits: &StepLimits,
+    ) -> Result<Self, BackendError> {
+        let layout = Layout::new(limits);
+        let arrays = DeviceMemory::alloc(context, layout.bytes())?;
+        stream.fill(arrays.address(), 0, arrays.len())?;
+        Ok(Self {
+            pointers: layout.pointers(arrays.address(), limits),
+            arrays,
+            staging: DeviceMemory::alloc(context, 4 * max_words(limits))?,
+            ring: PinnedRing::new(context, 4 * max_words(limits))?,
+            prepare: kernels.function("prepare_step")?,
+            write_blocks: kernels.function("write_blocks")?,
+            max_block_writes: max_block_writes(limits),
+            padding_slot: limits.max_num_seqs as u32,
+        })
+    }
+
+    /// Bytes on the device for steps within `limits`.
+    pub(crate) fn device_bytes(limits: &StepLimits) -> usize {
+        Layout::new(limits).bytes() + 4 * max_words(limits)
+    }
+
+    /// Where the arrays are.
+    pub(crate) fn pointers(&self) -> StepPointers {
+        self.pointers
+    }
+
+    /// Enqueues the copy and the kernel. A decode step is padded to `padded_rows` rows; other steps say their
+    /// own number. `last_tokens` is the device's array of the tokens last sampled, by slot.
+    pub(crate) fn upload(
+        &mut self,
+        stream: &Stream,
+        inputs: &StepInputs,
+        padded_rows: usize,
+        last_tokens: u64,
+    ) -> Result<(), CudaError> {
+        let writes = inputs.block_writes();
+        let (packed, rest) = writes.split_at(writes.len().min(self.max_block_writes));
+        for writes in rest.chunks(self.max_block_writes) {
+            self.stage(stream, writes.as_flattened())?;
+            let (step, count) = (self.pointers, writes.len() as u32);
+            let params = WriteBlocksParams { step, writes: self.staging.address(), count, unused: 0 };
+            stream.launch(&self.write_blocks, [1, 1, 1], PREPARE_THREADS, 0, &params)?;
+        }
+        let words = inputs.words();
+        self.stage(stream, &words[..words.len() - rest.as_flattened().len()])?;
+        let params = PrepareStepParams {
+            words: self.staging.address(),
+            last_tokens,
+            step: self.pointers,
+            num_tokens: inputs.num_tokens() as u32,
+            num_rows: inputs.num_rows() as u32,
+            num_logits: inputs.logits_tokens().len() as u32,
+            num_block_writes: packed.len() as u32,
+            padded_rows: padded_rows as u32,
+            padding_slot: self.padding_slot,
+        };
+        stream.launch(&self.prepare, [1, 1, 1], PREPARE_THREADS, 0, &params)
+    }
+
+    /// Enqueues the copy of words into the staging.
+    fn stage(&mut self, stream: &Stream, words: &[u32]) -> Result<(), CudaError> {
+        let entry = self.ring.next()?;
+        entry.words_mut()[..words.len()].copy_from_slice(words);
+        stream.copy_to_device(self.staging.address(), entry, 0..size_of_val(words))?;
+        self.ring.copied(stream)
+    }
+}
+
+/// Lengths in words of the arrays, in the order of [`StepPointers`].
+struct Layout([usize; 9]);
+
+impl Layout {
+    fn new(limits: &StepLimits) -> Self {
+        let (tokens, rows) = (limits.max_num_batched_tokens, limits.max_num_seqs);
+        let tables = (rows + 1) * limits.max_blocks_per_seq;
+        Self([NUM_COUNTS, tokens, tokens, tokens, rows, rows + 1, rows, tokens, tables].map(aligned))
+    }
+
+    fn bytes(&self) -> usize {
+        4 * self.0.iter().sum::<usize>()
+    }
+
+    fn pointers(&self, start: u64, limits: &StepLimits) -> StepPointers {
+        let mut next = start;
+        let mut place = self.0.iter().map(|words| {
+            let address = next;
+            next += 4 * *words as u64;
+            address
+        });
+        let mut take = || place.next().expect("one address for each array");
+        StepPointers {
+            counts: take(),
+            token_ids: take(),
+            positions: take(),
+            token_slots: take(),
+            row_slots: take(),
+            row_starts: take(),
+            row_positions: take(),
+            logits_tokens: take(),
+            block_tables: take(),
+            block_table_stride: limits.max_blocks_per_seq as i64,
+        }
+    }
+}
+
+/// So that every array begins at a multiple of 256 bytes.
+fn aligned(words: usize) -> usize {
+    words.next_multiple_of(64)
+}
+
+/// Words that are staged at a time.
+fn max_words(limits: &StepLimits) -> usize {
+    4 * limits.max_num_batched_tokens + 2 * limits.max_num_seqs + 3 * max_block_writes(limits)
+}
+
+/// Every token may open a block, and admitted requests may bring whole tables; more than this many writes go in
+/// several pieces.
+fn max_block_writes(limits: &StepLimits) -> usize {
+    limits.max_num_batched_tokens + limits.max_blocks_per_seq
+}

@@ -30,8 +30,10 @@ pub struct BackendError {
 /// What a buffer is for; the backend chooses the element type by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BufferRole {
-    /// Hidden states and what lies between two operations.
+    /// What lies between two operations.
     Activation,
+    /// The sum of all layers so far: what many small numbers are added to.
+    Residual,
     /// Logits, always `f32`.
     Logits,
     /// Keys and values; [`Backend::kv_dtype`].
@@ -57,6 +59,21 @@ pub struct StepLimits {
     pub heads_per_group: usize,
 }
 
+/// A product that every step will ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinearShape {
+    /// Rows of the weight.
+    pub n: usize,
+    /// Columns of the weight.
+    pub k: usize,
+    /// Whether a bias is added.
+    pub has_bias: bool,
+    /// What the result is.
+    pub output: BufferRole,
+    /// Rows of the input at most.
+    pub max_rows: usize,
+}
+
 /// What the attention operations need to know of a layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
@@ -74,6 +91,16 @@ pub struct AttentionShape {
     pub sliding_window: Option<u32>,
 }
 
+/// RMSNorm of each head of queries and keys, before the rotation.
+pub struct QkNorm<'a, W> {
+    /// `[head_dim]`, for queries.
+    pub q_weight: &'a W,
+    /// `[head_dim]`, for keys.
+    pub k_weight: &'a W,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
 /// A device. Implementations own their stream, scratch memory and the step's metadata.
 pub trait Backend: Send {
     /// A flat array on the device.
@@ -84,7 +111,7 @@ pub trait Backend: Send {
     /// For messages.
     fn name(&self) -> &'static str;
 
-    /// Steps that may be uploaded and not yet collected.
+    /// Steps that may be uploaded and not yet collected; at least 1.
     fn max_in_flight(&self) -> usize;
 
     /// What an element of [`BufferRole::KvCache`] is stored as.
@@ -94,15 +121,45 @@ pub trait Backend: Send {
     /// type and agree in the other dimension. One or two dimensions.
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<Self::Weight, BackendError>;
 
+    /// Brings a table of `[rows][columns]` numbers to the device that must stay `f32`.
+    fn load_table(&mut self, values: &[f32], columns: usize) -> Result<Self::Weight, BackendError>;
+
     /// A buffer of `len` zeros.
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Self::Buffer, BackendError>;
 
-    /// Allocates what the operations themselves need. Called once, before the first step.
-    fn prepare(&mut self, limits: &StepLimits) -> Result<(), BackendError>;
+    /// Allocates what the operations themselves need. Called once, before the first step; `linears` are the
+    /// products there will be.
+    fn prepare(&mut self, limits: &StepLimits, linears: &[LinearShape]) -> Result<(), BackendError>;
 
     /// Starts a step: applies the block table writes and keeps the metadata that later operations refer to
-    /// (`T` tokens, `R` rows, `L` rows of logits).
-    fn upload(&mut self, inputs: &StepInputs) -> Result<(), BackendError>;
+    /// (`T` tokens, `R` rows, `L` rows of logits). `rows` are what the logits are for, `slots` whose they are,
+    /// by [`LogitsRow::slot`].
+    fn upload(&mut self, inputs: &StepInputs, rows: &[LogitsRow], slots: &[Slot])
+    -> Result<(), BackendError>;
+
+    /// Numbers of rows, ascending, for which the runner shall record a decode step when it starts: one token,
+    /// and one row of logits to sample, each. None if this device gains nothing by it.
+    fn capture_sizes(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// The operations from here to [`Self::end_capture`] are recorded instead of done, as those of a decode
+    /// step of `rows` rows.
+    fn begin_capture(&mut self, rows: usize) -> Result<(), BackendError> {
+        let reason = format!("cannot record a step of {rows} rows: this device names no capture sizes");
+        Err(BackendError { device: self.name(), reason, fatal: false })
+    }
+
+    /// Keeps what was recorded.
+    fn end_capture(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Does all operations of the uploaded step, sampling included, if a recording fits it. If not, says so,
+    /// and they must be called.
+    fn replay(&mut self) -> Result<bool, BackendError> {
+        Ok(false)
+    }
 
     /// `out[T][hidden] = table[token_ids[T]]`, with placeholders resolved from the slots' last samples.
     fn embed(&mut self, table: &Self::Weight, out: &mut Self::Buffer) -> Result<(), BackendError>;
@@ -138,23 +195,14 @@ pub trait Backend: Send {
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
 
-    /// RMSNorm of each query and key head in place. `qkv` is `[rows][q heads | k heads | v heads][head_dim]`,
-    /// the weights are `[head_dim]`.
-    fn qk_norm(
-        &mut self,
-        rows: usize,
-        shape: &AttentionShape,
-        q_weight: &Self::Weight,
-        k_weight: &Self::Weight,
-        eps: f32,
-        qkv: &mut Self::Buffer,
-    ) -> Result<(), BackendError>;
-
-    /// Rotates query and key heads of `qkv[T]` by their positions, in place, and writes keys and values into
-    /// the layer's cache. `table` is what [`crate::rope_table`] gives, as `[positions][head_dim]`.
+    /// Normalises each query and key head of `qkv[T]` in place if the model does so, rotates them by their
+    /// positions, and writes keys and values into the layer's cache. `qkv` is
+    /// `[T][q heads | k heads | v heads][head_dim]`; `table` is what [`crate::rope_table`] gives, as
+    /// `[positions][head_dim]`.
     fn rope_and_cache(
         &mut self,
         shape: &AttentionShape,
+        qk_norm: Option<QkNorm<'_, Self::Weight>>,
         table: &Self::Weight,
         qkv: &mut Self::Buffer,
         kv_cache: &mut Self::Buffer,
@@ -190,14 +238,19 @@ pub trait Backend: Send {
     ) -> Result<(), BackendError>;
 
     /// Does what `rows` ask for with `logits[rows.len()][vocab]` (which it may overwrite), by the rules of
-    /// [`crate::sample_row`], and remembers the sampled tokens as the slots' last. Results add up until
-    /// [`Self::collect`]. `slots` is indexed by [`LogitsRow::slot`].
+    /// [`crate::sample_row`], and remembers the sampled tokens as the slots' last. `rows` are the next of those
+    /// given to [`Self::upload`]; results add up until [`Self::collect`].
     fn sample(
         &mut self,
         logits: &mut Self::Buffer,
         rows: &[LogitsRow],
         slots: &[Slot],
     ) -> Result<(), BackendError>;
+
+    /// All operations of the uploaded step have been called: its results may come back.
+    fn end_step(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Waits for the oldest step not yet collected; one result for each row given to [`Self::sample`].
     fn collect(&mut self) -> Result<&[RowResult], BackendError>;

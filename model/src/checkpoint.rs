@@ -9,6 +9,7 @@ use candle_core::safetensors::{MmapedSafetensors, SliceSafetensors};
 use half::{bf16, f16};
 use serde_json::Value;
 
+use crate::dummy::DummyTensor;
 use crate::error::ModelError;
 use crate::spec::Dtype;
 
@@ -31,8 +32,16 @@ pub struct TensorView<'a> {
     pub dtype: Dtype,
     /// Slowest dimension first.
     pub shape: Vec<usize>,
+    /// The elements.
+    pub data: TensorData<'a>,
+}
+
+/// Where a tensor's elements are.
+pub enum TensorData<'a> {
     /// `shape.product() * dtype.bytes()` bytes, of any alignment.
-    pub data: Cow<'a, [u8]>,
+    Stored(Cow<'a, [u8]>),
+    /// Nowhere: a device makes them by this rule.
+    Dummy(DummyTensor),
 }
 
 impl Checkpoint {
@@ -88,7 +97,10 @@ impl Checkpoint {
         let view = match &self.source {
             Source::Mapped(files) => files.get(name).map_err(missing)?,
             Source::Memory(file) => file.get(name).map_err(missing)?,
-            Source::Dummy(dtype) => return Ok(dummy_tensor(name, shape, *dtype)),
+            Source::Dummy(dtype) => {
+                let data = TensorData::Dummy(DummyTensor::new(name));
+                return Ok(TensorView { dtype: *dtype, shape: shape.to_vec(), data });
+            }
         };
         if view.shape() != shape {
             return Err(ModelError::Shape {
@@ -106,30 +118,46 @@ impl Checkpoint {
                 return Err(ModelError::TensorDtype { name: name.into(), found });
             }
         };
-        let view = TensorView { dtype, shape: shape.to_vec(), data: Cow::Borrowed(view.data()) };
-        Ok(match self.dtype {
-            Some(wanted) if wanted != dtype => view.convert(wanted),
-            _ => view,
-        })
+        let data = TensorData::Stored(Cow::Borrowed(view.data()));
+        let view = TensorView { dtype, shape: shape.to_vec(), data };
+        let Some(wanted) = self.dtype.filter(|wanted| *wanted != dtype) else { return Ok(view) };
+        let data = TensorData::Stored(Cow::Owned(view.bytes_as(wanted).into_owned()));
+        Ok(TensorView { dtype: wanted, shape: view.shape, data })
     }
 }
 
 impl TensorView<'_> {
-    fn convert(&self, dtype: Dtype) -> Self {
+    /// The elements as stored bytes, made here and now if they are nowhere.
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        self.bytes_as(self.dtype)
+    }
+
+    /// The elements, each rounded to the nearest of `dtype`.
+    pub fn bytes_as(&self, dtype: Dtype) -> Cow<'_, [u8]> {
         let two = |bytes: &[u8]| [bytes[0], bytes[1]];
-        let values: Vec<f32> = match self.dtype {
-            Dtype::F32 => {
-                self.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
-            Dtype::Bf16 => self.data.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()).collect(),
-            Dtype::F16 => self.data.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()).collect(),
-        };
-        let data: Vec<u8> = match dtype {
-            Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-            Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        };
-        Self { dtype, shape: self.shape.clone(), data: Cow::Owned(data) }
+        Cow::Owned(match &self.data {
+            TensorData::Stored(bytes) if self.dtype == dtype => return Cow::Borrowed(bytes),
+            TensorData::Dummy(dummy) => encode(dummy.values(self.shape.iter().product()), dtype),
+            TensorData::Stored(bytes) => match self.dtype {
+                Dtype::F32 => {
+                    encode(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])), dtype)
+                }
+                Dtype::Bf16 => {
+                    encode(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()), dtype)
+                }
+                Dtype::F16 => {
+                    encode(bytes.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()), dtype)
+                }
+            },
+        })
+    }
+}
+
+fn encode(values: impl Iterator<Item = f32>, dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+        Dtype::Bf16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+        Dtype::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
     }
 }
 
@@ -149,27 +177,4 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
         };
     }
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
-}
-
-/// Half-width of the uniform distribution of dummy weights: its standard deviation is 0.02, the usual
-/// initialisation of a decoder.
-const DUMMY_HALF_WIDTH: f32 = 0.0346;
-
-fn dummy_tensor(name: &str, shape: &[usize], dtype: Dtype) -> TensorView<'static> {
-    let centre = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
-    let mut state =
-        name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    let len: usize = shape.iter().product();
-    let mut data = Vec::with_capacity(len * dtype.bytes());
-    for _ in 0..len {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let unit = (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
-        let value = centre + unit * DUMMY_HALF_WIDTH;
-        match dtype {
-            Dtype::F32 => data.extend_from_slice(&value.to_le_bytes()),
-            Dtype::Bf16 => data.extend_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
-            Dtype::F16 => data.extend_from_slice(&half::f16::from_f32(value).to_le_bytes()),
-        }
-    }
-    TensorView { dtype, shape: shape.to_vec(), data: Cow::Owned(data) }
 }

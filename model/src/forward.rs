@@ -1,10 +1,9 @@
 //! The forward pass, once for all models and devices: from the step's tokens to normalised hidden states.
 
-use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, StepLimits};
-use crate::checkpoint::TensorView;
+use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, QkNorm, StepLimits};
 use crate::kv_layout::KvLayout;
 use crate::rope::rope_table;
-use crate::spec::{Activation, Dtype, ModelSpec};
+use crate::spec::{Activation, ModelSpec};
 use crate::weights::{LayerWeights, Model};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
@@ -44,13 +43,13 @@ impl<B: Backend> Workspace<B> {
         let mut activation = |width: usize| backend.alloc(BufferRole::Activation, tokens * width);
         Ok(Self {
             kv_cache,
-            residual: activation(spec.hidden_size)?,
             normed: activation(spec.hidden_size)?,
             projected: activation(spec.hidden_size)?,
             qkv: activation(spec.qkv_size())?,
             attended: activation(spec.attention_size())?,
             gate_up: activation(2 * spec.intermediate_size)?,
             activated: activation(spec.intermediate_size)?,
+            residual: backend.alloc(BufferRole::Residual, tokens * spec.hidden_size)?,
             gathered: backend.alloc(BufferRole::Activation, limits.max_logits_rows * spec.hidden_size)?,
             logits: backend.alloc(BufferRole::Logits, limits.max_logits_rows * spec.vocab_size)?,
             rope_table: load_rope_table(backend, spec, limits.max_blocks_per_seq * limits.block_size)?,
@@ -121,10 +120,12 @@ impl<B: Backend> Workspace<B> {
         };
         let (qkv, kv_cache) = (&mut self.qkv, &mut self.kv_cache[index]);
         backend.linear(rows, &self.normed, &layer.qkv.weight, layer.qkv.bias.as_ref(), qkv)?;
-        if let Some((q_weight, k_weight)) = &layer.qk_norm {
-            backend.qk_norm(rows, &shape, q_weight, k_weight, spec.norm_eps, qkv)?;
-        }
-        backend.rope_and_cache(&shape, &self.rope_table, qkv, kv_cache)?;
+        let qk_norm = layer.qk_norm.as_ref().map(|(q_weight, k_weight)| QkNorm {
+            q_weight,
+            k_weight,
+            eps: spec.norm_eps,
+        });
+        backend.rope_and_cache(&shape, qk_norm, &self.rope_table, qkv, kv_cache)?;
         backend.paged_attention(&shape, qkv, kv_cache, &mut self.attended)?;
         let output = &layer.output;
         backend.linear(rows, &self.attended, &output.weight, output.bias.as_ref(), &mut self.projected)
@@ -154,7 +155,5 @@ fn load_rope_table<B: Backend>(
     num_positions: usize,
 ) -> Result<B::Weight, BackendError> {
     let head_dim = spec.attention.head_dim;
-    let table = rope_table(&spec.rope, head_dim, num_positions);
-    let data: Vec<u8> = table.iter().flat_map(|value| value.to_le_bytes()).collect();
-    backend.load(&[TensorView { dtype: Dtype::F32, shape: vec![num_positions, head_dim], data: data.into() }])
+    backend.load_table(&rope_table(&spec.rope, head_dim, num_positions), head_dim)
 }

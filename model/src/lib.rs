@@ -6,6 +6,7 @@
 
 mod backend;
 mod checkpoint;
+mod dummy;
 mod error;
 mod forward;
 mod hf_config;
@@ -22,8 +23,9 @@ mod spec;
 mod step_inputs;
 mod weights;
 
-pub use backend::{AttentionShape, Backend, BackendError, BufferRole, StepLimits};
-pub use checkpoint::{Checkpoint, TensorView};
+pub use backend::{AttentionShape, Backend, BackendError, BufferRole, LinearShape, QkNorm, StepLimits};
+pub use checkpoint::{Checkpoint, TensorData, TensorView};
+pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};
 pub use error::ModelError;
 pub use input_batch::InputBatch;
 pub use kv_layout::KvLayout;

@@ -67,8 +67,9 @@ impl<B: Backend> Runner<B> {
             vocab_size: model.spec.vocab_size,
             heads_per_group: model.spec.attention.num_heads / model.spec.attention.num_kv_heads,
         };
-        backend.prepare(&limits)?;
-        let workspace = Workspace::new(&mut backend, &model.spec, &limits, config.num_blocks)?;
+        backend.prepare(&limits, &model.spec.linear_shapes(&limits))?;
+        let mut workspace = Workspace::new(&mut backend, &model.spec, &limits, config.num_blocks)?;
+        record_decode_steps(&mut backend, &model, &mut workspace, &limits)?;
         let max_in_flight = backend.max_in_flight();
         Ok(Self {
             backend,
@@ -91,7 +92,10 @@ impl<B: Backend> Runner<B> {
     /// Enqueues the uploaded step: forward pass, logits, sampling.
     fn compute(&mut self) -> Result<(), BackendError> {
         let inputs = self.batch.inputs();
-        self.backend.upload(inputs)?;
+        self.backend.upload(inputs, self.batch.logits_rows(), self.batch.slots())?;
+        if self.backend.replay()? {
+            return self.backend.end_step();
+        }
         self.workspace.forward(&mut self.backend, &self.model, inputs.num_tokens())?;
         // Prompt log-probabilities can need more rows than the logits buffer has.
         let rows = self.batch.logits_rows();
@@ -100,7 +104,7 @@ impl<B: Backend> Runner<B> {
             self.workspace.compute_logits(&mut self.backend, &self.model, range.clone())?;
             self.backend.sample(&mut self.workspace.logits, &rows[range], self.batch.slots())?;
         }
-        Ok(())
+        self.backend.end_step()
     }
 
     fn remember(&mut self, step: u64) {
@@ -177,6 +181,27 @@ impl<B: Backend> ModelRunner for Runner<B> {
         Ok(output)
     }
 }
+
+/// Lets the device record the decode steps that it wants to repeat as a whole.
+fn record_decode_steps<B: Backend>(
+    backend: &mut B,
+    model: &Model<B>,
+    workspace: &mut Workspace<B>,
+    limits: &StepLimits,
+) -> Result<(), BackendError> {
+    let largest = limits.max_logits_rows;
+    for size in backend.capture_sizes().into_iter().filter(|size| *size <= largest) {
+        backend.begin_capture(size)?;
+        workspace.forward(backend, model, size)?;
+        workspace.compute_logits(backend, model, 0..size)?;
+        backend.sample(&mut workspace.logits, &vec![CAPTURED_ROW; size], &[])?;
+        backend.end_capture()?;
+    }
+    Ok(())
+}
+
+/// Stands for the rows that a recorded step will sample; which they are is part of each step's upload.
+const CAPTURED_ROW: LogitsRow = LogitsRow { plan_row: 0, slot: 0, position: 0, task: LogitsTask::Sample };
 
 fn device_error(step: u64, error: &BackendError) -> RunnerError {
     RunnerError { step, reason: error.to_string().into(), fatal: error.fatal }

@@ -2,6 +2,8 @@
 
 use quire_scheduler::TokenId;
 
+use crate::backend::{BufferRole, LinearShape, StepLimits};
+
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -124,6 +126,42 @@ pub enum RopeScaling {
 }
 
 impl ModelSpec {
+    /// Elements of all weights.
+    pub fn num_parameters(&self) -> usize {
+        let attention = &self.attention;
+        let (hidden, inner, qkv) = (self.hidden_size, self.intermediate_size, self.qkv_size());
+        let biases = usize::from(attention.qkv_bias) * qkv
+            + usize::from(attention.output_bias) * hidden
+            + usize::from(self.mlp_bias) * (2 * inner + hidden);
+        let norms = 2 * hidden + usize::from(attention.qk_norm) * 2 * attention.head_dim;
+        let products = hidden * (qkv + self.attention_size() + 3 * inner);
+        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
+        self.layers.len() * (products + biases + norms) + embeddings * self.vocab_size * hidden + hidden
+    }
+
+    /// The products of a forward pass and its logits, each shape once.
+    pub fn linear_shapes(&self, limits: &StepLimits) -> [LinearShape; 5] {
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let layer = |n, k, has_bias| LinearShape {
+            n,
+            k,
+            has_bias,
+            output: BufferRole::Activation,
+            max_rows: limits.max_num_batched_tokens,
+        };
+        [
+            layer(self.qkv_size(), hidden, self.attention.qkv_bias),
+            layer(hidden, self.attention_size(), self.attention.output_bias),
+            layer(2 * inner, hidden, self.mlp_bias),
+            layer(hidden, inner, self.mlp_bias),
+            LinearShape {
+                output: BufferRole::Logits,
+                max_rows: limits.max_logits_rows,
+                ..layer(self.vocab_size, hidden, false)
+            },
+        ]
+    }
+
     /// Rows of the fused query, key and value projection: `(num_heads + 2 num_kv_heads) * head_dim`.
     pub fn qkv_size(&self) -> usize {
         (self.attention.num_heads + 2 * self.attention.num_kv_heads) * self.attention.head_dim

@@ -137,7 +137,7 @@ impl<B: Backend> Loader<'_, B> {
         for (name, rows) in parts {
             let shape: Vec<usize> = std::iter::once(*rows).chain(columns).collect();
             let view = self.checkpoint.tensor(name, &shape)?;
-            self.loaded_bytes += view.data.len();
+            self.loaded_bytes += view.shape.iter().product::<usize>() * view.dtype.bytes();
             self.unused.remove(name);
             views.push(view);
         }

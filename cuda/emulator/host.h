@@ -1,0 +1,49 @@
+// What the host's side sees of the emulated machine: launching kernels by name, and guarded memory.
+#pragma once
+
+#include "emulator.h"
+
+namespace emulator {
+
+struct Kernel {
+    const char* name;
+    size_t params_bytes;
+    unsigned threads_max;
+    void (*run)(const void* params);
+};
+
+// The kernel of that name, or null.
+const Kernel* find_kernel(const char* name);
+// Runs all blocks of the grid, in random order, to their end. `params` is the kernel's parameter struct.
+void launch(const Kernel&, uint3 grid, uint3 block, size_t shared_bytes, const void* params);
+// Orders of blocks, warps and lanes follow from this (first: environment QUIRE_EMULATOR_SEED, or 1).
+void set_seed(uint64_t seed);
+
+// For tests of kernels without a driver: launches with a parameter struct, or fails if there is no such kernel.
+void launch_named(const char* name, uint3 grid, uint3 block, size_t shared_bytes, const void* params);
+template <class Params>
+void launch(const char* name, uint3 grid, unsigned threads, size_t shared_bytes, const Params& params) {
+    launch_named(name, grid, {threads, 1, 1}, shared_bytes, &params);
+}
+
+// Says what is wrong, where the running kernel is (if one is), and aborts.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+[[noreturn]] void fail_at(Site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// Bytes in a mapping of their own, full of 0xff, with inaccessible pages before and after; the end is as near to
+// the page after as the alignment of 256 bytes allows.
+void* guarded_allocate(size_t bytes, const char* kind);
+// Checks the bytes between the end and the page after, and unmaps; later use of the address is a fault.
+// Returns false if it is not the start of a live allocation of that kind.
+bool guarded_free(void* start, const char* kind);
+// Fails if something was written just past the end of any allocation.
+void guarded_check();
+// Whether all bytes lie in one live allocation.
+bool guarded_contains(const void* start, size_t bytes);
+// "12 bytes past the end of 4096 bytes of device memory at 0x7f.. (allocation 7)"; good until the next call.
+const char* guarded_describe(const void* address);
+
+// From here on a fault in a kernel is reported with kernel, block and thread.
+void catch_faults();
+
+} // namespace emulator

@@ -1,0 +1,258 @@
+//! [`Bench`]: the place where algorithms are timed and compared, with matrices of its own.
+
+use half::{bf16, f16};
+use quire_model::Dtype;
+
+use super::{GemmError, GemmShape, Product};
+use crate::cublaslt::{Algorithm, Candidate, CublasLtError, Operands};
+use crate::driver::{DeviceMemory, Event, Stream};
+
+/// Random elements made by the host and repeated over a matrix.
+const PATTERN_ELEMENTS: usize = 1 << 20;
+/// Algorithms measured again and again after a first look at all...
+const FINALISTS_MAX: usize = 5;
+/// ...if the first look did not show them so much slower than the fastest.
+const FINALIST_RATIO: f32 = 1.2;
+/// Measurements of a finalist, of which the median counts.
+const ROUNDS: usize = 5;
+/// What one measurement should last: well above the resolution of events (0.5 µs).
+const MEASUREMENT_MS: f32 = 0.2;
+/// At most so many rows of a result are compared, spread over it.
+const ROWS_COMPARED_MAX: u32 = 32;
+
+/// Scratch matrices as large as the largest of all shapes.
+///
+/// Weights are read cold, as in a step, where the other layers lie between two uses of one: the memory for them
+/// is at least four times the level 2 cache, holds as many copies of a weight as fit, and each launch reads the
+/// next one. The input stays warm, which it is in a step too, just written by the kernel before. Random values,
+/// not zeros, with which the chip draws less power and runs faster.
+#[derive(Debug)]
+pub(super) struct Bench<'a> {
+    stream: &'a Stream,
+    workspace: (u64, usize),
+    x: DeviceMemory,
+    weights: DeviceMemory,
+    bias: DeviceMemory,
+    out: DeviceMemory,
+    begin: Event,
+    end: Event,
+    /// Counts launches.
+    turn: u64,
+    /// What the matrices were filled for.
+    filled_for: Option<GemmShape>,
+}
+
+impl<'a> Bench<'a> {
+    /// Room for all `shapes`. `workspace` is an address and a size in bytes.
+    pub fn new(stream: &'a Stream, shapes: &[GemmShape], workspace: (u64, usize)) -> Result<Self, GemmError> {
+        let context = stream.context();
+        let alloc = |bytes: &dyn Fn(&GemmShape) -> usize, least| {
+            let most = shapes.iter().map(bytes).max().unwrap_or_default();
+            DeviceMemory::alloc(context, most.max(least))
+        };
+        Ok(Self {
+            stream,
+            workspace,
+            x: alloc(&|s| s.rows_max as usize * s.k as usize * s.input.bytes(), 1)?,
+            weights: alloc(&weight_bytes, 4 * context.attributes().l2_bytes as usize)?,
+            bias: alloc(&|s| s.n as usize * s.output.bytes(), 1)?,
+            out: alloc(&|s| s.rows_max as usize * s.n as usize * s.output.bytes(), 1)?,
+            begin: Event::new(context)?,
+            end: Event::new(context)?,
+            turn: 0,
+            filled_for: None,
+        })
+    }
+
+    /// Sorts candidates for `rows` rows by the time they take, and drops those that the library refuses to run.
+    pub fn rank(
+        &mut self,
+        product: &mut Product,
+        rows: u32,
+        candidates: &mut Vec<Candidate>,
+    ) -> Result<(), GemmError> {
+        self.fill(&product.shape)?;
+        let mut timed: Vec<(f32, Candidate)> = Vec::new();
+        let mut fastest_ms = MEASUREMENT_MS;
+        for candidate in candidates.drain(..) {
+            // The first launch loads the kernel.
+            let first = self.measure(product, rows, &candidate.algorithm, 1);
+            if matches!(first, Err(GemmError::Product { error: CublasLtError::Call { .. }, .. })) {
+                continue;
+            }
+            first?;
+            let ms = self.measure(product, rows, &candidate.algorithm, launches(fastest_ms))?;
+            fastest_ms = fastest_ms.min(ms);
+            timed.push((ms, candidate));
+        }
+        timed.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let close = timed.iter().take_while(|(ms, _)| *ms <= timed[0].0 * FINALIST_RATIO).count();
+        let finalists = &mut timed[..close.min(FINALISTS_MAX)];
+        if finalists.len() > 1 {
+            let mut samples = vec![[0.0; ROUNDS]; finalists.len()];
+            for round in 0..ROUNDS {
+                for ((_, candidate), samples) in finalists.iter().zip(&mut samples) {
+                    samples[round] =
+                        self.measure(product, rows, &candidate.algorithm, launches(fastest_ms))?;
+                }
+            }
+            for ((ms, _), samples) in finalists.iter_mut().zip(&mut samples) {
+                samples.sort_by(f32::total_cmp);
+                *ms = samples[ROUNDS / 2];
+            }
+            finalists.sort_by(|a, b| a.0.total_cmp(&b.0));
+        }
+        candidates.extend(timed.into_iter().map(|(_, candidate)| candidate));
+        Ok(())
+    }
+
+    /// Whether the algorithm gives a row the same bits at every place of batches of every size: an input whose
+    /// rows are all the same must give an output whose rows are all the same.
+    pub fn treats_rows_alike(
+        &mut self,
+        product: &mut Product,
+        algorithm: &Algorithm,
+    ) -> Result<bool, GemmError> {
+        let shape = product.shape;
+        self.fill(&shape)?;
+        let x_bytes = shape.k as usize * shape.input.bytes();
+        self.repeat(self.x.address(), x_bytes, x_bytes * shape.rows_max as usize)?;
+        self.filled_for = None;
+        let out_bytes = shape.n as usize * shape.output.bytes();
+        let mut expected = Vec::new();
+        let mut row = vec![0; out_bytes];
+        for rows in row_counts(shape.rows_max) {
+            // Not-a-numbers, lest a row that is never written passes for the one of the batch before.
+            self.stream.fill(self.out.address(), 0xff, rows as usize * out_bytes)?;
+            // The same weight each time.
+            self.turn = 0;
+            self.launch(product, rows, algorithm)?;
+            let compared = rows.min(ROWS_COMPARED_MAX);
+            for i in 0..compared {
+                let at = u64::from(i) * u64::from(rows - 1) / u64::from((compared - 1).max(1));
+                self.stream.read_bytes(self.out.address() + at * out_bytes as u64, &mut row)?;
+                if expected.is_empty() {
+                    expected.clone_from(&row);
+                }
+                if row != expected || row.iter().all(|byte| *byte == 0xff) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Milliseconds that one of `launches` products takes.
+    fn measure(
+        &mut self,
+        product: &mut Product,
+        rows: u32,
+        algorithm: &Algorithm,
+        launches: u32,
+    ) -> Result<f32, GemmError> {
+        self.stream.record(&self.begin)?;
+        for _ in 0..launches {
+            self.launch(product, rows, algorithm)?;
+        }
+        self.stream.record(&self.end)?;
+        self.end.synchronize()?;
+        Ok(self.end.elapsed_ms(&self.begin)? / launches as f32)
+    }
+
+    fn launch(&mut self, product: &mut Product, rows: u32, algorithm: &Algorithm) -> Result<(), GemmError> {
+        let Product { shape, operation, .. } = product;
+        let stride = weight_bytes(shape).next_multiple_of(256);
+        let copies = (self.weights.len() / stride).max(1) as u64;
+        let operands = Operands {
+            x: self.x.address(),
+            weight: self.weights.address() + self.turn % copies * stride as u64,
+            bias: shape.bias.then(|| self.bias.address()),
+            out: self.out.address(),
+        };
+        self.turn += 1;
+        operation
+            .enqueue(self.stream, rows, algorithm, &operands, self.workspace)
+            .map_err(|error| GemmError::Product { shape: *shape, error })
+    }
+
+    /// Random elements between -1 and 1 for everything that is read.
+    fn fill(&mut self, shape: &GemmShape) -> Result<(), GemmError> {
+        if self.filled_for == Some(*shape) {
+            return Ok(());
+        }
+        let input = random_elements(shape.input);
+        for memory in [&self.x, &self.weights] {
+            self.write_repeated(memory, &input)?;
+        }
+        self.write_repeated(&self.bias, &random_elements(shape.output))?;
+        self.filled_for = Some(*shape);
+        Ok(())
+    }
+
+    fn write_repeated(&self, to: &DeviceMemory, bytes: &[u8]) -> Result<(), GemmError> {
+        let len = bytes.len().min(to.len());
+        self.stream.write_bytes(to.address(), &bytes[..len])?;
+        self.repeat(to.address(), len, to.len())
+    }
+
+    /// Repeats the first `period` bytes up to `len`.
+    fn repeat(&self, address: u64, period: usize, len: usize) -> Result<(), GemmError> {
+        let mut done = period;
+        while done < len {
+            let more = done.min(len - done);
+            self.stream.copy_on_device(address + done as u64, address, more)?;
+            done += more;
+        }
+        Ok(())
+    }
+}
+
+fn weight_bytes(shape: &GemmShape) -> usize {
+    shape.n as usize * shape.k as usize * shape.input.bytes()
+}
+
+fn launches(estimate_ms: f32) -> u32 {
+    (MEASUREMENT_MS / estimate_ms.max(1e-3)).clamp(1.0, 16.0) as u32
+}
+
+/// Powers of two, and next to them numbers that fill no tile.
+fn row_counts(rows_max: u32) -> Vec<u32> {
+    let mut counts: Vec<u32> =
+        (0..u32::BITS).flat_map(|bit| [1 << bit, (1 << bit) + (1 << (bit / 2))]).collect();
+    counts.push(rows_max);
+    counts.retain(|count| *count <= rows_max);
+    counts.sort_unstable();
+    counts.dedup();
+    counts
+}
+
+fn random_elements(dtype: Dtype) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut bytes = Vec::with_capacity(PATTERN_ELEMENTS * dtype.bytes());
+    for _ in 0..PATTERN_ELEMENTS {
+        // Knuth's MMIX generator; the upper bits are random enough for a matrix.
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let value = (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0;
+        match dtype {
+            Dtype::F32 => bytes.extend(value.to_le_bytes()),
+            Dtype::Bf16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
+            Dtype::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_counts_reach_from_one_row_to_all() {
+        assert_eq!(row_counts(1), [1]);
+        assert_eq!(row_counts(12), [1, 2, 3, 4, 6, 8, 10, 12]);
+        let counts = row_counts(8192);
+        assert_eq!((counts[0], counts[counts.len() - 1]), (1, 8192));
+        assert!(counts.contains(&4096) && counts.contains(&(4096 + 64)));
+        assert_eq!(row_counts(u32::MAX).last(), Some(&u32::MAX));
+    }
+}
