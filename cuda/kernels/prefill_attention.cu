@@ -12,6 +12,8 @@
 #include "hardware.cuh"
 #include "step.cuh"
 
+namespace {
+
 // One piece of work for all key-value heads: pairs [first_pair, first_pair + 128) of a row's `num_pairs`.
 struct PrefillTile {
     uint32_t slot;
@@ -428,6 +430,8 @@ template <class T, int HEAD_DIM> DEVICE void attend(const PrefillAttentionParams
     if (has_pairs) store<T, HEAD_DIM>(p, work, state, first_row, shared.queries());
 }
 
+} // namespace
+
 // Grid: [tiles * parts of a tile * key-value heads]; shared memory: `TunedKernel::shared_bytes` in Rust.
 #define PREFILL_ATTENTION(T, HEAD_DIM)                                                                           \
     KERNEL_BOUNDS(prefill_attention_##T##_d##HEAD_DIM, PrefillAttentionParams, THREADS, 2) { attend<T, HEAD_DIM>(p); }
@@ -441,6 +445,8 @@ PREFILL_ATTENTION(f16, 64)
 PREFILL_ATTENTION(f16, 96)
 PREFILL_ATTENTION(f16, 128)
 PREFILL_ATTENTION(f16, 256)
+
+namespace {
 
 // Sum of `x` over the threads before this one; `total` becomes the sum over all. `warp_sums`: shared.
 DEVICE uint32_t sum_before(uint32_t x, uint32_t* warp_sums, uint32_t& total) {
@@ -477,6 +483,8 @@ struct PlanRow {
         return num_tiles() - tokens * group / TILE_PAIRS;
     }
 };
+
+} // namespace
 
 // Lists the step's tiles, those with the most keys first (so that no long one is left to the end), else in the
 // order of rows and of tokens. A tile's place follows from counting those before it: of any row, the tiles that
@@ -521,6 +529,8 @@ KERNEL_BOUNDS(plan_prefill_attention, PlanPrefillParams, PLAN_THREADS, 1) {
         p.tiles[place] = out;
     }
 }
+
+namespace {
 
 // The same operation for any head up to 256 wide, any block size and any type, one warp for a (token, head): tiles
 // of 32 keys, one for each lane. Simple on purpose: what the tuned kernels are checked with. Grid: [T, heads].
@@ -577,6 +587,8 @@ template <class T> DEVICE void attend_plainly(const PrefillAttentionParams& p) {
         if (lane + 32 * d < p.head_dim) to[lane + 32 * d] = from_float<T>(out[d] / sum);
     }
 }
+
+} // namespace
 
 KERNEL_BOUNDS(prefill_attention_plain_bf16, PrefillAttentionParams, 32, 1) { attend_plainly<bf16>(p); }
 KERNEL_BOUNDS(prefill_attention_plain_f16, PrefillAttentionParams, 32, 1) { attend_plainly<f16>(p); }

@@ -4,7 +4,7 @@
 use quire_model::Dtype;
 
 use crate::driver::{CudaError, Function, Stream};
-use crate::image::{ImageError, Kernels};
+use crate::kernels::{KernelError, Kernels};
 use crate::step::StepPointers;
 
 /// The functions for one element type of activations.
@@ -138,7 +138,7 @@ const MAX_THREADS: usize = 512;
 const FILL_BLOCKS: u32 = 2048;
 
 impl SmallKernels {
-    pub(crate) fn new(kernels: &Kernels, dtype: Dtype) -> Result<Self, ImageError> {
+    pub(crate) fn new(kernels: &Kernels, dtype: Dtype) -> Result<Self, KernelError> {
         let typed = |name: &str| kernels.function(&format!("{name}_{}", suffix(dtype)));
         let rms_norm = typed("rms_norm")?;
         Ok(Self {

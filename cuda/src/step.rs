@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quire_model::{BackendError, StepInputs, StepLimits};
 
 use crate::driver::{Context, CudaError, DeviceMemory, Function, Stream};
-use crate::image::Kernels;
+use crate::kernels::Kernels;
 use crate::ring::PinnedRing;
 
 /// Device addresses of the step's arrays, as kernels take them; the mirror of `Step` in kernels/step.cuh, which
@@ -14,16 +14,26 @@ use crate::ring::PinnedRing;
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct StepPointers {
-    pub(crate) counts: u64,
-    pub(crate) token_ids: u64,
-    pub(crate) positions: u64,
-    pub(crate) token_slots: u64,
-    pub(crate) row_slots: u64,
-    pub(crate) row_starts: u64,
-    pub(crate) row_positions: u64,
-    pub(crate) logits_tokens: u64,
-    pub(crate) block_tables: u64,
-    pub(crate) block_table_stride: i64,
+    /// `[8]`: tokens, rows, rows of logits.
+    pub counts: u64,
+    /// `[T]`, placeholders resolved.
+    pub token_ids: u64,
+    /// `[T]`.
+    pub positions: u64,
+    /// `[T]`.
+    pub token_slots: u64,
+    /// `[R]`.
+    pub row_slots: u64,
+    /// `[R + 1]`, the first token of each row.
+    pub row_starts: u64,
+    /// `[R]`, of the row's first token.
+    pub row_positions: u64,
+    /// `[L]`.
+    pub logits_tokens: u64,
+    /// `[slots + 1][block_table_stride]`.
+    pub block_tables: u64,
+    /// Entries from slot to slot.
+    pub block_table_stride: i64,
 }
 
 /// Mirror of kernels/prepare_step.cu.
@@ -130,7 +140,7 @@ impl StepBuffers {
             last_tokens,
             step: self.pointers,
             num_tokens: inputs.num_tokens() as u32,
-            num_rows: inputs.num_rows() as u32,
+            num_rows: inputs.row_ends().len() as u32,
             num_logits: inputs.logits_tokens().len() as u32,
             num_block_writes: packed.len() as u32,
             padded_rows: padded_rows as u32,
