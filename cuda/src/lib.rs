@@ -5,6 +5,7 @@
 
 mod arch;
 mod cublaslt;
+pub mod decode_attention;
 pub mod driver;
 #[cfg(feature = "emulator")]
 pub mod emulator;
