@@ -14,7 +14,7 @@ use crate::ring::PinnedRing;
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct StepPointers {
-    /// `[8]`: tokens, rows, rows of logits.
+    /// `[8]`: tokens `T`, rows `R` and rows of logits `L`, as far as they are used.
     pub counts: u64,
     /// `[T]`, placeholders resolved.
     pub token_ids: u64,
@@ -24,15 +24,15 @@ pub struct StepPointers {
     pub token_slots: u64,
     /// `[R]`.
     pub row_slots: u64,
-    /// `[R + 1]`, the first token of each row.
+    /// `[R + 1]`: where the row's tokens begin.
     pub row_starts: u64,
-    /// `[R]`, of the row's first token.
+    /// `[R]`: position of the row's first token.
     pub row_positions: u64,
     /// `[L]`.
     pub logits_tokens: u64,
     /// `[slots + 1][block_table_stride]`.
     pub block_tables: u64,
-    /// Entries from slot to slot.
+    /// Entries from a slot's table to the next's.
     pub block_table_stride: i64,
 }
 
