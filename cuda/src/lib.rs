@@ -6,10 +6,13 @@
 mod arch;
 mod cublaslt;
 pub mod driver;
+#[cfg(feature = "emulator")]
+pub mod emulator;
 pub mod gemm;
 pub mod image;
 mod image_file;
 mod kernels;
+pub mod linear_plain;
 mod nvrtc;
 pub mod prefill_attention;
 mod ring;

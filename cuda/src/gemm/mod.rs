@@ -286,11 +286,21 @@ impl GemmShape {
     }
 }
 
+/// How types are written in names of kernels and in tables.
+pub(crate) fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 => "f16",
+    }
+}
+
 impl fmt::Display for GemmShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { n, k, input, output, bias, rows_max: _ } = self;
         let bias = if *bias { " + bias" } else { "" };
-        write!(f, "matrix product [rows][{k}] x [{n}][{k}]{bias} of {input:?} to {output:?}")
+        let (input, output) = (dtype_name(*input), dtype_name(*output));
+        write!(f, "matrix product [rows][{k}] x [{n}][{k}]{bias} of {input} to {output}")
     }
 }
 
