@@ -109,7 +109,10 @@ impl Device {
         Ok(KvMemory { bytes, available_bytes })
     }
 
-    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, unused_variables, reason = "a GPU needs them"))]
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::unnecessary_wraps, unused_variables, reason = "a GPU needs them")
+    )]
     fn available_kv_bytes(
         &self,
         config: &EngineConfig,

@@ -12,7 +12,9 @@ pub enum Unavailable {
     #[error("there is no NVIDIA driver on this machine (libcuda.so.1 cannot be opened); use --device cpu")]
     NoDriver,
     /// The driver sees nothing.
-    #[error("the NVIDIA driver sees no GPU; use --device cpu, or look at CUDA_VISIBLE_DEVICES and nvidia-smi")]
+    #[error(
+        "the NVIDIA driver sees no GPU; use --device cpu, or look at CUDA_VISIBLE_DEVICES and nvidia-smi"
+    )]
     NoGpu,
     /// It sees others.
     #[error("there is no GPU number {asked}; --device may be cuda:0 to cuda:{}", count - 1)]

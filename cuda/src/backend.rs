@@ -5,17 +5,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, QkNorm, RowResult, Slot,
-    StepInputs, StepLimits, TensorView,
+    AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, QkNorm, RowResult,
+    Slot, StepInputs, StepLimits, TensorView,
 };
 
 use crate::buffer::{CudaBuffer, element_type};
-use crate::decode_attention::DecodeAttention;
+use crate::decode_attention::{DecodeAttention, DecodeKernel};
 use crate::driver::{Context, Graph, Stream};
 use crate::gemm::{Gemm, GemmShape, Operands};
 use crate::kernels::Kernels;
 use crate::options::CudaOptions;
-use crate::prefill_attention::PrefillAttention;
+use crate::prefill_attention::{AttentionOperands, PrefillAttention, PrefillGrid, PrefillKernel};
 use crate::sampling::Sampler;
 use crate::small_kernels::{
     EmbedParams, GatherParams, KvStrides, NormParams, RopeParams, SiluMulParams, SmallKernels,
@@ -53,17 +53,18 @@ struct Prepared {
     /// Recorded decode steps, by their rows.
     graphs: BTreeMap<usize, Graph>,
     current: CurrentStep,
+    /// Where the logits of recorded steps are.
+    logits: u64,
 }
 
 /// What the host knows of the step that operations are enqueued for.
 #[derive(Debug, Clone, Copy, Default)]
 struct CurrentStep {
-    num_tokens: usize,
     /// Rows, with the padding of a recorded step.
     num_rows: usize,
-    /// Whether a row has more than one token.
-    has_prefill: bool,
-    /// Whether a row has just one.
+    /// Tokens, with that padding, and the work of the prefill kernels.
+    prefill: PrefillGrid,
+    /// Whether there are rows for the decode kernels.
     has_decode: bool,
     /// The recorded step that fits.
     graph: Option<usize>,
@@ -165,7 +166,8 @@ impl Backend for CudaBackend {
     fn prepare(&mut self, limits: &StepLimits, linears: &[LinearShape]) -> Result<(), BackendError> {
         let width = linears.iter().map(|linear| linear.k).max().unwrap_or(0);
         if let Some(odd) = linears.iter().find(|linear| linear.k % WIDTH_MULTIPLE != 0) {
-            let reason = format!("the model has rows of {}; the GPU's are multiples of {WIDTH_MULTIPLE}", odd.k);
+            let reason =
+                format!("the model has rows of {}; the GPU's are multiples of {WIDTH_MULTIPLE}", odd.k);
             return Err(error(reason));
         }
         self.small.allow_norm_width(width)?;
@@ -176,31 +178,38 @@ impl Backend for CudaBackend {
         }
         let num_sms = self.context.attributes().num_sms;
         let (context, kernels, dtype) = (&self.context, &self.kernels, self.options.dtype);
+        let step = StepBuffers::new(context, &self.stream, kernels, limits)?;
         let min_q_len = if self.options.batch_invariant { 1 } else { 2 };
         self.prepared = Some(Prepared {
             limits: *limits,
-            step: StepBuffers::new(context, &self.stream, kernels, limits)?,
             decode: DecodeAttention::new(context, &self.stream, kernels, limits, num_sms, dtype)?,
             prefill: PrefillAttention::new(context, kernels, limits, dtype, min_q_len)?,
-            sampler: Sampler::new(context, &self.stream, kernels, limits)?,
+            sampler: Sampler::new(&self.stream, kernels, limits, step.last_tokens())?,
+            step,
             gemm,
             graphs: BTreeMap::new(),
             current: CurrentStep::default(),
+            logits: 0,
         });
         Ok(())
     }
 
-    fn upload(&mut self, inputs: &StepInputs, rows: &[LogitsRow], slots: &[Slot]) -> Result<(), BackendError> {
+    fn upload(
+        &mut self,
+        inputs: &StepInputs,
+        rows: &[LogitsRow],
+        slots: &[Slot],
+    ) -> Result<(), BackendError> {
         self.context.bind()?;
         let batch_invariant = self.options.batch_invariant;
         let Self { stream, prepared, .. } = self;
         let prepared = prepared.as_mut().ok_or_else(|| error("a step before prepare".into()))?;
         prepared.current = prepared.step_of(inputs, batch_invariant);
         let padded = prepared.current.num_rows;
-        prepared.step.upload(stream, inputs, padded, prepared.sampler.last_tokens())?;
-        let padding = padded - inputs.num_rows();
+        let padding = padded - inputs.row_slots().len();
+        prepared.step.upload(stream, inputs, padded)?;
         prepared.sampler.upload(stream, rows, slots, rows.len() + padding)?;
-        prepared.plan_attention(stream)
+        prepared.begin(stream)
     }
 
     fn capture_sizes(&self) -> Vec<usize> {
@@ -213,15 +222,16 @@ impl Backend for CudaBackend {
     fn begin_capture(&mut self, rows: usize) -> Result<(), BackendError> {
         self.context.bind()?;
         let batch_invariant = self.options.batch_invariant;
-        self.prepared()?.current = CurrentStep {
-            num_tokens: rows,
+        let Self { stream, prepared: Some(prepared), .. } = self else { return Err(unprepared()) };
+        prepared.current = CurrentStep {
             num_rows: rows,
-            has_prefill: batch_invariant,
+            prefill: prepared.prefill.grid(&[], rows),
             has_decode: !batch_invariant,
             graph: None,
             num_sampled: 0,
         };
-        Ok(self.stream.begin_capture()?)
+        stream.begin_capture()?;
+        prepared.begin(stream)
     }
 
     fn end_capture(&mut self) -> Result<(), BackendError> {
@@ -237,6 +247,7 @@ impl Backend for CudaBackend {
             return Ok(false);
         };
         stream.launch_graph(graph)?;
+        prepared.sampler.read_wide_rows(stream, prepared.logits, 0, prepared.current.num_rows)?;
         Ok(true)
     }
 
@@ -249,7 +260,7 @@ impl Backend for CudaBackend {
             width: table.columns as i32,
             unused: 0,
         };
-        Ok(small.embed(stream, prepared.current.num_tokens, &params)?)
+        Ok(small.embed(stream, prepared.current.prefill.num_tokens, &params)?)
     }
 
     fn rms_norm(
@@ -331,7 +342,7 @@ impl Backend for CudaBackend {
             eps: qk_norm.map_or(0.0, |norm| norm.eps),
             unused: 0,
         };
-        Ok(small.rope_and_cache(stream, prepared.current.num_tokens, &params)?)
+        Ok(small.rope_and_cache(stream, prepared.current.prefill.num_tokens, &params)?)
     }
 
     fn paged_attention(
@@ -342,7 +353,8 @@ impl Backend for CudaBackend {
         out: &mut CudaBuffer,
     ) -> Result<(), BackendError> {
         let Self { stream, prepared: Some(prepared), .. } = self else { return Err(unprepared()) };
-        prepared.attention(stream, shape, qkv.address(), kv_cache.address(), out.address())
+        let (qkv, kv_cache, out) = (qkv.address(), kv_cache.address(), out.address());
+        prepared.attention(stream, shape, AttentionOperands { qkv, kv_cache, out })
     }
 
     fn silu_mul(
@@ -379,17 +391,19 @@ impl Backend for CudaBackend {
         &mut self,
         logits: &mut CudaBuffer,
         rows: &[LogitsRow],
-        slots: &[Slot],
+        _slots: &[Slot],
     ) -> Result<(), BackendError> {
         let Self { stream, prepared: Some(prepared), .. } = self else { return Err(unprepared()) };
         let first = prepared.current.num_sampled;
         prepared.current.num_sampled += rows.len();
-        prepared.sampler.launch(stream, logits.address(), first, rows, slots)
+        prepared.logits = logits.address();
+        prepared.sampler.launch(stream, prepared.logits, first, rows.len())?;
+        Ok(prepared.sampler.read_wide_rows(stream, prepared.logits, first, rows.len())?)
     }
 
     fn end_step(&mut self) -> Result<(), BackendError> {
         let Self { stream, prepared: Some(prepared), .. } = self else { return Err(unprepared()) };
-        prepared.sampler.download(stream)
+        Ok(prepared.sampler.download(stream)?)
     }
 
     fn collect(&mut self) -> Result<&[RowResult], BackendError> {
@@ -436,24 +450,46 @@ impl CudaBackend {
 impl Prepared {
     /// What is to be computed for a step.
     fn step_of(&self, inputs: &StepInputs, batch_invariant: bool) -> CurrentStep {
-        let (num_tokens, num_rows) = (inputs.num_tokens(), inputs.num_rows());
+        let (num_tokens, num_rows) = (inputs.num_tokens(), inputs.row_slots().len());
         let one_each = num_tokens == num_rows && inputs.logits_tokens().len() == num_rows;
         let graph = match one_each {
             true => self.graphs.range(num_rows..).next().map(|(rows, _)| *rows),
             false => None,
         };
-        let padding = graph.map_or(0, |rows| rows - num_rows);
+        let num_rows = graph.unwrap_or(num_rows);
         let mut starts = std::iter::once(0).chain(inputs.row_ends().iter().copied());
-        let single = inputs.row_ends().iter().filter(|end| starts.next().is_some_and(|start| **end == start + 1));
+        let single =
+            inputs.row_ends().iter().filter(|end| starts.next().is_some_and(|start| **end == start + 1));
         let num_single = if batch_invariant { 0 } else { single.count() };
         CurrentStep {
-            num_tokens: num_tokens + padding,
-            num_rows: num_rows + padding,
-            has_prefill: num_single < num_rows,
+            num_rows,
+            prefill: self.prefill.grid(inputs.row_ends(), num_rows),
             has_decode: num_single > 0,
             graph,
             num_sampled: 0,
         }
+    }
+
+    /// Plans the attention of the step whose arrays have been enqueued.
+    fn begin(&mut self, stream: &Stream) -> Result<(), BackendError> {
+        self.decode.begin_step();
+        if self.current.prefill.num_tiles > 0 {
+            self.prefill.plan(stream, self.step.pointers())?;
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        stream: &Stream,
+        shape: &AttentionShape,
+        operands: AttentionOperands,
+    ) -> Result<(), BackendError> {
+        let (step, CurrentStep { num_rows, prefill, has_decode, .. }) = (self.step.pointers(), self.current);
+        if has_decode {
+            self.decode.launch(stream, step, num_rows, shape, operands, DecodeKernel::Best)?;
+        }
+        self.prefill.launch(stream, step, prefill, shape, operands, PrefillKernel::Best)
     }
 }
 

@@ -26,7 +26,7 @@ pub struct DecodeAttention {
     partials: DeviceMemory,
     /// A counter a block, 0 between launches.
     arrivals: DeviceMemory,
-    num_sms: usize,
+    num_sms: u32,
     block_size: usize,
     max_tiles: usize,
 }
@@ -46,7 +46,7 @@ struct TunedKernel {
     head_dim: usize,
     uncapped: Function,
     capped: Function,
-    blocks_per_sm: usize,
+    blocks_per_sm: u32,
 }
 
 /// Where the work of rows lies, if each token sees `window` tokens.
@@ -139,22 +139,22 @@ const _: () = {
 impl DecodeAttention {
     /// For steps within `limits` and elements of type `dtype`, on `num_sms` multiprocessors.
     pub fn new(
+        context: &Arc<Context>,
         stream: &Stream,
         kernels: &Kernels,
         limits: &StepLimits,
+        num_sms: u32,
         dtype: Dtype,
-        num_sms: usize,
     ) -> Result<Self, BackendError> {
-        let context = stream.context();
         let tuned = tuned_kernels(kernels, dtype)?;
-        let arrivals = DeviceMemory::alloc(context, arrivals_bytes(dtype, num_sms))?;
+        let arrivals = DeviceMemory::alloc(context, arrivals_bytes(num_sms, dtype))?;
         stream.fill(arrivals.address(), 0, arrivals.len())?;
         Ok(Self {
             plan: kernels.function("plan_decode_attention")?,
             tuned,
             plain: kernels.function(&format!("decode_attention_plain_{}", suffix(dtype)))?,
             plans: [Plan::new(context, limits)?, Plan::new(context, limits)?],
-            partials: DeviceMemory::alloc(context, partials_bytes(dtype, num_sms))?,
+            partials: DeviceMemory::alloc(context, partials_bytes(num_sms, dtype))?,
             arrivals,
             num_sms,
             block_size: limits.block_size,
@@ -163,8 +163,8 @@ impl DecodeAttention {
     }
 
     /// Bytes on the device that [`Self::new`] allocates.
-    pub fn scratch_bytes(limits: &StepLimits, dtype: Dtype, num_sms: usize) -> usize {
-        NUM_PLANS * Plan::bytes(limits) + partials_bytes(dtype, num_sms) + arrivals_bytes(dtype, num_sms)
+    pub fn scratch_bytes(limits: &StepLimits, num_sms: u32, dtype: Dtype) -> usize {
+        NUM_PLANS * Plan::bytes(limits) + partials_bytes(num_sms, dtype) + arrivals_bytes(num_sms, dtype)
     }
 
     /// To be called when a step, or the recording of one, begins: plans of the step before are void.
@@ -196,7 +196,7 @@ impl DecodeAttention {
             let params = self.tuned_params(step, plan, shape, operands);
             let tuned = &self.tuned[index];
             let function = if shape.softcap.is_some() { &tuned.capped } else { &tuned.uncapped };
-            let grid = [(self.num_sms * tuned.blocks_per_sm) as u32, 1, 1];
+            let grid = [self.num_sms * tuned.blocks_per_sm, 1, 1];
             let (threads, shared_bytes) = (threads(tuned.head_dim), shared_bytes(tuned.head_dim));
             return Ok(stream.launch(function, grid, threads, shared_bytes, &params)?);
         }
@@ -334,7 +334,7 @@ fn tuned_kernels(kernels: &Kernels, dtype: Dtype) -> Result<Vec<TunedKernel>, Ke
         for function in [&capped, &uncapped] {
             function.allow_shared_bytes(shared_bytes(head_dim))?;
             let resident = function.blocks_per_sm(threads(head_dim), shared_bytes(head_dim))?;
-            blocks_per_sm = blocks_per_sm.min(resident as usize);
+            blocks_per_sm = blocks_per_sm.min(resident);
         }
         Ok(TunedKernel { head_dim, uncapped, capped, blocks_per_sm: blocks_per_sm.max(1) })
     };
@@ -351,7 +351,7 @@ fn num_warps(head_dim: usize) -> usize {
     if head_dim <= 128 { 4 } else { 2 }
 }
 
-fn max_blocks_per_sm(head_dim: usize) -> usize {
+fn max_blocks_per_sm(head_dim: usize) -> u32 {
     if head_dim <= 64 { 4 } else { 2 }
 }
 
@@ -365,17 +365,17 @@ fn shared_bytes(head_dim: usize) -> u32 {
 }
 
 /// Two partial results for each block of the largest grid.
-fn partials_bytes(dtype: Dtype, num_sms: usize) -> usize {
-    let floats = |&head_dim: &usize| 2 * max_blocks_per_sm(head_dim) * TILE_HEADS * (head_dim + 4);
+fn partials_bytes(num_sms: u32, dtype: Dtype) -> usize {
+    let floats = |&head_dim: &usize| 2 * max_blocks_per_sm(head_dim) as usize * TILE_HEADS * (head_dim + 4);
     if !is_tuned(dtype) {
         return 0;
     }
-    num_sms * 4 * TUNED_HEAD_DIMS.iter().map(floats).max().unwrap_or(0)
+    num_sms as usize * 4 * TUNED_HEAD_DIMS.iter().map(floats).max().unwrap_or(0)
 }
 
-fn arrivals_bytes(dtype: Dtype, num_sms: usize) -> usize {
+fn arrivals_bytes(num_sms: u32, dtype: Dtype) -> usize {
     let blocks = TUNED_HEAD_DIMS.map(max_blocks_per_sm).into_iter().max().unwrap_or(0);
-    if is_tuned(dtype) { num_sms * blocks * 4 } else { 0 }
+    if is_tuned(dtype) { (num_sms * blocks) as usize * 4 } else { 0 }
 }
 
 /// Tiles of all rows of a step at most.

@@ -50,7 +50,9 @@ impl Loader {
     ) -> Result<CudaWeight, BackendError> {
         let first = parts.first().ok_or_else(|| error("a weight of no parts".into()))?;
         let inner = first.shape.get(1..).unwrap_or_default();
-        if !(1..=2).contains(&first.shape.len()) || parts.iter().any(|part| part.shape.get(1..) != Some(inner)) {
+        if !(1..=2).contains(&first.shape.len())
+            || parts.iter().any(|part| part.shape.get(1..) != Some(inner))
+        {
             let shapes: Vec<_> = parts.iter().map(|part| &part.shape).collect();
             return Err(error(format!("tensors that do not stack: {shapes:?}")));
         }

@@ -35,7 +35,7 @@ use crate::driver::{CudaError, DeviceMemory, Stream};
 pub use crate::cublaslt::Operands;
 
 /// What NVIDIA recommends for Hopper; less elsewhere, but nowhere worth saving.
-const WORKSPACE_BYTES: usize = 32 << 20;
+pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// `out[rows][n] = x[rows][k] · weight[n][k]ᵀ (+ bias[n])`, all contiguous, sums in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -102,7 +102,8 @@ impl Results {
             let row_bytes = vocab_size * size_of::<f32>();
             let mut bytes = vec![0; row_bytes];
             stream.read_bytes(logits + ((index - first) * row_bytes) as u64, &mut bytes)?;
-            let values: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            let values: Vec<f32> =
+                bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
             let mut top = Vec::new();
             capture_logprob(&values, token, count as u32, &mut top);
             step.wide.push((index, top));
@@ -162,7 +163,9 @@ impl PendingStep {
 }
 
 fn words<const BYTES: usize, const WORDS: usize>(bytes: &[u8; BYTES]) -> [u32; WORDS] {
-    std::array::from_fn(|i| u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]))
+    std::array::from_fn(|i| {
+        u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+    })
 }
 
 fn read_result(row: &mut RowResult, bytes: &[u8; RESULT_BYTES], top: &[[u8; TOP_ENTRY_BYTES]]) {

@@ -91,7 +91,9 @@ pub(super) fn collect_rules(
         return Err(refusal(format!("{reason}; at most {MAX_RULES} are possible on the GPU")));
     }
     if number as usize > MAX_WORDS {
-        return Err(refusal(format!("{number} bad_words of several tokens; at most {MAX_WORDS} are possible")));
+        return Err(refusal(format!(
+            "{number} bad_words of several tokens; at most {MAX_WORDS} are possible"
+        )));
     }
     Ok(())
 }

@@ -190,8 +190,7 @@ impl Upload {
         chunk: &Chunk,
     ) -> Result<(), BackendError> {
         if chunk.num_updates > 0 {
-            let bytes =
-                4 * self.layout.first_update()..4 * (self.layout.first_word() + chunk.num_words);
+            let bytes = 4 * self.layout.first_update()..4 * (self.layout.first_word() + chunk.num_words);
             stream.copy_to_device(params.updates, self.ring.current(), bytes)?;
             stream.launch(admit, [chunk.num_updates as u32, 1, 1], ADMIT_THREADS, 0, params)?;
         }
