@@ -239,6 +239,10 @@ fn mistakes_are_caught_and_placed() {
         ("selftest_misaligned_load", "no multiple of 16", "selftest.cu:"),
         ("selftest_out_of_bounds", "past the end of 1024 bytes of device memory", "after"),
         ("selftest_out_of_bounds_by_one", "0 bytes past the end of 256 bytes", ""),
+        ("selftest_watched_read_race", "a race", "selftest_watched.cu:"),
+        ("selftest_watched_shuffle_race", "a race", "selftest_watched.cu:"),
+        ("selftest_watched_atomic_race", "a race", "selftest_watched.cu:"),
+        ("selftest_watched_out_of_bounds", "load of 4 bytes, 0 bytes past the end of 1024", "thread ("),
         ("selftest_stack_overflow", "of the thread's stack", "thread ("),
     ];
     for (kernel, what, place) in caught {
@@ -247,6 +251,17 @@ fn mistakes_are_caught_and_placed() {
         assert!(!output.status.success(), "{kernel} went through");
         assert!(text.contains(kernel) && text.contains(what) && text.contains(place), "{kernel}: {text}");
     }
+}
+
+#[test]
+fn what_is_ordered_is_no_race() {
+    let device = Device::open();
+    let values = count_up(64);
+    let (input, out) = (device.floats(&values), device.floats(&[0.0; 64]));
+    let params = Params { input: input.address(), out: out.address(), count: 64 };
+    device.launch("selftest_watched_ordered", 2, 64, 65 * 4, &params);
+    let expected: Vec<f32> = (0..64).map(|i| values[i ^ 1] + values[0] + 64.0).collect();
+    assert_eq!(device.read(&out), expected);
 }
 
 /// These cannot be told from intent, but give values that cannot be missed.
