@@ -33,7 +33,7 @@ const LIBRARIES: &[(&str, &str, &[&str])] = &[
     (
         "libcuda.so",
         "libcuda.so.1",
-        &["driver", "stream", "record", "emulator", "fiber", "warp", "memory", "misaligned", "selftest"],
+        &["driver", "stream", "record", "emulator", "fiber", "warp", "memory", "misaligned", "selftest", "planted_decode_attention"],
     ),
     ("libnvrtc.so", "libnvrtc.so.13", &["nvrtc"]),
     ("libcublasLt.so", "libcublasLt.so.13", &["cublaslt"]),
