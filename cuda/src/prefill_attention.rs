@@ -69,6 +69,8 @@ pub const BLOCK_SIZE_MULTIPLE: usize = 16;
 /// Pairs of (token, head) in a tile.
 const TILE_PAIRS: usize = 128;
 const TILE_BYTES: usize = 20;
+/// `Work` in the kernels.
+const WORK_BYTES: usize = 44;
 const THREADS: u32 = 128;
 const PLAIN_THREADS: u32 = 32;
 const PLAN_THREADS: u32 = 512;
@@ -274,13 +276,14 @@ impl Tiling {
         TILE_PAIRS / self.pairs()
     }
 
-    /// Queries, two stages of keys and values, where segments of 16 tokens lie, and the pairs' positions.
+    /// Queries, two stages of keys and values, where segments of 16 tokens lie, the pairs' positions, the work.
     fn shared_bytes(self) -> u32 {
         let keys = if self.head_dim <= 128 { 64 } else { 32 };
         let chunks = self.head_dim / 8;
         let row_bytes = 16 * if chunks.is_multiple_of(8) { chunks } else { chunks + 1 };
         let offsets = 2 * (keys / BLOCK_SIZE_MULTIPLE) * size_of::<i64>();
-        ((self.pairs() + 4 * keys) * row_bytes + offsets + self.pairs() * size_of::<u32>()) as u32
+        let positions = self.pairs() * size_of::<u32>();
+        ((self.pairs() + 4 * keys) * row_bytes + offsets + positions + WORK_BYTES) as u32
     }
 }
 
