@@ -51,6 +51,7 @@ const LIBRARIES: &[(&str, &str, &[&str])] = &[
             "accesses",
             "selftest",
             "selftest_watched",
+            "planted_decode_attention",
         ],
     ),
     ("libnvrtc.so", "libnvrtc.so.13", &["nvrtc"]),
