@@ -103,19 +103,20 @@ impl Case {
         }
     }
 
-    fn to_bytes(self, x: f32) -> Vec<u8> {
+    fn bytes_of(self, values: &[f32]) -> Vec<u8> {
         match self.dtype {
-            Dtype::F32 => x.to_le_bytes().to_vec(),
-            Dtype::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
-            Dtype::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
+            Dtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Dtype::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
         }
     }
 
-    fn from_bytes(self, bytes: &[u8]) -> f32 {
+    fn values_of(self, bytes: &[u8]) -> Vec<f32> {
+        let halves = || bytes.as_chunks().0.iter();
         match self.dtype {
-            Dtype::F32 => f32::from_le_bytes(bytes.try_into().unwrap()),
-            Dtype::Bf16 => bf16::from_le_bytes(bytes.try_into().unwrap()).to_f32(),
-            Dtype::F16 => f16::from_le_bytes(bytes.try_into().unwrap()).to_f32(),
+            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::Bf16 => halves().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+            Dtype::F16 => halves().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
         }
     }
 }
@@ -136,7 +137,7 @@ impl Sequence {
         let sharpness = [1.0, 4.0][rng.random_range(0..2)];
         let mut random = |heads: usize, factor: f32| -> Vec<f32> {
             let values = (0..len * heads * head_dim).map(|_| factor * rng.random_range(-1.7_f32..1.7));
-            values.map(|x| case.from_bytes(&case.to_bytes(x))).collect()
+            case.values_of(&case.bytes_of(&values.collect::<Vec<_>>()))
         };
         Self {
             len,
@@ -244,10 +245,9 @@ impl<'d> Arena<'d> {
         let mut tables = vec![u32::MAX; (MAX_ROWS + 1) * self.max_blocks()];
         let mut cache = vec![POISON; self.kv_cache.len()];
         let mut qkv = vec![POISON; self.qkv.len()];
-        let mut put = |to: &mut Vec<u8>, at: usize, values: &[f32]| {
-            for (i, x) in values.iter().enumerate() {
-                to[(at + i) * element_bytes..][..element_bytes].copy_from_slice(&self.case.to_bytes(*x));
-            }
+        let put = |to: &mut [u8], at: usize, values: &[f32]| {
+            let bytes = self.case.bytes_of(values);
+            to[at * element_bytes..][..bytes.len()].copy_from_slice(&bytes);
         };
         let mut starts = vec![0];
         for (row, slot) in rows.iter().zip(&slots) {
@@ -301,7 +301,7 @@ impl<'d> Arena<'d> {
     fn read(&self, rows: &[Row]) -> Vec<Vec<f32>> {
         let mut bytes = vec![0; self.out.len()];
         self.device.stream.read_bytes(self.out.address(), &mut bytes).unwrap();
-        let mut elements = bytes.chunks_exact(self.case.dtype.bytes()).map(|bytes| self.case.from_bytes(bytes));
+        let mut elements = self.case.values_of(&bytes).into_iter();
         let width = self.case.shape.num_heads * self.case.shape.head_dim;
         rows.iter().map(|row| elements.by_ref().take(row.len * width).collect()).collect()
     }
@@ -326,31 +326,34 @@ fn difference(case: &Case, row: &Row, got: &[f32], kernel: PrefillKernel) -> Opt
     for (index, got) in got.chunks_exact(head_dim).enumerate() {
         let (position, head) = (row.start + index / num_heads, index % num_heads);
         let query = &queries[(position * num_heads + head) * head_dim..][..head_dim];
-        let of = |all: &[f32], position: usize, d: usize| -> f64 {
-            all[(position * num_kv_heads + head / case.group()) * head_dim + d].into()
-        };
+        let at = |key: usize| (key * num_kv_heads + head / case.group()) * head_dim;
         let seen = case.seen(position);
         let scores = seen.clone().map(|key| {
-            let product: f64 = query.iter().enumerate().map(|(d, q)| f64::from(*q) * of(keys, key, d)).sum();
+            let key = &keys[at(key)..][..head_dim];
+            let product: f64 = query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
             let score = product * f64::from(scale);
             softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
         });
-        let mut weights: Vec<f64> = scores.collect();
-        let greatest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        weights.iter_mut().for_each(|weight| *weight = (*weight - greatest).exp());
-        let sum: f64 = weights.iter().sum();
-        for (d, got) in got.iter().enumerate() {
-            let weighted = |f: fn(f64) -> f64| -> f64 {
-                weights.iter().zip(seen.clone()).map(|(w, key)| w * f(of(values, key, d))).sum::<f64>() / sum
-            };
-            let (expected, size) = (weighted(|x| x), weighted(f64::abs));
-            let subnormal = if case.dtype == Dtype::F16 { seen.len() as f64 * 2f64.powi(-24) } else { 0.0 };
+        let scores: Vec<f64> = scores.collect();
+        let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|score| (score - greatest).exp()).sum();
+        // Weighted means of the values and of their sizes.
+        let mut means = vec![(0.0, 0.0); head_dim];
+        for (score, key) in scores.iter().zip(seen.clone()) {
+            let weight = (score - greatest).exp() / sum;
+            for (mean, value) in means.iter_mut().zip(&values[at(key)..]) {
+                mean.0 += weight * f64::from(*value);
+                mean.1 += weight * f64::from(value.abs());
+            }
+        }
+        let subnormal = if case.dtype == Dtype::F16 { seen.len() as f64 * 2f64.powi(-24) } else { 0.0 };
+        for (d, (got, (expected, size))) in got.iter().zip(means).enumerate() {
             let tolerance = (weight_unit + 2e-5) * size + case.unit() * expected.abs() + subnormal + 1e-7;
             let error = (f64::from(*got) - expected).abs();
             // Not `error > tolerance`, which NaN would pass.
             if !(error <= tolerance) {
-                let at = format!("position {position}, head {head}, dimension {d}");
-                return Some(format!("{at}: {got}, but {expected} ± {tolerance} is right; {case:?}"));
+                let place = format!("position {position}, head {head}, dimension {d}");
+                return Some(format!("{place}: {got}, but {expected} ± {tolerance} is right; {case:?}"));
             }
         }
     }
