@@ -81,6 +81,17 @@ pub fn delay_cublaslt_algorithm(number: u32, us: u32) {
     }
 }
 
+/// Whether kernels asked for from here on are those with a mistake planted, where there is one (see
+/// emulator/planted.cu): what a test of kernels must see.
+pub fn plant_mistakes(on: bool) {
+    let function = find(open("libcuda.so"), c"emulator_plant_mistakes");
+    // SAFETY: the type is that of the function in emulator/driver.cc, which is built with this crate.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(function)(c_int::from(on));
+    }
+}
+
 /// The exported functions of emulator/record.h.
 struct Recorder {
     count: unsafe extern "C" fn(*const c_char) -> u64,
