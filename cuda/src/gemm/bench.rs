@@ -61,9 +61,15 @@ struct Burst {
 }
 
 impl<'a> Bench<'a> {
-    /// Room for all `shapes`. `workspace` is an address and a size in bytes.
-    pub fn new(stream: &'a Stream, shapes: &[GemmShape], workspace: (u64, usize)) -> Result<Self, GemmError> {
+    /// Room for all `shapes`. `workspace` is an address and a size in bytes. Only timing needs `cold` weights.
+    pub fn new(
+        stream: &'a Stream,
+        shapes: &[GemmShape],
+        workspace: (u64, usize),
+        cold: bool,
+    ) -> Result<Self, GemmError> {
         let context = stream.context();
+        let weights_least = if cold { 4 * context.attributes().l2_bytes as usize } else { 1 };
         let alloc = |bytes: &dyn Fn(&GemmShape) -> usize, least| {
             let most = shapes.iter().map(bytes).max().unwrap_or_default();
             DeviceMemory::alloc(context, most.max(least))
@@ -72,7 +78,7 @@ impl<'a> Bench<'a> {
             stream,
             workspace,
             x: alloc(&|s| s.rows_max as usize * s.k as usize * s.input.bytes(), 1)?,
-            weights: alloc(&weight_bytes, 4 * context.attributes().l2_bytes as usize)?,
+            weights: alloc(&weight_bytes, weights_least)?,
             bias: alloc(&|s| s.n as usize * s.output.bytes(), 1)?,
             out: alloc(&|s| s.rows_max as usize * s.n as usize * s.output.bytes(), 1)?,
             begin: Event::new(context)?,

@@ -242,7 +242,12 @@ impl<'a> Chooser<'a> {
     fn bench(&mut self) -> Result<&mut Bench<'a>, GemmError> {
         match &mut self.bench {
             Some(bench) => Ok(bench),
-            none => Ok(none.insert(Bench::new(self.stream, self.shapes, self.workspace)?)),
+            none => Ok(none.insert(Bench::new(
+                self.stream,
+                self.shapes,
+                self.workspace,
+                self.options.tuning.is_some(),
+            )?)),
         }
     }
 }
