@@ -105,7 +105,9 @@ impl Sampler {
     ) -> Result<Self, BackendError> {
         let vocab = limits.vocab_size;
         if vocab > MAX_VOCAB_SIZE {
-            return Err(refusal(format!("vocab_size {vocab}; sampling on the GPU takes up to {MAX_VOCAB_SIZE}")));
+            return Err(refusal(format!(
+                "vocab_size {vocab}; sampling on the GPU takes up to {MAX_VOCAB_SIZE}"
+            )));
         }
         let layout = Layout::new(limits);
         let memory = DeviceMemory::alloc(stream.context(), layout.bytes)?;
@@ -152,8 +154,12 @@ impl Sampler {
         first_row: usize,
         num_rows: usize,
     ) -> Result<(), CudaError> {
-        let params =
-            SampleParams { arrays: self.arrays, logits, first_row: first_row as u32, num_parts: self.num_parts };
+        let params = SampleParams {
+            arrays: self.arrays,
+            logits,
+            first_row: first_row as u32,
+            num_parts: self.num_parts,
+        };
         let rows = num_rows as u32;
         stream.launch(
             &self.process,

@@ -35,8 +35,9 @@ struct PendingStep {
     memory: PinnedMemory,
     arrived: Event,
     /// By row: alternatives asked for, if any log-probability.
-    wanted_top: Vec<Option<usize>>,
-    num_top: usize,
+    wanted_top: Vec<Option<u32>>,
+    /// By row: alternatives from the device.
+    num_top: Vec<usize>,
     /// Rows with more alternatives than come from the device, and these.
     wide: Vec<(usize, Vec<(u32, f32)>)>,
 }
@@ -75,8 +76,9 @@ impl Results {
         let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
         step.wide.clear();
         step.wanted_top.clear();
-        step.wanted_top.extend(rows.iter().map(|row| wanted_top(row, &slots[row.slot as usize], vocab_size)));
-        step.num_top = step.wanted_top.iter().map(|wanted| device_top(*wanted)).sum();
+        step.wanted_top.extend(rows.iter().map(|row| wanted_top(row, &slots[row.slot as usize])));
+        step.num_top.clear();
+        step.num_top.extend(step.wanted_top.iter().map(|wanted| device_top(*wanted, vocab_size)));
         self.begun = self.downloaded + 1;
         Ok(())
     }
@@ -92,7 +94,9 @@ impl Results {
         let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
         let first = range.start;
         for index in first..range.end.min(step.wanted_top.len()) {
-            let Some(count) = step.wanted_top[index].filter(|count| *count > TOP_MAX) else { continue };
+            let Some(count) = step.wanted_top[index].filter(|count| *count as usize > TOP_MAX) else {
+                continue;
+            };
             let mut result = [0; RESULT_BYTES];
             stream.read_bytes(self.results + (index * RESULT_BYTES) as u64, &mut result)?;
             let [token, _, _, failure] = words(&result);
@@ -102,9 +106,10 @@ impl Results {
             let row_bytes = vocab_size * size_of::<f32>();
             let mut bytes = vec![0; row_bytes];
             stream.read_bytes(logits + ((index - first) * row_bytes) as u64, &mut bytes)?;
-            let values: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            let values: Vec<f32> =
+                bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
             let mut top = Vec::new();
-            capture_logprob(&values, token, count as u32, &mut top);
+            capture_logprob(&values, token, count, &mut top);
             step.wide.push((index, top));
         }
         Ok(())
@@ -117,9 +122,10 @@ impl Results {
         if results_bytes > 0 {
             stream.copy_to_host(&mut step.memory, 0..results_bytes, self.results)?;
         }
-        if step.num_top > 0 {
+        let top_bytes = step.num_top.iter().sum::<usize>() * TOP_ENTRY_BYTES;
+        if top_bytes > 0 {
             let start = self.max_rows * RESULT_BYTES;
-            stream.copy_to_host(&mut step.memory, start..start + step.num_top * TOP_ENTRY_BYTES, self.top)?;
+            stream.copy_to_host(&mut step.memory, start..start + top_bytes, self.top)?;
         }
         stream.record(&step.arrived)?;
         self.downloaded += 1;
@@ -135,10 +141,10 @@ impl Results {
         self.collected += 1;
         let (results, top) = step.memory.bytes().split_at(self.max_rows * RESULT_BYTES);
         let mut top = top.as_chunks::<TOP_ENTRY_BYTES>().0;
-        for ((row, wanted), bytes) in
-            self.rows.iter_mut().zip(&step.wanted_top).zip(results.as_chunks::<RESULT_BYTES>().0)
+        for ((row, num_top), bytes) in
+            self.rows.iter_mut().zip(&step.num_top).zip(results.as_chunks::<RESULT_BYTES>().0)
         {
-            let (own, rest) = top.split_at(device_top(*wanted));
+            let (own, rest) = top.split_at(*num_top);
             top = rest;
             read_result(row, bytes, own);
         }
@@ -155,14 +161,16 @@ impl PendingStep {
             memory: PinnedMemory::alloc(context, max_rows * (RESULT_BYTES + TOP_MAX * TOP_ENTRY_BYTES))?,
             arrived: Event::new(context)?,
             wanted_top: Vec::with_capacity(max_rows),
-            num_top: 0,
+            num_top: Vec::with_capacity(max_rows),
             wide: Vec::new(),
         })
     }
 }
 
 fn words<const BYTES: usize, const WORDS: usize>(bytes: &[u8; BYTES]) -> [u32; WORDS] {
-    std::array::from_fn(|i| u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]))
+    std::array::from_fn(|i| {
+        u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+    })
 }
 
 fn read_result(row: &mut RowResult, bytes: &[u8; RESULT_BYTES], top: &[[u8; TOP_ENTRY_BYTES]]) {

@@ -190,8 +190,7 @@ impl Upload {
         chunk: &Chunk,
     ) -> Result<(), BackendError> {
         if chunk.num_updates > 0 {
-            let bytes =
-                4 * self.layout.first_update()..4 * (self.layout.first_word() + chunk.num_words);
+            let bytes = 4 * self.layout.first_update()..4 * (self.layout.first_word() + chunk.num_words);
             stream.copy_to_device(params.updates, self.ring.current(), bytes)?;
             stream.launch(admit, [chunk.num_updates as u32, 1, 1], ADMIT_THREADS, 0, params)?;
         }
@@ -209,9 +208,9 @@ fn write_rows(words: &mut [u32], rows: &[LogitsRow], slots: &[Slot], vocab_size:
             continue;
         };
         let slot = &slots[row.slot as usize];
-        let wanted = wanted_top(row, slot, vocab_size);
-        *words = row_words(row, slot, wanted, first_top);
-        first_top += device_top(wanted);
+        let num_top = device_top(wanted_top(row, slot), vocab_size);
+        *words = row_words(row, slot, num_top, first_top);
+        first_top += num_top;
     }
 }
 
