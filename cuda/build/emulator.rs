@@ -36,7 +36,7 @@ const LIBRARIES: &[(&str, &str, &[&str])] = &[
         &["driver", "stream", "record", "emulator", "fiber", "warp", "memory", "misaligned", "selftest"],
     ),
     ("libnvrtc.so", "libnvrtc.so.13", &["nvrtc"]),
-    ("libcublasLt.so", "libcublasLt.so.13", &["cublaslt"]),
+    ("libcublasLt.so", "libcublasLt.so.13", &["cublaslt", "product"]),
 ];
 
 /// Compiles what has changed, and links all.
@@ -75,7 +75,9 @@ fn compile(all: &[PathBuf], folder: &Path) -> Result<(), String> {
     let mut common = sources::files(&["cuh"]);
     common.push(Path::new("build/emulator.rs").to_owned());
     let entries = fs::read_dir(own).map_err(|e| format!("{}: {e}", own.display()))?;
-    common.extend(entries.filter_map(|e| e.ok()).map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h")));
+    common.extend(
+        entries.filter_map(|e| e.ok()).map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h")),
+    );
     let newest = common.iter().filter_map(|path| modified(path)).max();
     let mut stale: Vec<&PathBuf> = all.iter().collect();
     stale.retain(|source| {

@@ -1,270 +1,280 @@
-// The stand-in for cuBLASLt, libcublasLt.so: matrix products on the stand-in's streams. Column-major matrices of
-// bf16, f16 and f32, sums in f32, one bias at most.
+// A stand-in for libcublasLt: the functions that the CUDA backend calls, over products computed by the host
+// (product.cc) in the streams of the stand-in for the driver.
 //
-// Three algorithms, so that choosing one is seen: 0 adds up the products in the order of k; 1, for k a multiple of 32,
-// in runs of 32; 2 in four parts that go through the workspace. What one computes for an element does not depend on
-// the numbers of rows and columns. Each rounds differently, as NVIDIA's do.
+// It is stricter than the original: what NVIDIA's documentation forbids, or leaves open, is refused, with the
+// reason in the log. And it is as awkward as the original may be: it proposes algorithms that sum in different
+// orders (so a change of algorithm shows in the bits), that need workspace, that refuse some numbers of rows, and
+// one that looks fit for batch-invariant use and is not.
 
-#include <algorithm>
+#include <initializer_list>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <vector>
 
-#include "host.h"
+#include "product.h"
 #include "record.h"
 
-extern "C" int emulator_enqueue(void* stream, const char* name, void (*run)(const void*), const void* params,
+using product::Order;
+using product::Task;
+
+// The stand-in driver's: counts the call; does `run` with a copy of the bytes when the stream comes to it, once for
+// each launch of a graph that recorded it.
+extern "C" int emulator_enqueue(void* stream, const char* call, void (*run)(const void*), const void* params,
                                 size_t params_bytes);
 extern "C" int emulator_is_device_memory(const void* start, size_t bytes);
-extern "C" int emulator_is_capturing(void* stream);
+extern "C" int cuCtxGetCurrent(void** context);
 
 namespace {
 
-enum Status { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15 };
-enum Type { F32 = 0, F16 = 2, BF16 = 14 };
-enum Epilogue { EPILOGUE_NONE = 1, EPILOGUE_BIAS = 4 };
-enum Reduction { REDUCTION_NONE = 0, REDUCTION_COMPUTE_TYPE = 2 };
-constexpr int COMPUTE_32F = 68;
-constexpr uint64_t ALGORITHM_MAGIC = 0x454d554c;
-constexpr uint32_t PARTS = 4;
-constexpr uint64_t RUN = 32;
-
-struct Handle {
-    int open;
-};
-struct Desc {
-    int32_t compute, scale, pointer_mode = 0, transpose_a = 0, transpose_b = 0;
-    uint32_t epilogue = EPILOGUE_NONE;
-    const void* bias = nullptr;
-};
-struct Layout {
-    uint32_t type;
-    uint64_t rows, columns;
-    int64_t leading;
-};
-struct Preference {
-    uint64_t workspace_bytes = 0;
-    uint32_t reductions = 7;
-    uint32_t alignments[4] = {256, 256, 256, 256};
-};
-struct Algorithm { // cublasLtMatmulAlgo_t
-    uint64_t magic;
-    uint32_t id, parts, reduction, unused[11];
-};
-static_assert(sizeof(Algorithm) == 64, "cublasLtMatmulAlgo_t has 64 bytes");
-struct Found { // cublasLtMatmulHeuristicResult_t
-    Algorithm algorithm;
-    size_t workspace_bytes;
-    Status state;
-    float waves;
-    int reserved[4];
+// The members of cublasStatus_t that are used.
+enum Status {
+    SUCCESS = 0,
+    NOT_INITIALIZED = 1,
+    INVALID_VALUE = 7,
+    EXECUTION_FAILED = 13,
+    NOT_SUPPORTED = 15,
 };
 
-// One product as it waits in a stream.
-struct Product {
-    const void *a, *b, *c, *bias;
-    void* d;
-    float* workspace;
-    uint64_t m, n, k;
-    int64_t leading_a, leading_b, leading_c, leading_d;
-    float alpha, beta;
-    uint32_t type_ab, type_c, type_d, transpose_a, transpose_b, algorithm;
-};
-
-Status refuse(Status status, const char* call, const char* why) {
+Status refuse(Status status, const char* call, const char* format, ...) __attribute__((format(printf, 3, 4)));
+Status refuse(Status status, const char* call, const char* format, ...) {
+    char why[256];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(why, sizeof why, format, arguments);
+    va_end(arguments);
+    emulator_record("%s refused=%d %s", call, status, why);
     fprintf(stderr, "emulator: %s: %s\n", call, why);
-    emulator_record("%s refused=%d %s", call, int(status), why);
     return status;
 }
 
-size_t type_bytes(uint32_t type) { return type == F32 ? 4 : 2; }
+// First word of everything that a handle points to; cleared when destroyed.
+enum Magic : uint64_t { HANDLE = 0x51a0'0001, DESC, LAYOUT, PREFERENCE, ALGORITHM };
 
-float get(const void* matrix, uint32_t type, int64_t at) {
-    if (type == F32) return ((const float*)matrix)[at];
-    return type == BF16 ? to_float(((const bf16*)matrix)[at]) : to_float(((const f16*)matrix)[at]);
+struct Handle {
+    uint64_t magic = HANDLE;
+};
+
+struct Desc {
+    uint64_t magic = DESC;
+    int32_t compute, scale;
+    int32_t transposed_a = 0, transposed_b = 0;
+    uint32_t epilogue = 1; // DEFAULT
+    const void* bias = nullptr;
+};
+
+struct Layout {
+    uint64_t magic = LAYOUT;
+    int32_t type;
+    uint64_t rows, columns;
+    int64_t leading;
+};
+
+struct Preference {
+    uint64_t magic = PREFERENCE;
+    uint64_t workspace_bytes = 0;
+    uint32_t reductions = 7;
+    uint32_t alignment[4] = {256, 256, 256, 256};
+};
+
+// cublasLtMatmulAlgo_t: 64 bytes that may be stored.
+struct Algorithm {
+    uint64_t magic;
+    uint32_t id, split_k, reduction, n, k, types, alignment, unused;
+    uint64_t checksum;
+    uint64_t unused_too[2];
+};
+static_assert(sizeof(Algorithm) == 64);
+
+struct HeuristicResult {
+    Algorithm algorithm;
+    size_t workspace_bytes;
+    int32_t state;
+    float waves;
+    int32_t reserved[4];
+};
+
+// What an algorithm is, besides its number.
+struct Kind {
+    const char* name;
+    Order order;
+    int32_t rows_min, rows_max;
+    bool odd_rows;
+};
+constexpr int32_t ANY = INT32_MAX;
+const Kind KINDS[] = {
+    // Looks as fit for batch-invariant use as any, but chunk_of() below changes its order with the rows.
+    {"drifting", {128, 1, product::NONE}, 1, ANY, true},
+    {"split in four", {128, 4, product::COMPUTE_TYPE}, 1, ANY, true},
+    {"few rows", {64, 1, product::NONE}, 1, 128, true},
+    {"many rows", {512, 1, product::NONE}, 16, ANY, true},
+    {"even rows", {32, 1, product::NONE}, 1, ANY, false},
+    {"plain", {256, 1, product::NONE}, 1, ANY, true},
+    {"split in two", {256, 2, product::COMPUTE_TYPE}, 1, ANY, true},
+    {"in place", {256, 2, product::INPLACE}, 1, ANY, true},
+    {"in the output's type", {256, 2, product::OUTPUT_TYPE}, 1, ANY, true},
+};
+constexpr uint32_t KINDS_COUNT = sizeof KINDS / sizeof *KINDS;
+uint32_t delays_us[KINDS_COUNT];
+
+uint32_t chunk_of(uint32_t id, int32_t rows) { return id == 0 && rows > 8 ? 1024 : KINDS[id].order.chunk; }
+
+bool is_split(const Algorithm& algorithm) { return algorithm.split_k > 1; }
+
+uint64_t checksum(const Algorithm& algorithm) {
+    uint64_t sum = 0;
+    for (uint64_t word : {uint64_t(algorithm.id), uint64_t(algorithm.split_k), uint64_t(algorithm.reduction),
+                          uint64_t(algorithm.n), uint64_t(algorithm.k), uint64_t(algorithm.types),
+                          uint64_t(algorithm.alignment)})
+        sum = (sum ^ word) * 0x100000001b3 + 1;
+    return sum;
 }
 
-void put(void* matrix, uint32_t type, int64_t at, float value) {
-    if (type == F32) ((float*)matrix)[at] = value;
-    else if (type == BF16) ((bf16*)matrix)[at] = from_float<bf16>(value);
-    else ((f16*)matrix)[at] = from_float<f16>(value);
-}
+template <class T> bool is(const T* object, Magic magic) { return object && object->magic == magic; }
 
-// Columns of op(matrix) in f32, each `k` long and contiguous.
-void unpack(float* to, const void* matrix, uint32_t type, int64_t leading, bool along, uint64_t first, uint64_t count,
-            uint64_t k) {
-    for (uint64_t i = 0; i < count; i++)
-        for (uint64_t j = 0; j < k; j++) {
-            int64_t column = int64_t(first + i), row = int64_t(j);
-            to[i * k + j] = get(matrix, type, along ? column * leading + row : row * leading + column);
-        }
-}
+// One product, all descriptors checked.
+struct Problem {
+    const Desc* desc;
+    const Layout *a, *b, *c, *d;
 
-constexpr uint64_t TILE = 8;
-
-// sums[i] += the products of row i of `a` with `b`, from k = begin to end. Eight sums at a time hide the latency of
-// an addition; each is in the order of k.
-void add_products(float* sums, const float* a, const float* b, uint64_t k, uint64_t begin, uint64_t end) {
-    float local[TILE];
-    memcpy(local, sums, sizeof local);
-    for (uint64_t j = begin; j < end; j++)
-        for (uint64_t i = 0; i < TILE; i++) local[i] += a[i * k + j] * b[j];
-    memcpy(sums, local, sizeof local);
-}
-
-void dot(float* sums, const Product& p, const float* a, const float* b, uint64_t column) {
-    std::fill_n(sums, TILE, 0.0f);
-    if (p.algorithm == 0) return add_products(sums, a, b, p.k, 0, p.k);
-    uint64_t run = p.algorithm == 1 ? RUN : (p.k + PARTS - 1) / PARTS, part = 0;
-    for (uint64_t begin = 0; begin < p.k; begin += run, part++) {
-        float partial[TILE] = {};
-        add_products(partial, a, b, p.k, begin, std::min(begin + run, p.k));
-        // The parts really go through the workspace, so that a missing or shared one shows.
-        float* parked = p.algorithm == 2 ? p.workspace + (column * PARTS + part) * TILE : partial;
-        if (parked != partial) memcpy(parked, partial, sizeof partial);
-        for (uint64_t i = 0; i < TILE; i++) sums[i] += parked[i];
+    int32_t n() const { return int32_t(d->rows); }
+    int32_t rows() const { return int32_t(d->columns); }
+    int32_t k() const { return int32_t(a->rows); }
+    uint32_t types() const { return uint32_t(a->type) << 8 | uint32_t(d->type); }
+    size_t workspace_bytes(const Algorithm& algorithm) const {
+        return is_split(algorithm) ? size_t(algorithm.split_k) * n() * rows() * 4 : 0;
     }
-}
+};
 
-void run(const void* params) {
-    const Product& p = *(const Product*)params;
-    std::vector<float> a(TILE * p.k), b(p.n * p.k);
-    unpack(b.data(), p.b, p.type_ab, p.leading_b, !p.transpose_b, 0, p.n, p.k);
-    for (uint64_t row = 0; row < p.m; row += TILE) {
-        uint64_t rows = std::min(TILE, p.m - row);
-        unpack(a.data(), p.a, p.type_ab, p.leading_a, p.transpose_a, row, rows, p.k);
-        for (uint64_t column = 0; column < p.n; column++) {
-            float sums[TILE];
-            dot(sums, p, a.data(), &b[column * p.k], column);
-            for (uint64_t i = 0; i < rows; i++) {
-                float value = p.alpha * sums[i];
-                int64_t at = int64_t(row + i), of = int64_t(column);
-                if (p.beta != 0) value += p.beta * get(p.c, p.type_c, of * p.leading_c + at);
-                if (p.bias) value += get(p.bias, p.type_d, at);
-                put(p.d, p.type_d, of * p.leading_d + at, value);
-            }
-        }
-    }
-}
+bool is_type(int32_t type) { return type == product::F32 || type == product::F16 || type == product::BF16; }
 
-size_t workspace_of(uint32_t algorithm, uint64_t n) { return algorithm == 2 ? n * PARTS * TILE * sizeof(float) : 0; }
-
-// Whether the operation can be done at all, and with its m, n and k.
-Status check_shapes(const char* call, const Desc* desc, const Layout* a, const Layout* b, const Layout* c, const Layout* d,
-                    Product* p) {
-    if (!desc || !a || !b || !c || !d) return refuse(INVALID_VALUE, call, "a null descriptor");
+// Fails unless it is D[n x rows] = A[k x n]ᵀ B[k x rows] of types that cuBLASLt's table of types allows.
+Status check(const Problem& problem, const char* call) {
+    const auto& [desc, a, b, c, d] = problem;
+    if (!is(desc, DESC)) return refuse(INVALID_VALUE, call, "no operation descriptor");
     for (const Layout* layout : {a, b, c, d}) {
-        if (layout->type != F32 && layout->type != F16 && layout->type != BF16)
-            return refuse(NOT_SUPPORTED, call, "a type other than f32, f16 and bf16");
-        if (!layout->rows || !layout->columns || layout->leading < int64_t(layout->rows))
-            return refuse(INVALID_VALUE, call, "an empty matrix, or a leading dimension below the rows");
+        if (!is(layout, LAYOUT)) return refuse(INVALID_VALUE, call, "no layout");
+        if (!is_type(layout->type)) return refuse(NOT_SUPPORTED, call, "type %d", layout->type);
+        if (layout->rows == 0 || layout->columns == 0) return refuse(INVALID_VALUE, call, "a matrix of no elements");
+        if (layout->leading < int64_t(layout->rows))
+            return refuse(INVALID_VALUE, call, "leading dimension %ld of %lu rows", layout->leading, layout->rows);
+        if (layout->rows > INT32_MAX || layout->columns > INT32_MAX) return refuse(NOT_SUPPORTED, call, "too large");
     }
-    p->m = desc->transpose_a ? a->columns : a->rows;
-    p->k = desc->transpose_a ? a->rows : a->columns;
-    p->n = desc->transpose_b ? b->rows : b->columns;
-    uint64_t k = desc->transpose_b ? b->columns : b->rows;
-    if (k != p->k || d->rows != p->m || d->columns != p->n || c->rows != p->m || c->columns != p->n)
-        return refuse(INVALID_VALUE, call, "the shapes do not fit");
-    // The table of supported types in the documentation of cublasLtMatmul, for a scale type of f32.
-    if (a->type != b->type || c->type != d->type || (d->type != F32 && d->type != a->type))
-        return refuse(NOT_SUPPORTED, call, "these types do not go together");
-    if (desc->epilogue != EPILOGUE_NONE && desc->epilogue != EPILOGUE_BIAS)
-        return refuse(NOT_SUPPORTED, call, "an epilogue other than a bias");
+    if (desc->compute != 68 || desc->scale != 0) return refuse(NOT_SUPPORTED, call, "not COMPUTE_32F with R_32F");
+    if (desc->transposed_a != 1 || desc->transposed_b != 0) return refuse(NOT_SUPPORTED, call, "not A transposed");
+    if (a->rows != b->rows || a->columns != d->rows || b->columns != d->columns)
+        return refuse(INVALID_VALUE, call, "A %lux%lu (transposed), B %lux%lu and D %lux%lu do not fit", a->rows,
+                      a->columns, b->rows, b->columns, d->rows, d->columns);
+    if (c->type != d->type || c->rows != d->rows || c->columns != d->columns)
+        return refuse(INVALID_VALUE, call, "C is not like D");
+    if (a->type != b->type) return refuse(NOT_SUPPORTED, call, "A and B of different types");
+    if (d->type != a->type && d->type != product::F32) return refuse(NOT_SUPPORTED, call, "D neither like A nor f32");
+    if (desc->epilogue != 1 && desc->epilogue != 4) return refuse(NOT_SUPPORTED, call, "epilogue %u", desc->epilogue);
+    if (desc->epilogue == 4 && !desc->bias) return refuse(INVALID_VALUE, call, "the epilogue's bias is null");
     return SUCCESS;
 }
 
-bool can_do(uint32_t algorithm, const Product& p) {
-    return algorithm == 0 || (algorithm == 1 && p.k % RUN == 0) || (algorithm == 2 && p.k >= PARTS);
+// Whether these are the bytes of an algorithm that was made for the problem and can do so many rows.
+Status check(const Algorithm& algorithm, const Problem& problem) {
+    if (algorithm.magic != ALGORITHM || algorithm.id >= KINDS_COUNT || algorithm.checksum != checksum(algorithm))
+        return INVALID_VALUE;
+    if (int32_t(algorithm.n) != problem.n() || int32_t(algorithm.k) != problem.k() || algorithm.types != problem.types())
+        return INVALID_VALUE;
+    const Kind& kind = KINDS[algorithm.id];
+    int32_t rows = problem.rows();
+    bool can = rows >= kind.rows_min && rows <= kind.rows_max && (kind.odd_rows || rows % 2 == 0);
+    return can ? SUCCESS : NOT_SUPPORTED;
 }
 
-Found found(uint32_t algorithm, const Product& p) {
-    Found result = {};
-    result.algorithm.magic = ALGORITHM_MAGIC;
-    result.algorithm.id = algorithm;
-    result.algorithm.parts = algorithm == 2 ? PARTS : 1;
-    result.algorithm.reduction = algorithm == 2 ? REDUCTION_COMPUTE_TYPE : REDUCTION_NONE;
-    result.workspace_bytes = workspace_of(algorithm, p.n);
-    result.state = can_do(algorithm, p) ? SUCCESS : NOT_SUPPORTED;
-    result.waves = 1;
-    return result;
+int64_t bytes_of(const Layout& layout) {
+    int64_t elements = layout.leading * int64_t(layout.columns - 1) + int64_t(layout.rows);
+    return elements * product::bytes(product::Type(layout.type));
 }
 
-bool is_algorithm(const Algorithm* a) {
-    uint32_t parts = a->id == 2 ? PARTS : 1;
-    return a->magic == ALGORITHM_MAGIC && a->id <= 2 && a->parts == parts;
-}
-
-// Sets one attribute of `bytes` bytes.
-template <class T> Status set(const char* call, T* to, const void* from, size_t bytes) {
-    if (bytes != sizeof(T)) return refuse(INVALID_VALUE, call, "the attribute has another size");
-    memcpy(to, from, bytes);
+Status set(void* field, size_t field_bytes, const void* from, size_t bytes, const char* call) {
+    if (!from || bytes != field_bytes)
+        return refuse(INVALID_VALUE, call, "%zu bytes for an attribute of %zu", bytes, field_bytes);
+    memcpy(field, from, bytes);
     return SUCCESS;
-}
-
-bool in_memory(const void* start, const Layout* layout) {
-    uint64_t elements = uint64_t(layout->leading) * (layout->columns - 1) + layout->rows;
-    return emulator_is_device_memory(start, elements * type_bytes(layout->type));
 }
 
 } // namespace
 
+// Makes the algorithm of that number slower, for tests of the choice between them.
+EXPORT void emulator_cublaslt_delay(uint32_t algorithm, uint32_t us) { delays_us[algorithm] = us; }
+
+EXPORT size_t cublasLtGetVersion() { return 130000; }
+
 EXPORT Status cublasLtCreate(Handle** handle) {
     emulator_record_call("cublasLtCreate");
-    *handle = new Handle{1};
+    void* context = nullptr;
+    if (cuCtxGetCurrent(&context) || !context) return refuse(NOT_INITIALIZED, "cublasLtCreate", "no current context");
+    *handle = new Handle;
     return SUCCESS;
 }
 
 EXPORT Status cublasLtDestroy(Handle* handle) {
+    emulator_record_call("cublasLtDestroy");
+    if (!is(handle, HANDLE)) return refuse(INVALID_VALUE, "cublasLtDestroy", "no handle");
+    handle->magic = 0;
     delete handle;
     return SUCCESS;
 }
 
-EXPORT size_t cublasLtGetVersion() { return 130000; }
-
-EXPORT size_t cublasLtGetCudartVersion() { return 13000; }
-
-EXPORT Status cublasLtMatmulDescCreate(Desc** desc, int compute, int scale) {
-    if (compute != COMPUTE_32F || scale != F32)
-        return refuse(NOT_SUPPORTED, "cublasLtMatmulDescCreate", "only sums and factors in f32");
-    *desc = new Desc{compute, scale};
+EXPORT Status cublasLtMatmulDescCreate(Desc** desc, int32_t compute, int32_t scale) {
+    emulator_record_call("cublasLtMatmulDescCreate");
+    *desc = new Desc;
+    (*desc)->compute = compute;
+    (*desc)->scale = scale;
     return SUCCESS;
 }
 
+EXPORT Status cublasLtMatmulDescSetAttribute(Desc* desc, int32_t attribute, const void* from, size_t bytes) {
+    const char* call = "cublasLtMatmulDescSetAttribute";
+    emulator_record_call(call);
+    if (!is(desc, DESC)) return refuse(INVALID_VALUE, call, "no operation descriptor");
+    switch (attribute) {
+    case 3: return set(&desc->transposed_a, sizeof desc->transposed_a, from, bytes, call);
+    case 4: return set(&desc->transposed_b, sizeof desc->transposed_b, from, bytes, call);
+    case 7: return set(&desc->epilogue, sizeof desc->epilogue, from, bytes, call);
+    case 8: return set(&desc->bias, sizeof desc->bias, from, bytes, call);
+    }
+    return refuse(NOT_SUPPORTED, call, "attribute %d", attribute);
+}
+
 EXPORT Status cublasLtMatmulDescDestroy(Desc* desc) {
+    if (!is(desc, DESC)) return refuse(INVALID_VALUE, "cublasLtMatmulDescDestroy", "no operation descriptor");
+    desc->magic = 0;
     delete desc;
     return SUCCESS;
 }
 
-EXPORT Status cublasLtMatmulDescSetAttribute(Desc* desc, int attribute, const void* value, size_t bytes) {
-    const char* call = "cublasLtMatmulDescSetAttribute";
-    switch (attribute) {
-    case 3: return set(call, &desc->transpose_a, value, bytes);
-    case 4: return set(call, &desc->transpose_b, value, bytes);
-    case 7: return set(call, &desc->epilogue, value, bytes);
-    case 8: return set(call, &desc->bias, value, bytes);
-    default: return refuse(NOT_SUPPORTED, call, "an attribute that is not known here");
-    }
+EXPORT Status cublasLtMatrixLayoutCreate(Layout** layout, int32_t type, uint64_t rows, uint64_t columns,
+                                         int64_t leading) {
+    emulator_record_call("cublasLtMatrixLayoutCreate");
+    *layout = new Layout;
+    (*layout)->type = type;
+    (*layout)->rows = rows;
+    (*layout)->columns = columns;
+    (*layout)->leading = leading;
+    return SUCCESS;
 }
 
-EXPORT Status cublasLtMatrixLayoutCreate(Layout** layout, uint32_t type, uint64_t rows, uint64_t columns, int64_t leading) {
-    *layout = new Layout{type, rows, columns, leading};
-    return SUCCESS;
+EXPORT Status cublasLtMatrixLayoutSetAttribute(Layout* layout, int32_t attribute, const void* from, size_t bytes) {
+    const char* call = "cublasLtMatrixLayoutSetAttribute";
+    if (!is(layout, LAYOUT)) return refuse(INVALID_VALUE, call, "no layout");
+    switch (attribute) {
+    case 2: return set(&layout->rows, sizeof layout->rows, from, bytes, call);
+    case 3: return set(&layout->columns, sizeof layout->columns, from, bytes, call);
+    case 4: return set(&layout->leading, sizeof layout->leading, from, bytes, call);
+    }
+    return refuse(NOT_SUPPORTED, call, "attribute %d", attribute);
 }
 
 EXPORT Status cublasLtMatrixLayoutDestroy(Layout* layout) {
+    if (!is(layout, LAYOUT)) return refuse(INVALID_VALUE, "cublasLtMatrixLayoutDestroy", "no layout");
+    layout->magic = 0;
     delete layout;
     return SUCCESS;
-}
-
-EXPORT Status cublasLtMatrixLayoutSetAttribute(Layout* layout, int attribute, const void* value, size_t bytes) {
-    const char* call = "cublasLtMatrixLayoutSetAttribute";
-    switch (attribute) {
-    case 0: return set(call, &layout->type, value, bytes);
-    case 2: return set(call, &layout->rows, value, bytes);
-    case 3: return set(call, &layout->columns, value, bytes);
-    case 4: return set(call, &layout->leading, value, bytes);
-    default: return refuse(NOT_SUPPORTED, call, "an attribute that is not known here");
-    }
 }
 
 EXPORT Status cublasLtMatmulPreferenceCreate(Preference** preference) {
@@ -272,99 +282,136 @@ EXPORT Status cublasLtMatmulPreferenceCreate(Preference** preference) {
     return SUCCESS;
 }
 
+EXPORT Status cublasLtMatmulPreferenceSetAttribute(Preference* preference, int32_t attribute, const void* from,
+                                                   size_t bytes) {
+    const char* call = "cublasLtMatmulPreferenceSetAttribute";
+    if (!is(preference, PREFERENCE)) return refuse(INVALID_VALUE, call, "no preference");
+    switch (attribute) {
+    case 1: return set(&preference->workspace_bytes, sizeof preference->workspace_bytes, from, bytes, call);
+    case 3: return set(&preference->reductions, sizeof preference->reductions, from, bytes, call);
+    case 5:
+    case 6:
+    case 7:
+    case 8: return set(&preference->alignment[attribute - 5], sizeof *preference->alignment, from, bytes, call);
+    }
+    return refuse(NOT_SUPPORTED, call, "attribute %d", attribute);
+}
+
 EXPORT Status cublasLtMatmulPreferenceDestroy(Preference* preference) {
+    if (!is(preference, PREFERENCE)) return refuse(INVALID_VALUE, "cublasLtMatmulPreferenceDestroy", "no preference");
+    preference->magic = 0;
     delete preference;
     return SUCCESS;
 }
 
-EXPORT Status cublasLtMatmulPreferenceSetAttribute(Preference* preference, int attribute, const void* value, size_t bytes) {
-    const char* call = "cublasLtMatmulPreferenceSetAttribute";
-    switch (attribute) {
-    case 1: return set(call, &preference->workspace_bytes, value, bytes);
-    case 3: return set(call, &preference->reductions, value, bytes);
-    case 5: case 6: case 7: case 8: return set(call, &preference->alignments[attribute - 5], value, bytes);
-    default: return refuse(NOT_SUPPORTED, call, "an attribute that is not known here");
+EXPORT Status cublasLtMatmulAlgoGetHeuristic(Handle* handle, const Desc* desc, const Layout* a, const Layout* b,
+                                             const Layout* c, const Layout* d, const Preference* preference,
+                                             int32_t wanted, HeuristicResult* results, int32_t* found) {
+    const char* call = "cublasLtMatmulAlgoGetHeuristic";
+    emulator_record_call(call);
+    *found = 0;
+    if (!is(handle, HANDLE)) return refuse(NOT_INITIALIZED, call, "no handle");
+    if (!is(preference, PREFERENCE) || wanted < 1) return refuse(INVALID_VALUE, call, "no preference, or none wanted");
+    Problem problem = {desc, a, b, c, d};
+    if (Status wrong = check(problem, call)) return wrong;
+    uint32_t alignment = 256;
+    for (uint32_t each : preference->alignment)
+        if (each < alignment) alignment = each;
+    for (uint32_t id = 0; id < KINDS_COUNT && *found < wanted; id++) {
+        const Order& order = KINDS[id].order;
+        Algorithm algorithm = {};
+        algorithm.magic = ALGORITHM;
+        algorithm.id = id;
+        algorithm.split_k = order.split_k;
+        algorithm.reduction = order.reduction;
+        algorithm.n = uint32_t(problem.n());
+        algorithm.k = uint32_t(problem.k());
+        algorithm.types = problem.types();
+        algorithm.alignment = alignment;
+        algorithm.checksum = checksum(algorithm);
+        if (order.reduction & ~preference->reductions) continue;
+        if (problem.workspace_bytes(algorithm) > preference->workspace_bytes) continue;
+        if (order.split_k > uint32_t(problem.k())) continue;
+        if (check(algorithm, problem)) continue;
+        results[(*found)++] = {algorithm, problem.workspace_bytes(algorithm), SUCCESS, 1.0f, {}};
     }
+    return *found ? SUCCESS : NOT_SUPPORTED;
 }
 
-EXPORT Status cublasLtMatmulAlgoGetHeuristic(Handle*, const Desc* desc, const Layout* a, const Layout* b, const Layout* c,
-                                             const Layout* d, const Preference* preference, int wanted, Found* results,
-                                             int* count) {
-    emulator_record_call("cublasLtMatmulAlgoGetHeuristic");
-    Product p = {};
-    *count = 0;
-    if (Status wrong = check_shapes("cublasLtMatmulAlgoGetHeuristic", desc, a, b, c, d, &p)) return wrong;
-    // The one with parts first: a caller that must not have it is tempted.
-    for (uint32_t algorithm : {2, 0, 1}) {
-        Found result = found(algorithm, p);
-        bool allowed = result.state == SUCCESS && result.workspace_bytes <= preference->workspace_bytes &&
-                       (!result.algorithm.reduction || preference->reductions & result.algorithm.reduction);
-        if (allowed && *count < wanted) results[(*count)++] = result;
-    }
-    return *count ? SUCCESS : NOT_SUPPORTED;
-}
-
-EXPORT Status cublasLtMatmulAlgoCheck(Handle*, const Desc* desc, const Layout* a, const Layout* b, const Layout* c,
-                                      const Layout* d, const Algorithm* algorithm, Found* result) {
-    emulator_record_call("cublasLtMatmulAlgoCheck");
-    Product p = {};
-    if (Status wrong = check_shapes("cublasLtMatmulAlgoCheck", desc, a, b, c, d, &p)) return wrong;
-    if (!is_algorithm(algorithm)) return INVALID_VALUE;
-    *result = found(algorithm->id, p);
-    return result->state;
-}
-
-EXPORT Status cublasLtMatmulAlgoConfigGetAttribute(const Algorithm* algorithm, int attribute, void* value, size_t bytes,
-                                                   size_t* written) {
-    const uint32_t* from = attribute == 0   ? &algorithm->id
-                           : attribute == 2 ? &algorithm->parts
-                           : attribute == 3 ? &algorithm->reduction
-                                            : nullptr;
-    if (!from || !is_algorithm(algorithm) || bytes < sizeof *from)
-        return refuse(INVALID_VALUE, "cublasLtMatmulAlgoConfigGetAttribute", "no algorithm, attribute or room");
-    memcpy(value, from, sizeof *from);
-    if (written) *written = sizeof *from;
+EXPORT Status cublasLtMatmulAlgoCheck(Handle* handle, const Desc* desc, const Layout* a, const Layout* b,
+                                      const Layout* c, const Layout* d, const Algorithm* algorithm,
+                                      HeuristicResult* result) {
+    const char* call = "cublasLtMatmulAlgoCheck";
+    emulator_record_call(call);
+    if (!is(handle, HANDLE)) return refuse(NOT_INITIALIZED, call, "no handle");
+    Problem problem = {desc, a, b, c, d};
+    if (Status wrong = check(problem, call)) return wrong;
+    if (Status wrong = check(*algorithm, problem)) return wrong;
+    *result = {*algorithm, problem.workspace_bytes(*algorithm), SUCCESS, 1.0f, {}};
     return SUCCESS;
 }
 
-EXPORT Status cublasLtMatmulAlgoConfigSetAttribute(Algorithm* algorithm, int attribute, const void* value, size_t bytes) {
-    const char* call = "cublasLtMatmulAlgoConfigSetAttribute";
+EXPORT Status cublasLtMatmulAlgoConfigGetAttribute(const Algorithm* algorithm, int32_t attribute, void* to,
+                                                   size_t bytes, size_t* written) {
+    const char* call = "cublasLtMatmulAlgoConfigGetAttribute";
+    emulator_record_call(call);
+    if (algorithm->magic != ALGORITHM || bytes != 4 || !to) return refuse(INVALID_VALUE, call, "no algorithm, or size");
     switch (attribute) {
-    case 2: return set(call, &algorithm->parts, value, bytes);
-    case 3: return set(call, &algorithm->reduction, value, bytes);
-    default: return refuse(NOT_SUPPORTED, call, "an attribute that is not known here");
+    case 0: memcpy(to, &algorithm->id, 4); break;
+    case 2: memcpy(to, &algorithm->split_k, 4); break;
+    case 3: memcpy(to, &algorithm->reduction, 4); break;
+    default: return refuse(NOT_SUPPORTED, call, "attribute %d", attribute);
     }
+    if (written) *written = 4;
+    return SUCCESS;
 }
 
-EXPORT Status cublasLtMatmul(Handle* handle, const Desc* desc, const float* alpha, const void* a, const Layout* layout_a,
-                             const void* b, const Layout* layout_b, const float* beta, const void* c,
-                             const Layout* layout_c, void* d, const Layout* layout_d, const Algorithm* algorithm,
+EXPORT Status cublasLtMatmul(Handle* handle, const Desc* desc, const float* alpha, const void* a_start, const Layout* a,
+                             const void* b_start, const Layout* b, const float* beta, const void* c_start,
+                             const Layout* c, void* d_start, const Layout* d, const Algorithm* algorithm,
                              void* workspace, size_t workspace_bytes, void* stream) {
     const char* call = "cublasLtMatmul";
-    Product p = {};
-    if (!handle || !handle->open) return refuse(NOT_INITIALIZED, call, "the handle is not open");
-    if (Status wrong = check_shapes(call, desc, layout_a, layout_b, layout_c, layout_d, &p)) return wrong;
-    if (!algorithm || !is_algorithm(algorithm)) return refuse(INVALID_VALUE, call, "no algorithm of this library");
-    if (!can_do(algorithm->id, p)) return refuse(NOT_SUPPORTED, call, "the algorithm cannot do this shape");
-    size_t needed = workspace_of(algorithm->id, p.n);
-    if (needed > workspace_bytes || (needed && !emulator_is_device_memory(workspace, needed)))
-        return refuse(INVALID_VALUE, call, "the workspace is too small, or not memory of the device");
-    bool biased = desc->epilogue == EPILOGUE_BIAS;
-    if (!in_memory(a, layout_a) || !in_memory(b, layout_b) || !in_memory(d, layout_d) ||
-        (*beta != 0 && !in_memory(c, layout_c)) ||
-        (biased && !emulator_is_device_memory(desc->bias, p.m * type_bytes(layout_d->type))))
-        return refuse(INVALID_VALUE, call, "a matrix is not in memory of the device");
-    uintptr_t addresses = uintptr_t(a) | uintptr_t(b) | uintptr_t(d) | uintptr_t(biased ? desc->bias : nullptr);
-    if (addresses % 16) return refuse(INVALID_VALUE, call, "an address is no multiple of 16");
-    p.a = a, p.b = b, p.c = c, p.d = d, p.bias = biased ? desc->bias : nullptr, p.workspace = (float*)workspace;
-    p.leading_a = layout_a->leading, p.leading_b = layout_b->leading;
-    p.leading_c = layout_c->leading, p.leading_d = layout_d->leading;
-    p.alpha = *alpha, p.beta = *beta;
-    p.type_ab = layout_a->type, p.type_c = layout_c->type, p.type_d = layout_d->type;
-    p.transpose_a = uint32_t(desc->transpose_a), p.transpose_b = uint32_t(desc->transpose_b);
-    p.algorithm = algorithm->id;
-    emulator_record("cublasLtMatmul m=%llu n=%llu k=%llu algorithm=%u parts=%u workspace=%zu captured=%d",
-                    (unsigned long long)p.m, (unsigned long long)p.n, (unsigned long long)p.k, p.algorithm,
-                    algorithm->parts, needed, emulator_is_capturing(stream));
-    return emulator_enqueue(stream, call, run, &p, sizeof p) ? EXECUTION_FAILED : SUCCESS;
+    if (!is(handle, HANDLE)) return refuse(NOT_INITIALIZED, call, "no handle");
+    Problem problem = {desc, a, b, c, d};
+    if (Status wrong = check(problem, call)) return wrong;
+    if (!algorithm) return refuse(INVALID_VALUE, call, "no algorithm: the original would search for one at every call");
+    if (Status wrong = check(*algorithm, problem))
+        return refuse(wrong, call, "these 64 bytes are no algorithm of the problem, or not for %d rows", problem.rows());
+    if (problem.workspace_bytes(*algorithm) > workspace_bytes)
+        return refuse(INVALID_VALUE, call, "algorithm '%s' needs %zu bytes of workspace, not %zu",
+                      KINDS[algorithm->id].name, problem.workspace_bytes(*algorithm), workspace_bytes);
+    const void* bias = desc->epilogue == 4 ? desc->bias : nullptr;
+    const struct {
+        const char* name;
+        const void* start;
+        int64_t bytes;
+        uint32_t alignment;
+    } operands[] = {
+        {"A", a_start, bytes_of(*a), algorithm->alignment},
+        {"B", b_start, bytes_of(*b), algorithm->alignment},
+        {"C", c_start, bytes_of(*c), algorithm->alignment},
+        {"D", d_start, bytes_of(*d), algorithm->alignment},
+        {"the bias", bias, bias ? product::bytes(product::Type(d->type)) * problem.n() : 0, algorithm->alignment},
+        {"the workspace", workspace, int64_t(workspace_bytes), 256},
+    };
+    for (const auto& [name, start, bytes, alignment] : operands) {
+        if (!bytes) continue;
+        if (uintptr_t(start) % alignment)
+            return refuse(INVALID_VALUE, call, "%s is at %p, alignment %u was promised", name, start, alignment);
+        if (!emulator_is_device_memory(start, bytes))
+            return refuse(EXECUTION_FAILED, call, "%s: %ld bytes at %p are not all the device's", name, bytes, start);
+    }
+    emulator_record("%s n=%d k=%d rows=%d algorithm=%u", call, problem.n(), problem.k(), problem.rows(), algorithm->id);
+    Task task = {};
+    task.a = a_start, task.b = b_start, task.c = c_start, task.bias = bias, task.d = d_start;
+    task.workspace = is_split(*algorithm) ? (float*)workspace : nullptr;
+    task.lda = a->leading, task.ldb = b->leading, task.ldc = c->leading, task.ldd = d->leading;
+    task.alpha = *alpha, task.beta = *beta;
+    task.n = problem.n(), task.k = problem.k(), task.rows = problem.rows();
+    task.input = product::Type(a->type), task.output = product::Type(d->type);
+    task.order = {chunk_of(algorithm->id, task.rows), algorithm->split_k, product::Reduction(algorithm->reduction)};
+    task.delay_us = delays_us[algorithm->id];
+    if (emulator_enqueue(stream, call, product::run, &task, sizeof task))
+        return refuse(EXECUTION_FAILED, call, "the driver refused");
+    return SUCCESS;
 }

@@ -217,11 +217,15 @@ const Kernel* find_kernel(const char* name) {
 
 bool running() { return kernel != nullptr; }
 
-bool describe_shared(const void* address, char* text, size_t text_bytes) {
+bool describe_place(const void* address, char* text, size_t text_bytes) {
+    if (current && current->fiber.is_below(address)) {
+        snprintf(text, text_bytes, "memory past the end of the thread's stack of %zu bytes", STACK_BYTES);
+        return true;
+    }
     const unsigned char* at = (const unsigned char*)address;
     if (!shared_area || at < shared_area - SHARED_GUARD_BYTES || at >= shared_area + SHARED_BYTES_MAX + SHARED_GUARD_BYTES)
         return false;
-    snprintf(text, text_bytes, "to byte %td of the block's %zu bytes of shared memory", at - shared, shared_bytes);
+    snprintf(text, text_bytes, "byte %td of the block's %zu bytes of shared memory", at - shared, shared_bytes);
     return true;
 }
 

@@ -47,8 +47,8 @@ bool guarded_is_near(const void* address);
 // "12 bytes past the end of 4096 bytes of device memory at 0x7f.. (allocation 7)"; good until the next call.
 const char* guarded_describe(const void* address);
 
-// The block's shared memory with the pages around it, for reports of faults.
-bool describe_shared(const void* address, char* text, size_t text_bytes);
+// If the address is around the block's shared memory or below the running thread's stack, says so.
+bool describe_place(const void* address, char* text, size_t text_bytes);
 // Whether a kernel is running.
 bool running();
 

@@ -66,7 +66,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
     // What follows is not safe in a handler in general, but this one ends the process.
     char text[256];
     if (signal == SIGILL) fail("illegal instruction at %p", info->si_addr);
-    if (describe_shared(info->si_addr, text, sizeof text)) fail("access %s", text);
+    if (describe_place(info->si_addr, text, sizeof text)) fail("access to %s", text);
     fail("access to memory that is not there: %s", guarded_describe(info->si_addr));
 }
 

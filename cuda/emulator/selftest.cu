@@ -69,9 +69,10 @@ KERNEL(selftest_shared_overrun, SelftestParams) {
     values[threadIdx.x + 1] = p.in[threadIdx.x];
 }
 
-// Within the 16 bytes to which shared memory is rounded up: found when the block ends.
+// Launched with `count` bytes of shared memory. The byte behind them is within the 16 bytes to which they are rounded
+// up: found when the block ends.
 KERNEL(selftest_shared_overrun_by_a_byte, SelftestParams) {
-    shared_memory()[blockDim.x * 4] = 0;
+    shared_memory()[p.count] = 0;
     p.out[threadIdx.x] = 1;
 }
 

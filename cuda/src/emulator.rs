@@ -71,6 +71,16 @@ pub fn log() -> Vec<String> {
     (0..end).filter_map(read).collect()
 }
 
+/// Makes an algorithm of the stand-in for cuBLASLt, by its number, slower by so many microseconds; 0 undoes it.
+pub fn delay_cublaslt_algorithm(number: u32, us: u32) {
+    let function = find(open("libcublasLt.so"), c"emulator_cublaslt_delay");
+    // SAFETY: the type is that of the function in emulator/cublaslt.cc, which is built with this crate.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(u32, u32)>(function)(number, us);
+    }
+}
+
 /// The exported functions of emulator/record.h.
 struct Recorder {
     count: unsafe extern "C" fn(*const c_char) -> u64,
