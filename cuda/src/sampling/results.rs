@@ -14,12 +14,10 @@ pub(super) const RESULT_BYTES: usize = 16;
 /// `TopEntry` there: token, logprob.
 pub(super) const TOP_ENTRY_BYTES: usize = 8;
 
-/// Steps in turn: begun, downloaded, collected.
+/// Steps in turn: the one that is being enqueued is number `downloaded`.
 #[derive(Debug)]
 pub(super) struct Results {
     steps: [PendingStep; MAX_IN_FLIGHT],
-    /// Downloaded, or 1 more while a step is being enqueued.
-    begun: usize,
     downloaded: usize,
     collected: usize,
     /// Device addresses.
@@ -34,7 +32,7 @@ pub(super) struct Results {
 struct PendingStep {
     memory: PinnedMemory,
     arrived: Event,
-    /// By row: alternatives asked for, if any log-probability.
+    /// By row: alternatives asked for, if any log-probability. Empty once collected.
     wanted_top: Vec<Option<u32>>,
     /// By row: alternatives from the device.
     num_top: Vec<usize>,
@@ -52,7 +50,6 @@ impl Results {
     ) -> Result<Self, CudaError> {
         Ok(Self {
             steps: [PendingStep::new(context, max_rows)?, PendingStep::new(context, max_rows)?],
-            begun: 0,
             downloaded: 0,
             collected: 0,
             results,
@@ -79,7 +76,6 @@ impl Results {
         step.wanted_top.extend(rows.iter().map(|row| wanted_top(row, &slots[row.slot as usize])));
         step.num_top.clear();
         step.num_top.extend(step.wanted_top.iter().map(|wanted| device_top(*wanted, vocab_size)));
-        self.begun = self.downloaded + 1;
         Ok(())
     }
 
@@ -116,9 +112,8 @@ impl Results {
     }
 
     pub(super) fn download(&mut self, stream: &Stream) -> Result<(), CudaError> {
-        debug_assert!(self.begun > self.downloaded, "a step is downloaded once");
         let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
-        let results_bytes = step.wanted_top.len() * RESULT_BYTES;
+        let results_bytes = step.num_top.len() * RESULT_BYTES;
         if results_bytes > 0 {
             stream.copy_to_host(&mut step.memory, 0..results_bytes, self.results)?;
         }
@@ -148,10 +143,11 @@ impl Results {
             top = rest;
             read_result(row, bytes, own);
         }
-        for (index, top) in &mut step.wide {
-            std::mem::swap(&mut self.rows[*index].top, top);
+        for (index, top) in step.wide.drain(..) {
+            self.rows[index].top = top;
         }
-        Ok(&self.rows[..step.wanted_top.len()])
+        step.wanted_top.clear();
+        Ok(&self.rows[..step.num_top.len()])
     }
 }
 
