@@ -51,19 +51,32 @@ pub enum MaxModelLen {
     Tokens(u32),
 }
 
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// GPU 0 if there is one that can be used, else the CPU.
+    Auto,
+    /// All cores that the process may use.
+    Cpu,
+    /// The NVIDIA GPU of that number.
+    Cuda(usize),
+}
+
 /// Model, memory and scheduling.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
     /// What to load.
     pub model: ModelSource,
+    /// What computes it.
+    pub device: DeviceChoice,
     /// Names for clients; if empty, the path as given (or "pebble" for the demo).
     pub served_model_names: Vec<String>,
     /// Prompt and output together.
     pub max_model_len: MaxModelLen,
-    /// Requests in a step at most.
-    pub max_num_seqs: u32,
-    /// Tokens in a step at most.
-    pub max_num_batched_tokens: u32,
+    /// Requests in a step at most; `None` = 256, or the tokens of a step if that is less.
+    pub max_num_seqs: Option<u32>,
+    /// Tokens in a step at most; `None` = what suits the device.
+    pub max_num_batched_tokens: Option<u32>,
     /// Tokens in a KV block.
     pub block_size: u32,
     /// Bytes of KV cache; `None` = by `gpu_memory_utilization`.
@@ -84,6 +97,10 @@ pub struct EngineConfig {
     pub dtype: WeightDtype,
     /// Source of weights.
     pub load_format: LoadFormat,
+    /// No recorded decode steps on a GPU.
+    pub enforce_eager: bool,
+    /// On a GPU too, a result does not depend on the batch it is computed in.
+    pub batch_invariant: bool,
     /// `--max-logprobs`; `None` = no limit.
     pub max_logprobs: Option<u32>,
     /// Replaces the model's chat template: the template itself (a file has been read by now).

@@ -8,6 +8,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod device;
 pub mod engine;
 pub mod grpc;
 pub mod http;

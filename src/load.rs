@@ -7,27 +7,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use quire_cpu::{CpuBackend, CpuOptions};
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvLayout, Model, ModelError, ModelSpec, Progress, Runner, RunnerConfig,
+    BackendError, Checkpoint, Dtype, KvLayout, ModelError, ModelSpec, Progress, RunnerConfig,
     SamplingDefaults,
 };
-use quire_scheduler::{ConfigError, ModelRunner, Scheduler, SchedulerConfig};
+use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
-use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig, WeightDtype};
+use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig};
 use crate::demo;
+use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
 use crate::engine::{Engine, EngineOptions};
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
 use crate::validate::RequestLimits;
 
-/// KV cache of the demo model, if nothing else is asked for: 43,000 tokens, and little for a laptop.
-const DEMO_KV_CACHE_BYTES: u64 = 128 << 20;
-/// KV cache of other models on a CPU, if nothing else is asked for (vLLM's VLLM_CPU_KVCACHE_SPACE).
-const CPU_KV_CACHE_BYTES: u64 = 4 << 30;
-/// The CPU backend keeps keys and values in f32.
-const KV_DTYPE: Dtype = Dtype::F32;
 /// Text jobs waiting at most; each holds one request's body.
 const MAX_QUEUED_TEXT_JOBS: usize = 4096;
 
@@ -39,6 +33,8 @@ pub enum LoadError {
     Model(#[from] ModelError),
     #[error("{0}")]
     Backend(#[from] BackendError),
+    #[error("{0}")]
+    Device(#[from] DeviceError),
     #[error("{0}")]
     Text(#[from] TextError),
     #[error("{0}")]
@@ -96,13 +92,14 @@ pub fn start(
         Some(source) => Some(ChatTemplate::new(source, tokenizer.special_tokens())?),
         None => ChatTemplate::from_tokenizer(&tokenizer)?,
     };
-    let scheduler = scheduler_config(config, &spec)?;
+    let device = Device::choose(config.device)?;
+    let scheduler = scheduler_config(config, &spec, &device)?;
     let model = model_info(config, &spec, &scheduler);
     let limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults.unwrap_or_default());
     let cache = CacheInfo {
         block_size: scheduler.block_size,
         enable_prefix_caching: scheduler.enable_prefix_caching,
-        cache_dtype: "float32".into(),
+        cache_dtype: dtype_name(device.kv_dtype(config, &spec)).into(),
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_cache_memory_bytes: config.kv_cache_memory_bytes,
     };
@@ -115,12 +112,11 @@ pub fn start(
         seed: config.seed,
         log_requests,
     };
-    let checkpoint = open_checkpoint(config, &spec)?;
+    let (checkpoint, config) = (open_checkpoint(config, &spec)?, config.clone());
     let engine = Engine::start(options, move || -> Result<_, LoadError> {
-        let mut backend = CpuBackend::new(CpuOptions::default())?;
-        let model = Model::load(&mut backend, spec, &checkpoint, &mut progress)?;
-        let runner = Runner::new(backend, model, runner_config(&scheduler))?;
-        Ok((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler)?))
+        let limits = runner_config(&scheduler);
+        let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
+        Ok((runner, Scheduler::new(scheduler)?))
     })?;
     Ok(Loaded { engine, tokenizer, chat_template, model, limits, metrics })
 }
@@ -184,12 +180,7 @@ fn read_optional(path: &Path) -> Result<Option<String>, LoadError> {
 }
 
 fn open_checkpoint(config: &EngineConfig, spec: &ModelSpec) -> Result<Checkpoint, LoadError> {
-    let dtype = match config.dtype {
-        WeightDtype::Auto => None,
-        WeightDtype::F32 => Some(Dtype::F32),
-        WeightDtype::F16 => Some(Dtype::F16),
-        WeightDtype::Bf16 => Some(Dtype::Bf16),
-    };
+    let dtype = weight_dtype(config);
     let checkpoint = match (config.load_format, &config.model) {
         (LoadFormat::Dummy, _) => return Ok(Checkpoint::dummy(dtype.unwrap_or(spec.dtype))),
         (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Demo) => {
@@ -204,26 +195,44 @@ fn open_checkpoint(config: &EngineConfig, spec: &ModelSpec) -> Result<Checkpoint
 }
 
 /// The limits of scheduling, with the KV cache in blocks.
-fn scheduler_config(config: &EngineConfig, spec: &ModelSpec) -> Result<SchedulerConfig, LoadError> {
+fn scheduler_config(
+    config: &EngineConfig,
+    spec: &ModelSpec,
+    device: &Device,
+) -> Result<SchedulerConfig, LoadError> {
     let limit = u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX);
-    let kv = KvRoom::find(config, spec)?;
-    let max_model_len = match config.max_model_len {
-        MaxModelLen::Model => limit,
-        MaxModelLen::Fitting => limit.min(u32::try_from(kv.tokens()).unwrap_or(u32::MAX).max(2)),
-        MaxModelLen::Tokens(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
-        MaxModelLen::Tokens(asked) => asked,
-    };
-    let num_blocks = kv.num_blocks(max_model_len, config.max_num_seqs)?;
-    let max_num_seqs = config.max_num_seqs.min(config.max_num_batched_tokens);
-    if max_num_seqs < config.max_num_seqs {
+    let max_num_batched_tokens =
+        config.max_num_batched_tokens.unwrap_or_else(|| device.default_max_num_batched_tokens());
+    let asked = config.max_num_seqs.unwrap_or(DEFAULT_MAX_NUM_SEQS.min(max_num_batched_tokens));
+    let max_num_seqs = asked.min(max_num_batched_tokens);
+    if max_num_seqs < asked {
         tracing::warn!(
             max_num_seqs,
             "lowered to --max-num-batched-tokens: each request needs a token a step"
         );
     }
+    let longest = match config.max_model_len {
+        MaxModelLen::Model | MaxModelLen::Fitting => limit,
+        MaxModelLen::Tokens(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
+        MaxModelLen::Tokens(asked) => asked,
+    };
+    let limits = RunnerConfig {
+        max_num_seqs: max_num_seqs as usize,
+        max_num_batched_tokens: max_num_batched_tokens as usize,
+        max_model_len: longest as usize,
+        block_size: config.block_size as usize,
+        num_blocks: 0,
+    };
+    let kv =
+        KvRoom::new(spec, device.kv_dtype(config, spec), device.kv_memory(config, spec, &limits)?, &limits)?;
+    let max_model_len = match config.max_model_len {
+        MaxModelLen::Fitting => limit.min(u32::try_from(kv.tokens()).unwrap_or(u32::MAX).max(2)),
+        MaxModelLen::Model | MaxModelLen::Tokens(_) => longest,
+    };
+    let num_blocks = kv.num_blocks(max_model_len, max_num_seqs)?;
     Ok(SchedulerConfig {
         max_num_seqs,
-        max_num_batched_tokens: config.max_num_batched_tokens,
+        max_num_batched_tokens,
         max_model_len,
         block_size: config.block_size,
         num_blocks,
@@ -239,6 +248,9 @@ fn scheduler_config(config: &EngineConfig, spec: &ModelSpec) -> Result<Scheduler
     })
 }
 
+/// vLLM's.
+const DEFAULT_MAX_NUM_SEQS: u32 = 256;
+
 /// A waiting request gains a priority every ten seconds, so that none waits for ever.
 const PRIORITY_AGEING_US: u64 = 10_000_000;
 
@@ -252,19 +264,19 @@ struct KvRoom {
 }
 
 impl KvRoom {
-    fn find(config: &EngineConfig, spec: &ModelSpec) -> Result<Self, LoadError> {
-        let block_size = config.block_size as usize;
-        let layout = KvLayout::new(spec, block_size);
-        let available_bytes = (available_memory_bytes() as f64 * config.gpu_memory_utilization) as u64;
-        let bytes = config.kv_cache_memory_bytes.unwrap_or_else(|| match config.model {
-            ModelSource::Demo => DEMO_KV_CACHE_BYTES.min(available_bytes),
-            ModelSource::Folder(_) => CPU_KV_CACHE_BYTES.min(available_bytes),
-        });
+    fn new(
+        spec: &ModelSpec,
+        dtype: Dtype,
+        memory: KvMemory,
+        limits: &RunnerConfig,
+    ) -> Result<Self, LoadError> {
+        let (block_size, layout) = (limits.block_size, KvLayout::new(spec, limits.block_size));
+        let KvMemory { bytes, available_bytes } = memory;
         if bytes > available_bytes {
             return Err(LoadError::Memory { kv_bytes: bytes, available_bytes });
         }
-        let fitting = layout.num_blocks(usize::try_from(bytes).unwrap_or(usize::MAX), KV_DTYPE);
-        Ok(Self { bytes, block_size, block_bytes: layout.block_bytes(KV_DTYPE), fitting })
+        let fitting = layout.num_blocks(usize::try_from(bytes).unwrap_or(usize::MAX), dtype);
+        Ok(Self { bytes, block_size, block_bytes: layout.block_bytes(dtype), fitting })
     }
 
     fn tokens(&self) -> u64 {
@@ -287,21 +299,12 @@ impl KvRoom {
     }
 }
 
-/// What this process can still get: what the kernel says, or less where a control group (a container's limit)
-/// allows less; all of memory where neither says.
-fn available_memory_bytes() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.trim().strip_suffix("kB"))
-        .and_then(|number| number.trim().parse::<u64>().ok());
-    // Version 2; "max" instead of a number means no limit.
-    let cgroup = |file: &str| -> Option<u64> {
-        std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse().ok()
-    };
-    let contained = cgroup("memory.max").map(|max| max.saturating_sub(cgroup("memory.current").unwrap_or(0)));
-    kib.map_or(u64::MAX, |kib| kib * 1024).min(contained.unwrap_or(u64::MAX))
+fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::Bf16 => "bfloat16",
+    }
 }
 
 fn runner_config(scheduler: &SchedulerConfig) -> RunnerConfig {

@@ -31,6 +31,7 @@ namespace {
 constexpr unsigned THREADS_MAX = 1024;
 constexpr size_t STACK_BYTES = 256 << 10;
 constexpr size_t SHARED_BYTES_MAX = 256 << 10;
+constexpr size_t SHARED_GUARD_BYTES = 1 << 20;
 constexpr unsigned char CANARY = 0xa5;
 
 Warp warps[THREADS_MAX / 32];
@@ -42,6 +43,8 @@ struct Block {
     unsigned threads, waiting, done;
     int count, counting;
 } block;
+
+unsigned char* shared_area;
 
 const Kernel* kernel;
 const void* kernel_params;
@@ -156,16 +159,17 @@ void make_fibers(unsigned threads) {
     }
 }
 
-// Shared memory ends where an inaccessible page begins, but for its alignment.
+// Shared memory ends where inaccessible pages begin, but for its alignment.
 unsigned char* place_shared(size_t bytes) {
-    static unsigned char* area = [] {
-        void* made = mmap(nullptr, SHARED_BYTES_MAX + 8192, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (made == MAP_FAILED || mprotect((char*)made + 4096, SHARED_BYTES_MAX, PROT_READ | PROT_WRITE))
+    if (!shared_area) {
+        void* made = mmap(nullptr, SHARED_BYTES_MAX + 2 * SHARED_GUARD_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (made == MAP_FAILED ||
+            mprotect((char*)made + SHARED_GUARD_BYTES, SHARED_BYTES_MAX, PROT_READ | PROT_WRITE))
             fail("no memory for shared memory");
-        return (unsigned char*)made + 4096;
-    }();
+        shared_area = (unsigned char*)made + SHARED_GUARD_BYTES;
+    }
     if (bytes > SHARED_BYTES_MAX) fail("%zu bytes of shared memory; a block can have %zu", bytes, SHARED_BYTES_MAX);
-    return area + SHARED_BYTES_MAX - (bytes + 15) / 16 * 16;
+    return shared_area + SHARED_BYTES_MAX - (bytes + 15) / 16 * 16;
 }
 
 void run_block(uint3 index) {
@@ -209,6 +213,20 @@ Registration::Registration(const char* name, size_t params_bytes, unsigned threa
 const Kernel* find_kernel(const char* name) {
     auto found = registry().find(name);
     return found == registry().end() ? nullptr : &found->second;
+}
+
+bool running() { return kernel != nullptr; }
+
+bool describe_place(const void* address, char* text, size_t text_bytes) {
+    if (current && current->fiber.is_below(address)) {
+        snprintf(text, text_bytes, "memory past the end of the thread's stack of %zu bytes", STACK_BYTES);
+        return true;
+    }
+    const unsigned char* at = (const unsigned char*)address;
+    if (!shared_area || at < shared_area - SHARED_GUARD_BYTES || at >= shared_area + SHARED_BYTES_MAX + SHARED_GUARD_BYTES)
+        return false;
+    snprintf(text, text_bytes, "byte %td of the block's %zu bytes of shared memory", at - shared, shared_bytes);
+    return true;
 }
 
 size_t shared_bytes_of_block() { return shared_bytes; }

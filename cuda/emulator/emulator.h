@@ -97,7 +97,7 @@ template <class T> DEVICE T from_bits(uint64_t bits) {
     static void emulated_##name(const Params& p);                                                                \
     static const emulator::Registration registered_##name(                                                       \
         #name, sizeof(Params), threads_max, [](const void* p) { emulated_##name(*(const Params*)p); });          \
-    static void emulated_##name(const Params& p)
+    static void emulated_##name([[maybe_unused]] const Params& p)
 #define KERNEL(name, Params) EMULATOR_KERNEL(name, Params, 1024)
 #define KERNEL_BOUNDS(name, Params, threads, blocks_per_sm) EMULATOR_KERNEL(name, Params, threads)
 

@@ -36,23 +36,30 @@ emulator_switch:
 
 namespace emulator {
 
+constexpr size_t GUARD_BYTES = 4 << 20;
+
+bool Fiber::is_below(const void* address) const {
+    const char* at = (const char*)address;
+    return stack && stack - GUARD_BYTES <= at && at < stack;
+}
+
 void Fiber::make(void (*entry)(), size_t stack_bytes, unsigned number) {
-    void* mapped = mmap(nullptr, stack_bytes + 4096, PROT_READ | PROT_WRITE,
+    void* mapped = mmap(nullptr, stack_bytes + GUARD_BYTES, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
-    // The lowest page is a guard: a stack that grows too far is a fault.
-    if (mapped == MAP_FAILED || mprotect(mapped, 4096, PROT_NONE)) fail("no memory for stacks");
-    char* stack = (char*)mapped + 4096;
+    // A stack that grows too far is a fault; the guard is wide, as one step may be.
+    if (mapped == MAP_FAILED || mprotect(mapped, GUARD_BYTES, PROT_NONE)) fail("no memory for stacks");
+    stack = (char*)mapped + GUARD_BYTES;
     // Stacks a power of two apart would all use the same few sets of the first cache.
     stack_bytes -= number % 61 * 64;
 #if defined(__x86_64__)
-    void** top = (void**)(stack + stack_bytes);
+    void** top = (void**)((char*)mapped + GUARD_BYTES + stack_bytes);
     *--top = nullptr; // keeps the stack aligned as a call leaves it
     *--top = (void*)entry;
     for (int saved = 0; saved < 6; saved++) *--top = nullptr;
     stack_pointer = top;
 #else
     getcontext(&context);
-    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_sp = (char*)mapped + GUARD_BYTES;
     context.uc_stack.ss_size = stack_bytes;
     context.uc_link = nullptr;
     makecontext(&context, entry, 0);

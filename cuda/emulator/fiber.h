@@ -15,10 +15,13 @@ class Fiber {
   public:
     // `entry` must never return. `number` spreads the stacks over the sets of the caches.
     void make(void (*entry)(), size_t stack_bytes, unsigned number);
+    // Whether the address is in the pages below the stack.
+    bool is_below(const void* address) const;
     // Leaves this fiber, which must be the running one, for `next`.
     void switch_to(Fiber& next);
 
   private:
+    const char* stack = nullptr;
 #if defined(__x86_64__)
     void* stack_pointer = nullptr;
 #else

@@ -31,17 +31,26 @@ void launch(const char* name, uint3 grid, unsigned threads, size_t shared_bytes,
 [[noreturn]] void fail_at(Site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 // Bytes in a mapping of their own, full of 0xff, with inaccessible pages before and after; the end is as near to
-// the page after as the alignment of 256 bytes allows.
-void* guarded_allocate(size_t bytes, const char* kind);
-// Checks the bytes between the end and the page after, and unmaps; later use of the address is a fault.
+// the page after as the alignment, a power of two up to 4096, allows. `kind` is kept as it is.
+void* guarded_allocate(size_t bytes, const char* kind, size_t alignment = 256);
+// Checks the bytes between the end and the page after, and makes all inaccessible: later use is a fault.
 // Returns false if it is not the start of a live allocation of that kind.
 bool guarded_free(void* start, const char* kind);
 // Fails if something was written just past the end of any allocation.
 void guarded_check();
-// Whether all bytes lie in one live allocation.
-bool guarded_contains(const void* start, size_t bytes);
+// The kind of the live allocation that holds all these bytes, or null.
+const char* guarded_kind(const void* start, size_t bytes);
+// Whether the address belongs to an allocation that was freed.
+bool guarded_is_freed(const void* address);
+// Whether the address belongs to an allocation, live or freed, or to the inaccessible pages around it.
+bool guarded_is_near(const void* address);
 // "12 bytes past the end of 4096 bytes of device memory at 0x7f.. (allocation 7)"; good until the next call.
 const char* guarded_describe(const void* address);
+
+// If the address is around the block's shared memory or below the running thread's stack, says so.
+bool describe_place(const void* address, char* text, size_t text_bytes);
+// Whether a kernel is running.
+bool running();
 
 // From here on a fault in a kernel is reported with kernel, block and thread.
 void catch_faults();

@@ -4,6 +4,7 @@
 
 #include "host.h"
 
+#include <deque>
 #include <iterator>
 #include <map>
 #include <signal.h>
@@ -15,14 +16,14 @@ namespace emulator {
 namespace {
 
 constexpr size_t PAGE = 4096;
-constexpr size_t ALIGNMENT = 256;
 constexpr unsigned char CANARY = 0xa5;
 
 struct Allocation {
     size_t bytes;
     const char* kind;
     size_t number;
-    void* mapping;
+    size_t slack; // between the end and the page after
+    char* mapping;
     size_t mapping_bytes;
     bool live;
 };
@@ -34,24 +35,45 @@ std::map<uintptr_t, Allocation>& allocations() {
 }
 size_t allocations_made;
 
-size_t slack_of(const Allocation& a) { return (ALIGNMENT - a.bytes % ALIGNMENT) % ALIGNMENT; }
+constexpr size_t FREED_MAX = 4096;
+std::deque<uintptr_t> freed; // the oldest first
 
 void check(uintptr_t start, const Allocation& a) {
     const unsigned char* end = (const unsigned char*)start + a.bytes;
-    for (size_t i = 0; i < slack_of(a); i++)
+    for (size_t i = 0; i < a.slack; i++)
         if (end[i] != CANARY) fail("a write %s", guarded_describe(end + i));
 }
 
+// The allocation whose pages, with those around it, hold the address; or the end.
+std::map<uintptr_t, Allocation>::iterator find_near(const void* address) {
+    auto after = allocations().upper_bound((uintptr_t)address);
+    auto holds = [address](const Allocation& a) {
+        return a.mapping <= (const char*)address && (const char*)address < a.mapping + a.mapping_bytes;
+    };
+    if (after != allocations().begin() && holds(std::prev(after)->second)) return std::prev(after);
+    return after != allocations().end() && holds(after->second) ? after : allocations().end();
+}
+
+struct sigaction previous[3];
+constexpr int SIGNALS[3] = {SIGSEGV, SIGBUS, SIGILL};
+
 void on_fault(int signal, siginfo_t* info, void*) {
-    // Not safe in general in a handler, but this one ends the process.
-    fail("%s, %s", signal == SIGSEGV || signal == SIGBUS ? "access to memory that is not there" : "illegal instruction",
-         guarded_describe(info->si_addr));
+    // A fault of somebody else is his: the instruction is tried again under his handler.
+    if (!running() && find_near(info->si_addr) == allocations().end()) {
+        for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &previous[i], nullptr);
+        return;
+    }
+    // What follows is not safe in a handler in general, but this one ends the process.
+    char text[256];
+    if (signal == SIGILL) fail("illegal instruction at %p", info->si_addr);
+    if (describe_place(info->si_addr, text, sizeof text)) fail("access to %s", text);
+    fail("access to memory that is not there: %s", guarded_describe(info->si_addr));
 }
 
 } // namespace
 
-void* guarded_allocate(size_t bytes, const char* kind) {
-    size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+void* guarded_allocate(size_t bytes, const char* kind, size_t alignment) {
+    size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     size_t inner = (rounded + PAGE - 1) / PAGE * PAGE;
     char* mapping = (char*)mmap(nullptr, inner + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED || (inner && mprotect(mapping + PAGE, inner, PROT_READ | PROT_WRITE)))
@@ -59,20 +81,27 @@ void* guarded_allocate(size_t bytes, const char* kind) {
     unsigned char* start = (unsigned char*)mapping + PAGE + inner - rounded;
     memset(start, 0xff, bytes);
     memset(start + bytes, CANARY, rounded - bytes);
-    allocations()[(uintptr_t)start] = {bytes, kind, allocations_made++, mapping, inner + 2 * PAGE, true};
+    allocations()[(uintptr_t)start] = {bytes, kind, allocations_made++, rounded - bytes, mapping, inner + 2 * PAGE, true};
     return start;
 }
 
 bool guarded_free(void* start, const char* kind) {
     auto found = allocations().find((uintptr_t)start);
-    if (found == allocations().end() || !found->second.live || strcmp(found->second.kind, kind)) return false;
+    if (found == allocations().end() || !found->second.live || found->second.kind != kind) return false;
     Allocation& a = found->second;
     check(found->first, a);
     a.live = false;
-    // Gives the memory back and keeps the addresses.
+    // Gives the memory back and keeps the addresses for a while.
     if (mmap(a.mapping, a.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
         MAP_FAILED)
         fail("freeing memory failed");
+    freed.push_back(found->first);
+    if (freed.size() > FREED_MAX) {
+        auto oldest = allocations().find(freed.front());
+        munmap(oldest->second.mapping, oldest->second.mapping_bytes);
+        allocations().erase(oldest);
+        freed.pop_front();
+    }
     return true;
 }
 
@@ -81,25 +110,27 @@ void guarded_check() {
         if (allocation.live) check(start, allocation);
 }
 
-bool guarded_contains(const void* start, size_t bytes) {
+const char* guarded_kind(const void* start, size_t bytes) {
     auto after = allocations().upper_bound((uintptr_t)start);
-    if (after == allocations().begin()) return false;
+    if (after == allocations().begin()) return nullptr;
     auto found = std::prev(after);
-    return found->second.live && (uintptr_t)start + bytes <= found->first + found->second.bytes;
+    const Allocation& a = found->second;
+    return a.live && (uintptr_t)start + bytes <= found->first + a.bytes ? a.kind : nullptr;
 }
+
+bool guarded_is_freed(const void* address) {
+    auto found = find_near(address);
+    return found != allocations().end() && !found->second.live;
+}
+
+bool guarded_is_near(const void* address) { return find_near(address) != allocations().end(); }
 
 const char* guarded_describe(const void* address) {
     static char text[256];
     uintptr_t at = (uintptr_t)address;
-    auto after = allocations().upper_bound(at);
-    // The nearest of the one that starts at or before the address and the one after it.
-    auto nearest = allocations().end();
-    if (after != allocations().begin()) nearest = std::prev(after);
-    if (after != allocations().end() &&
-        (nearest == allocations().end() || after->first - at < at - (nearest->first + nearest->second.bytes)))
-        if (nearest == allocations().end() || at >= nearest->first + nearest->second.bytes) nearest = after;
+    auto nearest = find_near(address);
     if (nearest == allocations().end()) {
-        snprintf(text, sizeof text, "at %p", address);
+        snprintf(text, sizeof text, "at %p, near no allocation", address);
         return text;
     }
     const Allocation& a = nearest->second;
@@ -125,8 +156,8 @@ void catch_faults() {
     sigaltstack(&alternative, nullptr);
     struct sigaction action = {};
     action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESETHAND;
-    for (int signal : {SIGSEGV, SIGBUS, SIGILL}) sigaction(signal, &action, nullptr);
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &action, &previous[i]);
 }
 
 } // namespace emulator

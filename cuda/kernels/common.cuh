@@ -11,6 +11,12 @@ DEVICE float warp_sum(float x) {
     return x;
 }
 
+// The greatest of a warp, in every lane.
+DEVICE float warp_max(float x) {
+    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, offset));
+    return x;
+}
+
 // The sum over a block of full warps, in every thread; `shared` has a float a warp. Ends with a barrier, so that
 // the caller may use `shared` again.
 DEVICE float block_sum(float x, float* shared) {

@@ -13,6 +13,7 @@
 //
 // The plan, made once a step (and window), is the prefix sum that finds a unit's row. A sliding window only
 // shortens the rows' ranges there: tiles outside of it do not exist.
+#include "common.cuh"
 #include "step.cuh"
 
 namespace {
@@ -27,8 +28,6 @@ constexpr uint32_t TILE_HEADS = 16;
 constexpr uint32_t MAX_PARTS = 32;
 constexpr int STAGES = 3;
 constexpr uint32_t PLAN_THREADS = 256;
-constexpr uint32_t PLAIN_THREADS = 256;
-constexpr float LOG2_E = 1.4426950408889634f;
 
 // Keys that one row sees, in positions of its sequence.
 struct DecodeRow {
@@ -44,68 +43,39 @@ struct DecodePlan {
     DecodeRow* rows;
 };
 
-struct PlanDecodeAttention {
+struct PlanDecodeAttentionParams {
     Step step;
     DecodePlan plan;
     uint64_t window;  // positions that a token sees, itself included
 };
-static_assert(sizeof(PlanDecodeAttention) == 112, "mirrored in src/decode_attention.rs");
+static_assert(sizeof(PlanDecodeAttentionParams) == 112, "mirrored in src/decode_attention.rs");
 
-struct DecodeAttention {
+struct DecodeAttentionParams {
     DecodePlan plan;
-    const void* q;
-    const void* kv;
-    void* out;
+    const void* qkv;       // [T][q heads | k heads | v heads][head_dim]; only queries are read
+    const void* kv_cache;  // [block][K | V][kv head][token in block][head_dim], by the strides
+    void* out;             // [T][heads][head_dim]
     const uint32_t* block_tables;
-    float* partials;     // [blocks of the grid][2]: see `State`
-    uint32_t* arrivals;  // [blocks of the grid]: all 0 between launches
+    float* partials;       // [blocks of the grid][2]: see `partial_of`
+    uint32_t* arrivals;    // [blocks of the grid]: all 0 between launches
     int64_t block_table_stride;
-    int64_t q_row_stride;
-    int64_t out_row_stride;
-    int64_t kv_block_stride;
-    int64_t kv_plane_stride;
-    int64_t kv_head_stride;
-    int64_t kv_token_stride;
+    int64_t qkv_stride;    // this and the others below: in elements
+    int64_t out_stride;
+    int64_t block_stride;
+    int64_t plane_stride;  // from keys to values
+    int64_t head_stride;
+    int64_t token_stride;  // below 2^27
     uint32_t num_kv_heads;
     uint32_t heads_per_group;
-    uint32_t head_tiles;  // ceil(heads_per_group / TILE_HEADS)
-    uint32_t block_size;
-    float scale;
-    float softcap;
+    uint32_t head_tiles;   // ceil(heads_per_group / TILE_HEADS)
+    uint32_t block_size;   // a multiple of SUB_TOKENS
+    float power_factor;    // with a cap: 2^(power_factor q.k) is e^(2 x) for x = scale q.k / cap
+    float exp2_factor;     // the softmax's exponents of 2 are this times q.k, or times tanh(x) with a cap
 };
-static_assert(sizeof(DecodeAttention) == 152, "mirrored in src/decode_attention.rs");
-
-struct DecodeAttentionPlain {
-    Step step;
-    const void* q;
-    const void* kv;
-    void* out;
-    int64_t q_row_stride;
-    int64_t out_row_stride;
-    int64_t kv_block_stride;
-    int64_t kv_plane_stride;
-    int64_t kv_head_stride;
-    int64_t kv_token_stride;
-    uint64_t window;
-    uint32_t heads_per_group;
-    uint32_t head_dim;
-    uint32_t block_size;
-    float scale;
-    float softcap;  // 0: none
-    uint32_t reserved;
-};
-static_assert(sizeof(DecodeAttentionPlain) == 184, "mirrored in src/decode_attention.rs");
+static_assert(sizeof(DecodeAttentionParams) == 152, "mirrored in src/decode_attention.rs");
 
 DEVICE uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
-template <class T> DEVICE T warp_sum(T x) {
-    for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(FULL_MASK, x, bits);
-    return x;
-}
-DEVICE float warp_max(float x) {
-    for (int bits = 16; bits > 0; bits /= 2) x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, bits));
-    return x;
-}
 
 // ---- The plan ----
 
@@ -131,7 +101,7 @@ DEVICE uint32_t exclusive_scan(uint32_t x, uint32_t* shared, uint32_t& total) {
 }  // namespace
 
 // One block. Lists the rows of one token in the order of the step.
-KERNEL_BOUNDS(plan_decode_attention, PlanDecodeAttention, PLAN_THREADS, 1) {
+KERNEL_BOUNDS(plan_decode_attention, PlanDecodeAttentionParams, PLAN_THREADS, 1) {
     uint32_t* shared = (uint32_t*)shared_memory();
     uint32_t num_rows = p.step.counts[NUM_ROWS];
     uint32_t listed = 0, tiles_before = 0, most_tiles = 0;
@@ -156,7 +126,9 @@ KERNEL_BOUNDS(plan_decode_attention, PlanDecodeAttention, PLAN_THREADS, 1) {
         tiles_before += tiles_here;
         most_tiles = max(most_tiles, tiles);
     }
-    for (int bits = 16; bits > 0; bits /= 2) most_tiles = max(most_tiles, __shfl_xor_sync(FULL_MASK, most_tiles, bits));
+    for (int offset = 16; offset > 0; offset /= 2) {
+        most_tiles = max(most_tiles, __shfl_xor_sync(FULL_MASK, most_tiles, offset));
+    }
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = most_tiles;
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -254,18 +226,18 @@ template <class T, int D> struct Warp {
 
     // Starts the copies of 16 tokens' keys and values. Tokens not in `begin .. end` become zeros: what lies in
     // memory there may be no numbers, and a weight of zero would not silence them.
-    DEVICE void start_copies(int stage, const DecodeAttention& p, const T* keys, uint32_t first_token, uint32_t begin,
-                             uint32_t end) {
+    DEVICE void start_copies(int stage, const DecodeAttentionParams& p, const T* keys, uint32_t first_token,
+                             uint32_t begin, uint32_t end) {
         unsigned char* to = ring + stage * L::STAGE_BYTES;
 #pragma unroll
         for (int i = 0; i < L::CHUNKS / 2; i++) {
             uint32_t chunk = threadIdx.x % 32 + 32 * i, token = chunk / L::CHUNKS;
             chunk %= L::CHUNKS;
             bool valid = first_token + token >= begin && first_token + token < end;
-            const T* key = keys + token * p.kv_token_stride + chunk * 8;
+            const T* key = keys + (token * (uint32_t)p.token_stride + chunk * 8);
             uint32_t offset = L::offset(token, chunk);
             cp_async16_or_zero(to + offset, key, valid);
-            cp_async16_or_zero(to + L::PLANE_BYTES + offset, key + p.kv_plane_stride, valid);
+            cp_async16_or_zero(to + L::PLANE_BYTES + offset, key + p.plane_stride, valid);
         }
     }
 
@@ -288,9 +260,11 @@ template <class T, int D> struct Warp {
         bool grown = false;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float most = fmaxf(fmaxf(s[0][2 * half], s[0][2 * half + 1]), fmaxf(s[1][2 * half], s[1][2 * half + 1]));
+            float most = greatest[half];
+#pragma unroll
+            for (int n = 0; n < 2; n++) most = fmaxf(most, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
             most = fmaxf(most, __shfl_xor_sync(FULL_MASK, most, 1));
-            most = fmaxf(fmaxf(most, __shfl_xor_sync(FULL_MASK, most, 2)), greatest[half]);
+            most = fmaxf(most, __shfl_xor_sync(FULL_MASK, most, 2));
             grown |= most > greatest[half];
             factor[half] = fast_exp2(greatest[half] - most);
             greatest[half] = most;
@@ -317,8 +291,9 @@ template <class T, int D> struct Warp {
 
     DEVICE void add_values(const unsigned char* values, const float (&s)[2][4]) {
         uint32_t lane = threadIdx.x % 32, token = lane % 16;
-        uint32_t weights[4] = {pack2<T>(s[0][0], s[0][1]), pack2<T>(s[0][2], s[0][3]), pack2<T>(s[1][0], s[1][1]),
-                               pack2<T>(s[1][2], s[1][3])};
+        // Sums in the layout of d are factors in that of a.
+        uint32_t weights[4] = {pack2<T>(s[0][0], s[0][1]), pack2<T>(s[0][2], s[0][3]),
+                               pack2<T>(s[1][0], s[1][1]), pack2<T>(s[1][2], s[1][3])};
 #pragma unroll
         for (int n = 0; n < D / 16; n++) {
             uint32_t value[4];
@@ -346,21 +321,19 @@ template <class T, int D> struct Warp {
     }
 };
 
-// Scores times scale and log2 e, capped; those of tokens not in `begin .. end` are -inf.
+// Scores become exponents of 2; those of tokens not in `begin .. end` are -inf.
 template <bool CAPPED>
-DEVICE void scale_and_mask(const DecodeAttention& p, float (&s)[2][4], uint32_t first_token, uint32_t begin,
-                           uint32_t end) {
+DEVICE void scale_and_mask(const DecodeAttentionParams& p, float (&s)[2][4], uint32_t first_token,
+                           uint32_t begin, uint32_t end) {
 #pragma unroll
     for (int n = 0; n < 2; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             if constexpr (CAPPED) {
-                // cap * tanh(x) with tanh(x) = 1 - 2 / (e^2x + 1), which has the right limits.
-                float power = fast_exp2(s[n][i] * (p.scale / p.softcap * 2 * LOG2_E));
-                s[n][i] = p.softcap * LOG2_E * (1 - 2 / (power + 1));
-            } else {
-                s[n][i] *= p.scale * LOG2_E;
+                // tanh(x) = 1 - 2 / (e^2x + 1), which has the right limits.
+                s[n][i] = 1 - __fdividef(2, fast_exp2(s[n][i] * p.power_factor) + 1);
             }
+            s[n][i] *= p.exp2_factor;
         }
     }
     if (first_token >= begin && first_token + SUB_TOKENS <= end) return;
@@ -376,10 +349,11 @@ DEVICE void scale_and_mask(const DecodeAttention& p, float (&s)[2][4], uint32_t 
 
 // This warp's share of a segment: every WARPS-th run of 16 tokens.
 template <class T, int D, bool CAPPED>
-DEVICE void stream_tokens(const DecodeAttention& p, const DecodeRow& row, const Segment& segment, Warp<T, D>& warp) {
+DEVICE void stream_tokens(const DecodeAttentionParams& p, const DecodeRow& row, const Segment& segment,
+                          Warp<T, D>& warp) {
     constexpr uint32_t WARPS = Layout<D>::WARPS;
     const uint32_t* table = p.block_tables + row.slot * p.block_table_stride;
-    const T* kv = (const T*)p.kv + segment.kv_head * p.kv_head_stride;
+    const T* kv = (const T*)p.kv_cache + segment.kv_head * p.head_stride;
     uint32_t lane = threadIdx.x % 32, subs_per_block = p.block_size / SUB_TOKENS;
     uint32_t first = segment.begin / SUB_TOKENS + threadIdx.x / 32, end = ceil_div(segment.end, SUB_TOKENS);
     uint32_t count = first < end ? ceil_div(end - first, WARPS) : 0;
@@ -400,8 +374,8 @@ DEVICE void stream_tokens(const DecodeAttention& p, const DecodeRow& row, const 
                 block = table[sub / subs_per_block];
             }
             uint32_t sub = first + i * WARPS;
-            const T* keys = kv + __shfl_sync(FULL_MASK, block, i % 32) * p.kv_block_stride +
-                            sub % subs_per_block * SUB_TOKENS * p.kv_token_stride;
+            const T* keys = kv + __shfl_sync(FULL_MASK, block, i % 32) * p.block_stride +
+                            sub % subs_per_block * SUB_TOKENS * p.token_stride;
             warp.start_copies(i % STAGES, p, keys, sub * SUB_TOKENS, segment.begin, segment.end);
         }
         // Groups are counted, so there is one even when there is nothing to copy.
@@ -456,12 +430,12 @@ DEVICE void merge_warps(const float* states, uint32_t num_heads, T* out, float* 
 
 // A block leaves at most two partial results: of a (row, head) that began in a block before, and of one that
 // begins here and does not end here.
-template <int D> DEVICE float* partial_of(const DecodeAttention& p, const Segment& segment, uint32_t part) {
+template <int D> DEVICE float* partial_of(const DecodeAttentionParams& p, const Segment& segment, uint32_t part) {
     return p.partials + (2 * (int64_t)(segment.first_block + part) + (part == 0)) * Layout<D>::STATE_LEN;
 }
 
 // Whether this block is the last of the segment's; then the others' partial results can be read.
-DEVICE bool is_last_to_arrive(const DecodeAttention& p, const Segment& segment) {
+DEVICE bool is_last_to_arrive(const DecodeAttentionParams& p, const Segment& segment) {
     uint32_t* arrived = (uint32_t*)shared_memory();
     __threadfence();
     __syncthreads();
@@ -478,7 +452,7 @@ DEVICE bool is_last_to_arrive(const DecodeAttention& p, const Segment& segment) 
 }
 
 template <class T, int D>
-DEVICE void merge_parts(const DecodeAttention& p, const Segment& segment, T* out) {
+DEVICE void merge_parts(const DecodeAttentionParams& p, const Segment& segment, T* out) {
     using L = Layout<D>;
     float* weights = (float*)shared_memory();  // [TILE_HEADS][MAX_PARTS]
     uint32_t lane = threadIdx.x % 32;
@@ -504,14 +478,14 @@ DEVICE void merge_parts(const DecodeAttention& p, const Segment& segment, T* out
 }
 
 template <class T, int D, bool CAPPED>
-DEVICE void attend_segment(const DecodeAttention& p, const DecodeRow& row, const Segment& segment) {
+DEVICE void attend_segment(const DecodeAttentionParams& p, const DecodeRow& row, const Segment& segment) {
     using L = Layout<D>;
     float* states = (float*)shared_memory();
     uint32_t warp_index = threadIdx.x / 32;
     {
         Warp<T, D> warp;
         warp.ring = shared_memory() + warp_index * (STAGES * L::STAGE_BYTES);
-        const T* queries = (const T*)p.q + row.token * p.q_row_stride + segment.first_query_head * D;
+        const T* queries = (const T*)p.qkv + row.token * p.qkv_stride + segment.first_query_head * D;
         warp.load_queries(queries, segment.num_query_heads);
         warp.clear();
         stream_tokens<T, D, CAPPED>(p, row, segment, warp);
@@ -519,7 +493,7 @@ DEVICE void attend_segment(const DecodeAttention& p, const DecodeRow& row, const
         warp.store_state(states + warp_index * L::STATE_LEN, segment.num_query_heads);
     }
     __syncthreads();
-    T* out = (T*)p.out + row.token * p.out_row_stride + segment.first_query_head * D;
+    T* out = (T*)p.out + row.token * p.out_stride + segment.first_query_head * D;
     bool whole = segment.parts == 1;
     float* partial = whole ? nullptr : partial_of<D>(p, segment, blockIdx.x - segment.first_block);
     merge_warps<T, D>(states, segment.num_query_heads, out, partial);
@@ -528,7 +502,7 @@ DEVICE void attend_segment(const DecodeAttention& p, const DecodeRow& row, const
     __syncthreads();
 }
 
-template <class T, int D, bool CAPPED> DEVICE void decode_attention(const DecodeAttention& p) {
+template <class T, int D, bool CAPPED> DEVICE void decode_attention(const DecodeAttentionParams& p) {
     uint32_t num_rows = p.plan.counts[0], heads = p.num_kv_heads * p.head_tiles;
     uint32_t units = p.plan.tile_starts[num_rows] * heads;
     // Not fewer than lets a row and head have parts in MAX_PARTS blocks at most, wherever it begins.
@@ -563,96 +537,20 @@ template <class T, int D, bool CAPPED> DEVICE void decode_attention(const Decode
 
 }  // namespace
 
-#define DECODE_ATTENTION(T, D)                                                                                   \
-    KERNEL_BOUNDS(decode_attention_##T##_d##D, DecodeAttention, Layout<D>::THREADS, Layout<D>::BLOCKS_PER_SM) {     \
-        decode_attention<T, D, false>(p);                                                                        \
-    }                                                                                                            \
-    KERNEL_BOUNDS(decode_attention_softcap_##T##_d##D, DecodeAttention, Layout<D>::THREADS,                       \
-                  Layout<D>::BLOCKS_PER_SM) {                                                                    \
-        decode_attention<T, D, true>(p);                                                                         \
+#define DECODE_ATTENTION(T, D)                                                                                \
+    KERNEL_BOUNDS(decode_attention_##T##_d##D, DecodeAttentionParams, Layout<D>::THREADS,                     \
+                  Layout<D>::BLOCKS_PER_SM) {                                                                 \
+        decode_attention<T, D, false>(p);                                                                     \
+    }                                                                                                         \
+    KERNEL_BOUNDS(decode_attention_softcap_##T##_d##D, DecodeAttentionParams, Layout<D>::THREADS,             \
+                  Layout<D>::BLOCKS_PER_SM) {                                                                 \
+        decode_attention<T, D, true>(p);                                                                      \
     }
-DECODE_ATTENTION(bf16, 32)
-DECODE_ATTENTION(bf16, 64)
-DECODE_ATTENTION(bf16, 96)
-DECODE_ATTENTION(bf16, 128)
-DECODE_ATTENTION(bf16, 256)
-DECODE_ATTENTION(f16, 32)
-DECODE_ATTENTION(f16, 64)
-DECODE_ATTENTION(f16, 96)
-DECODE_ATTENTION(f16, 128)
-DECODE_ATTENTION(f16, 256)
-
-namespace {
-
-// ---- The plain kernel ----
-
-DEVICE float block_max(float x, float* shared) {
-    x = warp_max(x);
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-    __syncthreads();
-    for (uint32_t w = 0; w < PLAIN_THREADS / 32; w++) x = fmaxf(x, shared[w]);
-    __syncthreads();
-    return x;
-}
-
-DEVICE float block_sum(float x, float* shared) {
-    x = warp_sum(x);
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = 0;
-    for (uint32_t w = 0; w < PLAIN_THREADS / 32; w++) x += shared[w];
-    __syncthreads();
-    return x;
-}
-
-// A block is (row, query head). For 256 tokens at a time each thread scores one token, then each adds up one
-// column of the values.
-template <class T> DEVICE void decode_attention_plain(const DecodeAttentionPlain& p) {
-    uint32_t r = blockIdx.x, head = blockIdx.y, thread = threadIdx.x;
-    if (r >= p.step.counts[NUM_ROWS] || p.step.row_starts[r + 1] - p.step.row_starts[r] != 1) return;
-    float* scratch = (float*)shared_memory();  // [PLAIN_THREADS / 32]
-    float* query = scratch + PLAIN_THREADS / 32;  // [head_dim]
-    float* weights = query + p.head_dim;  // [PLAIN_THREADS]
-    uint32_t token = p.step.row_starts[r], end = p.step.row_positions[r] + 1;
-    uint32_t begin = end > p.window ? (uint32_t)(end - p.window) : 0;
-    const uint32_t* table = p.step.block_tables + p.step.row_slots[r] * p.step.block_table_stride;
-    const T* keys = (const T*)p.kv + head / p.heads_per_group * p.kv_head_stride;
-    if (thread < p.head_dim) query[thread] = to_float(((const T*)p.q)[token * p.q_row_stride + head * p.head_dim + thread]);
-    __syncthreads();
-    float most = -INFINITY_F, sum = 0, out = 0;
-    for (uint32_t first = begin; first < end; first += PLAIN_THREADS) {
-        uint32_t position = first + thread;
-        float score = -INFINITY_F;
-        if (position < end) {
-            const T* key = keys + table[position / p.block_size] * p.kv_block_stride +
-                           position % p.block_size * p.kv_token_stride;
-            score = 0;
-            for (uint32_t i = 0; i < p.head_dim; i++) score = fmaf(query[i], to_float(key[i]), score);
-            score *= p.scale;
-            if (p.softcap != 0) score = p.softcap * tanhf(score / p.softcap);
-        }
-        float most_before = most;
-        most = fmaxf(most, block_max(score, scratch));
-        float weight = expf(score - most), factor = expf(most_before - most);
-        weights[thread] = weight;
-        sum = sum * factor + block_sum(weight, scratch);  // its barrier is also the one for `weights`
-        if (thread < p.head_dim) {
-            out *= factor;
-            for (uint32_t i = 0; i < min(PLAIN_THREADS, end - first); i++) {
-                const T* value = keys + p.kv_plane_stride + table[(first + i) / p.block_size] * p.kv_block_stride +
-                                 (first + i) % p.block_size * p.kv_token_stride;
-                out = fmaf(weights[i], to_float(value[thread]), out);
-            }
-        }
-        __syncthreads();
-    }
-    if (thread < p.head_dim) {
-        ((T*)p.out)[token * p.out_row_stride + head * p.head_dim + thread] = from_float<T>(out / sum);
-    }
-}
-
-}  // namespace
-
-KERNEL_BOUNDS(decode_attention_plain_f32, DecodeAttentionPlain, PLAIN_THREADS, 1) { decode_attention_plain<float>(p); }
-KERNEL_BOUNDS(decode_attention_plain_bf16, DecodeAttentionPlain, PLAIN_THREADS, 1) { decode_attention_plain<bf16>(p); }
-KERNEL_BOUNDS(decode_attention_plain_f16, DecodeAttentionPlain, PLAIN_THREADS, 1) { decode_attention_plain<f16>(p); }
+#define DECODE_ATTENTION_FOR(T) \
+    DECODE_ATTENTION(T, 32)     \
+    DECODE_ATTENTION(T, 64)     \
+    DECODE_ATTENTION(T, 96)     \
+    DECODE_ATTENTION(T, 128)    \
+    DECODE_ATTENTION(T, 256)
+DECODE_ATTENTION_FOR(bf16)
+DECODE_ATTENTION_FOR(f16)

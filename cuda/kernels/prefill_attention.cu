@@ -12,6 +12,8 @@
 #include "hardware.cuh"
 #include "step.cuh"
 
+namespace {
+
 // One piece of work for all key-value heads: pairs [first_pair, first_pair + 128) of a row's `num_pairs`.
 struct PrefillTile {
     uint32_t slot;
@@ -79,9 +81,13 @@ template <int HEAD_DIM> struct Tiling {
     DEVICE static uint32_t chunk(uint32_t row, uint32_t chunk) {
         return row * ROW_BYTES + 16 * (SWIZZLED ? chunk ^ (row % 8) : chunk);
     }
+    // The place of chunk c + `even`, from that of c = 0 or 1: one operation with a constant.
+    DEVICE static uint32_t further(uint32_t place, uint32_t even) {
+        return SWIZZLED ? (place ^ 16 * (even % 8)) + 16 * (even / 8 * 8) : place + 16 * even;
+    }
 };
 
-// What a CTA works on, the same in all its threads.
+// What a CTA works on. In shared memory, as registers are scarce.
 struct Work {
     PrefillTile tile;
     uint32_t first_pair, end_pair;  // this CTA's
@@ -106,8 +112,9 @@ template <int HEAD_DIM> struct SharedMemory {
     DEVICE unsigned char* values(uint32_t stage) const { return keys(stage) + Tile::STAGE_BYTES / 2; }
     // Where the segments of a stage's tile begin in the cache.
     DEVICE int64_t* offsets(uint32_t stage) const { return (int64_t*)keys(2) + stage * Tile::SEGMENTS; }
-    // Of the pairs; registers are scarcer, and few tiles need them.
+    // Of the pairs.
     DEVICE uint32_t* positions() const { return (uint32_t*)offsets(2); }
+    DEVICE Work* work() const { return (Work*)(positions() + Tile::PAIRS); }
 };
 
 // Looks up where a tile's segments lie; tokens that nobody sees may have no block.
@@ -207,16 +214,18 @@ DEVICE void multiply_keys(Scores<HEAD_DIM>& scores, const unsigned char* queries
             for (uint32_t i = 0; i < 4; i++) scores[m][n][i] = 0.0f;
         }
     }
+    uint32_t query = Tile::chunk(first_row + lane % 16, lane / 16);
+    uint32_t key = Tile::chunk(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (uint32_t k = 0; k < HEAD_DIM / 16; k++) {
         uint32_t a[Tile::FRAGMENTS][4];
 #pragma unroll
         for (uint32_t m = 0; m < Tile::FRAGMENTS; m++)
-            ldmatrix_x4(a[m], queries + Tile::chunk(first_row + m * 16 + lane % 16, 2 * k + lane / 16));
+            ldmatrix_x4(a[m], queries + Tile::further(query, 2 * k) + m * 16 * Tile::ROW_BYTES);
 #pragma unroll
         for (uint32_t n = 0; n < Tile::KEYS / 8; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4(b, keys + Tile::chunk(n * 8 + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+            ldmatrix_x4(b, keys + Tile::further(key, 2 * k) + n * 8 * Tile::ROW_BYTES);
 #pragma unroll
             for (uint32_t m = 0; m < Tile::FRAGMENTS; m++) {
                 mma_m16n8k16<T>(scores[m][n], a[m], b[0], b[1]);
@@ -308,7 +317,7 @@ DEVICE void exponentiate(Scores<HEAD_DIM>& scores, WarpState<HEAD_DIM>& state, f
 template <class T, int HEAD_DIM>
 DEVICE void add_values(WarpState<HEAD_DIM>& state, const Scores<HEAD_DIM>& weights, const unsigned char* values) {
     using Tile = Tiling<HEAD_DIM>;
-    uint32_t lane = threadIdx.x % 32;
+    uint32_t lane = threadIdx.x % 32, value = Tile::chunk(lane % 16, lane / 16);
 #pragma unroll
     for (uint32_t k = 0; k < Tile::KEYS / 16; k++) {
         uint32_t a[Tile::FRAGMENTS][4];
@@ -322,7 +331,7 @@ DEVICE void add_values(WarpState<HEAD_DIM>& state, const Scores<HEAD_DIM>& weigh
 #pragma unroll
         for (uint32_t n = 0; n < HEAD_DIM / 8; n += 2) {
             uint32_t b[4];
-            ldmatrix_x4_trans(b, values + Tile::chunk(k * 16 + lane % 16, n + lane / 16));
+            ldmatrix_x4_trans(b, values + Tile::further(value, n) + k * 16 * Tile::ROW_BYTES);
 #pragma unroll
             for (uint32_t m = 0; m < Tile::FRAGMENTS; m++) {
                 mma_m16n8k16<T>(state.out[m][n], a[m], b[0], b[1]);
@@ -387,46 +396,64 @@ DEVICE void attend_tile(const PrefillAttentionParams& p, WarpState<HEAD_DIM>& st
     add_values<T, HEAD_DIM>(state, scores, shared.values(stage));
 }
 
-template <class T, int HEAD_DIM> DEVICE void attend(const PrefillAttentionParams& p) {
+// Finds this CTA's work; false if there is none.
+template <int HEAD_DIM> DEVICE bool find_work(const PrefillAttentionParams& p, Work& work) {
     using Tile = Tiling<HEAD_DIM>;
     uint32_t part = blockIdx.x / p.num_kv_heads;
-    if (part / Tile::PARTS >= *p.num_tiles) return;
-    Work work;
+    if (part / Tile::PARTS >= *p.num_tiles) return false;
     work.tile = p.tiles[part / Tile::PARTS];
     work.kv_head = blockIdx.x % p.num_kv_heads;
     work.group = p.num_heads / p.num_kv_heads;
     work.first_pair = work.tile.first_pair + part % Tile::PARTS * Tile::PAIRS;
     work.end_pair = min(work.first_pair + Tile::PAIRS, work.tile.num_pairs);
-    if (work.first_pair >= work.end_pair) return;
+    if (work.first_pair >= work.end_pair) return false;
     work.kv_begin = Work::first_seen(work.position(work.first_pair), p.window);
     work.kv_end = work.position(work.end_pair - 1) + 1;
+    return true;
+}
 
-    SharedMemory<HEAD_DIM> shared = {shared_memory()};
-    uint32_t first_tile = work.kv_begin / Tile::KEYS, end_tile = (work.kv_end + Tile::KEYS - 1) / Tile::KEYS;
+// Starts the loads of queries and of the first tile of keys and values, and fills the rest of shared memory.
+template <class T, int HEAD_DIM>
+DEVICE void start(const PrefillAttentionParams& p, const Work& work, SharedMemory<HEAD_DIM> shared) {
+    using Tile = Tiling<HEAD_DIM>;
     load_queries<T, HEAD_DIM>(p, work, shared);
-    for (uint32_t row = threadIdx.x; row < Tile::PAIRS; row += THREADS)
-        shared.positions()[row] = work.position(min(work.first_pair + row, work.end_pair - 1));
+    uint32_t first_tile = work.kv_begin / Tile::KEYS;
     find_segments<HEAD_DIM>(p, work, first_tile, shared.offsets(first_tile % 2));
     find_segments<HEAD_DIM>(p, work, first_tile + 1, shared.offsets((first_tile + 1) % 2));
+    for (uint32_t row = threadIdx.x; row < Tile::PAIRS; row += THREADS)
+        shared.positions()[row] = work.position(min(work.first_pair + row, work.end_pair - 1));
+    if (threadIdx.x == 0) *shared.work() = work;
     __syncthreads();
     load_kv<T, HEAD_DIM>(p, work, first_tile, shared);
     cp_async_commit();
+}
 
+template <class T, int HEAD_DIM> DEVICE void attend(const PrefillAttentionParams& p) {
+    using Tile = Tiling<HEAD_DIM>;
+    SharedMemory<HEAD_DIM> shared = {shared_memory()};
+    {
+        Work found;
+        if (!find_work<HEAD_DIM>(p, found)) return;
+        start<T, HEAD_DIM>(p, found, shared);
+    }
+    const Work& work = *shared.work();
     uint32_t first_row = threadIdx.x / 32 * Tile::WARP_PAIRS;
     bool has_pairs = work.first_pair + first_row < work.end_pair;
     WarpState<HEAD_DIM> state;
     state.start();
-    for (uint32_t kv_tile = first_tile; kv_tile < end_tile; kv_tile++) {
+    for (uint32_t kv_tile = work.kv_begin / Tile::KEYS; kv_tile * Tile::KEYS < work.kv_end; kv_tile++) {
         cp_async_wait<0>();
         // The tile is there for all, and all are done with the one before: its stage is free.
         __syncthreads();
-        if (kv_tile + 1 < end_tile) load_kv<T, HEAD_DIM>(p, work, kv_tile + 1, shared);
+        if ((kv_tile + 1) * Tile::KEYS < work.kv_end) load_kv<T, HEAD_DIM>(p, work, kv_tile + 1, shared);
         cp_async_commit();
-        if (kv_tile + 2 < end_tile) find_segments<HEAD_DIM>(p, work, kv_tile + 2, shared.offsets(kv_tile % 2));
+        find_segments<HEAD_DIM>(p, work, kv_tile + 2, shared.offsets(kv_tile % 2));
         if (has_pairs) attend_tile<T, HEAD_DIM>(p, state, first_row, kv_tile, shared);
     }
     if (has_pairs) store<T, HEAD_DIM>(p, work, state, first_row, shared.queries());
 }
+
+} // namespace
 
 // Grid: [tiles * parts of a tile * key-value heads]; shared memory: `TunedKernel::shared_bytes` in Rust.
 #define PREFILL_ATTENTION(T, HEAD_DIM)                                                                           \
@@ -441,6 +468,8 @@ PREFILL_ATTENTION(f16, 64)
 PREFILL_ATTENTION(f16, 96)
 PREFILL_ATTENTION(f16, 128)
 PREFILL_ATTENTION(f16, 256)
+
+namespace {
 
 // Sum of `x` over the threads before this one; `total` becomes the sum over all. `warp_sums`: shared.
 DEVICE uint32_t sum_before(uint32_t x, uint32_t* warp_sums, uint32_t& total) {
@@ -477,6 +506,8 @@ struct PlanRow {
         return num_tiles() - tokens * group / TILE_PAIRS;
     }
 };
+
+} // namespace
 
 // Lists the step's tiles, those with the most keys first (so that no long one is left to the end), else in the
 // order of rows and of tokens. A tile's place follows from counting those before it: of any row, the tiles that
@@ -521,6 +552,8 @@ KERNEL_BOUNDS(plan_prefill_attention, PlanPrefillParams, PLAN_THREADS, 1) {
         p.tiles[place] = out;
     }
 }
+
+namespace {
 
 // The same operation for any head up to 256 wide, any block size and any type, one warp for a (token, head): tiles
 // of 32 keys, one for each lane. Simple on purpose: what the tuned kernels are checked with. Grid: [T, heads].
@@ -577,6 +610,8 @@ template <class T> DEVICE void attend_plainly(const PrefillAttentionParams& p) {
         if (lane + 32 * d < p.head_dim) to[lane + 32 * d] = from_float<T>(out[d] / sum);
     }
 }
+
+} // namespace
 
 KERNEL_BOUNDS(prefill_attention_plain_bf16, PrefillAttentionParams, 32, 1) { attend_plainly<bf16>(p); }
 KERNEL_BOUNDS(prefill_attention_plain_f16, PrefillAttentionParams, 32, 1) { attend_plainly<f16>(p); }

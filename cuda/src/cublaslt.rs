@@ -84,11 +84,6 @@ impl CublasLt {
         let version = unsafe { sys::cublasLtGetVersion() };
         version as u64
     }
-
-    /// The device.
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
 }
 
 impl Drop for CublasLt {

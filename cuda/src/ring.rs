@@ -29,6 +29,16 @@ impl PinnedRing {
         Ok(memory)
     }
 
+    /// The entry that [`Self::next`] gave.
+    pub(crate) fn current(&self) -> &PinnedMemory {
+        &self.entries[self.current].0
+    }
+
+    /// The same, to fill: before the first copy from it is enqueued.
+    pub(crate) fn current_mut(&mut self) -> &mut PinnedMemory {
+        &mut self.entries[self.current].0
+    }
+
     /// The copy from the current entry has been enqueued.
     pub(crate) fn copied(&self, stream: &Stream) -> Result<(), CudaError> {
         stream.record(&self.entries[self.current].1)

@@ -4,7 +4,7 @@
 use quire_model::Dtype;
 
 use crate::driver::{CudaError, Function, Stream};
-use crate::image::{ImageError, Kernels};
+use crate::kernels::{KernelError, Kernels};
 use crate::step::StepPointers;
 
 /// The functions for one element type of activations.
@@ -138,7 +138,7 @@ const MAX_THREADS: usize = 512;
 const FILL_BLOCKS: u32 = 2048;
 
 impl SmallKernels {
-    pub(crate) fn new(kernels: &Kernels, dtype: Dtype) -> Result<Self, ImageError> {
+    pub(crate) fn new(kernels: &Kernels, dtype: Dtype) -> Result<Self, KernelError> {
         let typed = |name: &str| kernels.function(&format!("{name}_{}", suffix(dtype)));
         let rms_norm = typed("rms_norm")?;
         Ok(Self {
@@ -151,12 +151,22 @@ impl SmallKernels {
         })
     }
 
-    pub(crate) fn embed(&self, stream: &Stream, tokens: usize, params: &EmbedParams) -> Result<(), CudaError> {
+    pub(crate) fn embed(
+        &self,
+        stream: &Stream,
+        tokens: usize,
+        params: &EmbedParams,
+    ) -> Result<(), CudaError> {
         let threads = row_threads(params.width as usize);
         stream.launch(&self.embed, [tokens as u32, 1, 1], threads, 0, params)
     }
 
-    pub(crate) fn rms_norm(&self, stream: &Stream, rows: usize, params: &NormParams) -> Result<(), CudaError> {
+    pub(crate) fn rms_norm(
+        &self,
+        stream: &Stream,
+        rows: usize,
+        params: &NormParams,
+    ) -> Result<(), CudaError> {
         let width = params.width as usize;
         let shared = norm_shared_bytes(width);
         stream.launch(&self.rms_norm, [rows as u32, 1, 1], row_threads(width), shared, params)
@@ -178,14 +188,24 @@ impl SmallKernels {
         stream.launch(&self.rope_and_cache, grid, (WARP * ROPE_WARPS) as u32, 0, params)
     }
 
-    pub(crate) fn silu_mul(&self, stream: &Stream, rows: usize, params: &SiluMulParams) -> Result<(), CudaError> {
+    pub(crate) fn silu_mul(
+        &self,
+        stream: &Stream,
+        rows: usize,
+        params: &SiluMulParams,
+    ) -> Result<(), CudaError> {
         let width = params.width as usize;
         let threads = row_threads(width).min(256);
         let blocks = width.div_ceil(ELEMENTS_PER_THREAD * threads as usize);
         stream.launch(&self.silu_mul, [rows as u32, blocks as u32, 1], threads, 0, params)
     }
 
-    pub(crate) fn gather(&self, stream: &Stream, rows: usize, params: &GatherParams) -> Result<(), CudaError> {
+    pub(crate) fn gather(
+        &self,
+        stream: &Stream,
+        rows: usize,
+        params: &GatherParams,
+    ) -> Result<(), CudaError> {
         let threads = (params.row_bytes as usize / 16).next_multiple_of(WARP).min(256);
         stream.launch(&self.gather, [rows as u32, 1, 1], threads as u32, 0, params)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quire_model::{BackendError, StepInputs, StepLimits};
 
 use crate::driver::{Context, CudaError, DeviceMemory, Function, Stream};
-use crate::image::Kernels;
+use crate::kernels::Kernels;
 use crate::ring::PinnedRing;
 
 /// Device addresses of the step's arrays, as kernels take them; the mirror of `Step` in kernels/step.cuh, which
@@ -14,16 +14,26 @@ use crate::ring::PinnedRing;
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct StepPointers {
-    pub(crate) counts: u64,
-    pub(crate) token_ids: u64,
-    pub(crate) positions: u64,
-    pub(crate) token_slots: u64,
-    pub(crate) row_slots: u64,
-    pub(crate) row_starts: u64,
-    pub(crate) row_positions: u64,
-    pub(crate) logits_tokens: u64,
-    pub(crate) block_tables: u64,
-    pub(crate) block_table_stride: i64,
+    /// `[8]`: tokens `T`, rows `R` and rows of logits `L`, as far as they are used.
+    pub counts: u64,
+    /// `[T]`, placeholders resolved.
+    pub token_ids: u64,
+    /// `[T]`.
+    pub positions: u64,
+    /// `[T]`.
+    pub token_slots: u64,
+    /// `[R]`.
+    pub row_slots: u64,
+    /// `[R + 1]`: where the row's tokens begin.
+    pub row_starts: u64,
+    /// `[R]`: position of the row's first token.
+    pub row_positions: u64,
+    /// `[L]`.
+    pub logits_tokens: u64,
+    /// `[slots + 1][block_table_stride]`.
+    pub block_tables: u64,
+    /// Entries from a slot's table to the next's.
+    pub block_table_stride: i64,
 }
 
 /// Mirror of kernels/prepare_step.cu.
@@ -63,7 +73,9 @@ const PREPARE_THREADS: u32 = 1024;
 /// The arrays, and the staging that they are filled from.
 #[derive(Debug)]
 pub(crate) struct StepBuffers {
-    arrays: DeviceMemory,
+    /// Holds what `pointers` and `last_tokens` point at.
+    _arrays: DeviceMemory,
+    last_tokens: u64,
     staging: DeviceMemory,
     ring: PinnedRing,
     pointers: StepPointers,
@@ -86,7 +98,8 @@ impl StepBuffers {
         stream.fill(arrays.address(), 0, arrays.len())?;
         Ok(Self {
             pointers: layout.pointers(arrays.address(), limits),
-            arrays,
+            last_tokens: arrays.address() + layout.last_tokens_offset(),
+            _arrays: arrays,
             staging: DeviceMemory::alloc(context, 4 * max_words(limits))?,
             ring: PinnedRing::new(context, 4 * max_words(limits))?,
             prepare: kernels.function("prepare_step")?,
@@ -106,14 +119,18 @@ impl StepBuffers {
         self.pointers
     }
 
+    /// Where the tokens last sampled are, by slot; the last slot is padding.
+    pub(crate) fn last_tokens(&self) -> u64 {
+        self.last_tokens
+    }
+
     /// Enqueues the copy and the kernel. A decode step is padded to `padded_rows` rows; other steps say their
-    /// own number. `last_tokens` is the device's array of the tokens last sampled, by slot.
+    /// own number.
     pub(crate) fn upload(
         &mut self,
         stream: &Stream,
         inputs: &StepInputs,
         padded_rows: usize,
-        last_tokens: u64,
     ) -> Result<(), CudaError> {
         let writes = inputs.block_writes();
         let (packed, rest) = writes.split_at(writes.len().min(self.max_block_writes));
@@ -127,10 +144,10 @@ impl StepBuffers {
         self.stage(stream, &words[..words.len() - rest.as_flattened().len()])?;
         let params = PrepareStepParams {
             words: self.staging.address(),
-            last_tokens,
+            last_tokens: self.last_tokens,
             step: self.pointers,
             num_tokens: inputs.num_tokens() as u32,
-            num_rows: inputs.num_rows() as u32,
+            num_rows: inputs.row_ends().len() as u32,
             num_logits: inputs.logits_tokens().len() as u32,
             num_block_writes: packed.len() as u32,
             padded_rows: padded_rows as u32,
@@ -148,18 +165,24 @@ impl StepBuffers {
     }
 }
 
-/// Lengths in words of the arrays, in the order of [`StepPointers`].
-struct Layout([usize; 9]);
+/// Lengths in words of the arrays, in the order of [`StepPointers`]; behind them the tokens last sampled.
+struct Layout([usize; 10]);
 
 impl Layout {
     fn new(limits: &StepLimits) -> Self {
         let (tokens, rows) = (limits.max_num_batched_tokens, limits.max_num_seqs);
         let tables = (rows + 1) * limits.max_blocks_per_seq;
-        Self([NUM_COUNTS, tokens, tokens, tokens, rows, rows + 1, rows, tokens, tables].map(aligned))
+        Self(
+            [NUM_COUNTS, tokens, tokens, tokens, rows, rows + 1, rows, tokens, tables, rows + 1].map(aligned),
+        )
     }
 
     fn bytes(&self) -> usize {
         4 * self.0.iter().sum::<usize>()
+    }
+
+    fn last_tokens_offset(&self) -> u64 {
+        4 * self.0[..9].iter().sum::<usize>() as u64
     }
 
     fn pointers(&self, start: u64, limits: &StepLimits) -> StepPointers {

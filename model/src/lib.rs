@@ -35,7 +35,7 @@ pub use rope::rope_table;
 pub use runner::{Runner, RunnerConfig};
 pub use sampler::{RowFailure, SamplerScratch, sample_row};
 pub use sampling_defaults::SamplingDefaults;
-pub use slot::Slot;
+pub use slot::{Slot, UNKNOWN_TOKEN};
 pub use spec::{Activation, AttentionSpec, Dtype, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
 pub use step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, RowResult, StepInputs};
 pub use weights::{Model, Progress};

@@ -13,6 +13,7 @@ use crate::error::ModelError;
 use crate::forward::Workspace;
 use crate::input_batch::InputBatch;
 use crate::kv_layout::KvLayout;
+use crate::spec::ModelSpec;
 use crate::step_inputs::{LogitsRow, LogitsTask};
 use crate::weights::Model;
 
@@ -29,6 +30,21 @@ pub struct RunnerConfig {
     pub block_size: usize,
     /// Blocks of the KV cache, the padding block among them; see [`KvLayout::num_blocks`].
     pub num_blocks: usize,
+}
+
+impl RunnerConfig {
+    /// The largest step of that model.
+    pub fn step_limits(&self, spec: &ModelSpec) -> StepLimits {
+        StepLimits {
+            max_num_seqs: self.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_blocks_per_seq: self.max_model_len.div_ceil(self.block_size),
+            block_size: self.block_size,
+            max_logits_rows: self.max_num_seqs.min(self.max_num_batched_tokens),
+            vocab_size: spec.vocab_size,
+            heads_per_group: spec.attention.num_heads / spec.attention.num_kv_heads,
+        }
+    }
 }
 
 /// Computes plans with a model on a device.
@@ -58,15 +74,7 @@ impl<B: Backend> Runner<B> {
     /// Allocates everything that any plan within `config` will need.
     pub fn new(mut backend: B, model: Model<B>, config: RunnerConfig) -> Result<Self, ModelError> {
         check(&model, &config)?;
-        let limits = StepLimits {
-            max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: config.max_num_batched_tokens,
-            max_blocks_per_seq: config.max_model_len.div_ceil(config.block_size),
-            block_size: config.block_size,
-            max_logits_rows: config.max_num_seqs.min(config.max_num_batched_tokens),
-            vocab_size: model.spec.vocab_size,
-            heads_per_group: model.spec.attention.num_heads / model.spec.attention.num_kv_heads,
-        };
+        let limits = config.step_limits(&model.spec);
         backend.prepare(&limits, &model.spec.linear_shapes(&limits))?;
         let mut workspace = Workspace::new(&mut backend, &model.spec, &limits, config.num_blocks)?;
         record_decode_steps(&mut backend, &model, &mut workspace, &limits)?;

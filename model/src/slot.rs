@@ -5,12 +5,13 @@ use std::sync::Arc;
 use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, TokenId};
 
 /// Stands in [`Slot::tokens`] for a token that is being sampled in a step not yet collected.
-pub(crate) const UNKNOWN_TOKEN: TokenId = TokenId::MAX;
+pub const UNKNOWN_TOKEN: TokenId = TokenId::MAX;
 
 /// One running request: its tokens, its parameters and how often each token occurred.
 #[derive(Debug, Default)]
 pub struct Slot {
     id: Option<RequestId>,
+    generation: u64,
     tokens: Vec<TokenId>,
     prompt_len: usize,
     resumed: bool,
@@ -23,6 +24,7 @@ impl Slot {
     /// Takes in a request. Allocates for its whole life, so that its tokens do not.
     pub fn admit(&mut self, request: &AdmittedRequest, vocab_size: usize) {
         self.id = Some(request.id);
+        self.generation += 1;
         self.params = request.sampling.clone();
         self.prompt_len = request.prompt_token_ids.len();
         self.resumed = !request.output_token_ids.is_empty();
@@ -54,7 +56,13 @@ impl Slot {
         self.id
     }
 
-    /// Prompt and output so far.
+    /// How many requests have been admitted here: a device that keeps state by slot knows by it that its own
+    /// is out of date.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Prompt and output so far; [`UNKNOWN_TOKEN`] for what is still being sampled.
     pub fn tokens(&self) -> &[TokenId] {
         &self.tokens
     }
@@ -72,6 +80,11 @@ impl Slot {
     /// How its tokens are chosen.
     pub fn params(&self) -> &SamplingParams {
         &self.params
+    }
+
+    /// Whether a penalty is in force, which needs to know what occurred.
+    pub fn has_penalties(&self) -> bool {
+        has_penalties(&self.params)
     }
 
     /// Each distinct token of prompt and output with its number of occurrences in the output. Empty unless a
@@ -103,7 +116,7 @@ impl Slot {
 const MAX_RESERVED_TOKENS: u32 = 16_384;
 
 /// Whether a penalty needs to know what occurred.
-pub(crate) fn has_penalties(params: &SamplingParams) -> bool {
+fn has_penalties(params: &SamplingParams) -> bool {
     params.repetition_penalty != 1.0 || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0
 }
 

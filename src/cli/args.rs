@@ -10,7 +10,7 @@ use super::bench::BenchCommand;
 #[cfg(feature = "cuda")]
 use super::compile_kernels::CompileKernelsArgs;
 use super::numbers::{parse_bytes, parse_count};
-use crate::config::MaxModelLen;
+use crate::config::{DeviceChoice, MaxModelLen};
 
 /// Serves large language models: OpenAI-compatible HTTP and gRPC, paged KV cache, continuous batching.
 #[derive(Debug, Parser)]
@@ -95,6 +95,16 @@ pub(super) struct ModelArgs {
     /// Where weights come from; dummy = random numbers of the right shape, for measurements
     #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto)]
     pub(super) load_format: LoadFormatArg,
+    /// What computes: auto (GPU 0 if there is one that can be used, else the CPU), cpu, cuda, or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
+    pub(super) device: DeviceChoice,
+    /// On a GPU: enqueue the operations of every step one by one, and record no CUDA graphs
+    #[arg(long)]
+    pub(super) enforce_eager: bool,
+    /// On a GPU: the same bits for a request whatever else is in its batch, at some cost in speed. Always so on
+    /// the CPU
+    #[arg(long)]
+    pub(super) batch_invariant: bool,
     /// Seeds requests that bring no seed
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
@@ -111,9 +121,9 @@ pub(super) struct SchedulingArgs {
     /// Requests in a step at most [default: 256, or --max-num-batched-tokens if that is less]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(super) max_num_seqs: Option<u32>,
-    /// Tokens in a step at most (1k, 1K forms as above)
-    #[arg(long, value_name = "TOKENS", default_value = "2048", value_parser = parse_step_tokens)]
-    pub(super) max_num_batched_tokens: u32,
+    /// Tokens in a step at most (1k, 1K forms as above) [default: 8192 on a GPU, 2048 on the CPU]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_step_tokens)]
+    pub(super) max_num_batched_tokens: Option<u32>,
     /// Tokens in a KV block: a power of two up to 256
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
     pub(super) block_size: u32,
@@ -274,6 +284,20 @@ fn parse_model_len(text: &str) -> Result<MaxModelLen, String> {
     match parse_u32_count(text) {
         Ok(0) | Err(_) => Err("must be a number of tokens above 0 (4096, 4k, 4K), auto or -1".into()),
         Ok(tokens) => Ok(MaxModelLen::Tokens(tokens)),
+    }
+}
+
+fn parse_device(text: &str) -> Result<DeviceChoice, String> {
+    let number = |text: &str| text.parse().map(DeviceChoice::Cuda);
+    match text {
+        "auto" => Ok(DeviceChoice::Auto),
+        "cpu" => Ok(DeviceChoice::Cpu),
+        "cuda" => Ok(DeviceChoice::Cuda(0)),
+        _ => text
+            .strip_prefix("cuda:")
+            .map(number)
+            .and_then(Result::ok)
+            .ok_or_else(|| "must be auto, cpu, cuda or cuda:N, N the number of a GPU from 0".to_owned()),
     }
 }
 

@@ -49,7 +49,6 @@ const TEXT_IS_NOT_LOGGED: &str = "texts of requests are never logged";
 const NO_ACCESS_LOG: &str = "there is no access log";
 
 const ACCEPTED: &[Accepted] = &[
-    on("enforce-eager", "operations run as they come; no graph is captured"),
     on("enable-chunked-prefill", "prompts are always computed in chunks as the budget allows"),
     on("trust-remote-code", "a permission that is never used: no code of a model folder is run"),
     on("disable-log-requests", "requests are not logged unless --enable-log-requests is given"),
@@ -139,7 +138,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("optimization-level", NO_COMPILER),
     ("performance-mode", "set --max-num-seqs and --max-num-batched-tokens"),
     ("attention-backend", "the device decides"),
-    ("device", "the build decides"),
     ("speculative-config", "speculative decoding is not supported"),
     ("structured-outputs-config", "structured outputs are not supported"),
     ("guided-decoding-backend", "structured outputs are not supported"),

@@ -253,7 +253,7 @@ mod tests {
         for args in ["", "serve", "--port 8000"] {
             let a = serve(args).unwrap();
             assert_eq!((a.listen.port, a.listen.grpc_port, a.listen.grpc), (8000, 50051, true));
-            assert_eq!((a.scheduling.block_size, a.scheduling.max_num_batched_tokens), (16, 2048));
+            assert_eq!((a.scheduling.block_size, a.scheduling.max_num_batched_tokens), (16, None));
             assert!(a.scheduling.enable_prefix_caching && !a.listen.enable_log_requests);
             assert_eq!((a.model.max_model_len, a.model_tag), (None, None));
         }

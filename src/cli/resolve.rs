@@ -81,9 +81,10 @@ pub(super) fn engine_config(
     }
     Ok(EngineConfig {
         model,
+        device: m.device,
         served_model_names: names,
         max_model_len: m.max_model_len.unwrap_or(MaxModelLen::Model),
-        max_num_seqs: s.max_num_seqs.unwrap_or(256.min(s.max_num_batched_tokens)),
+        max_num_seqs: s.max_num_seqs,
         max_num_batched_tokens: s.max_num_batched_tokens,
         block_size: s.block_size,
         kv_cache_memory_bytes,
@@ -107,6 +108,8 @@ pub(super) fn engine_config(
             LoadFormatArg::Safetensors => LoadFormat::Safetensors,
             LoadFormatArg::Dummy => LoadFormat::Dummy,
         },
+        enforce_eager: m.enforce_eager,
+        batch_invariant: m.batch_invariant,
         max_logprobs: u32::try_from(m.max_logprobs).ok(),
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,

@@ -35,7 +35,7 @@ use crate::driver::{CudaError, DeviceMemory, Stream};
 pub use crate::cublaslt::Operands;
 
 /// What NVIDIA recommends for Hopper; less elsewhere, but nowhere worth saving.
-const WORKSPACE_BYTES: usize = 32 << 20;
+pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// `out[rows][n] = x[rows][k] · weight[n][k]ᵀ (+ bias[n])`, all contiguous, sums in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -286,11 +286,21 @@ impl GemmShape {
     }
 }
 
+/// How types are written in names of kernels and in tables.
+pub(crate) fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+        Dtype::F16 => "f16",
+    }
+}
+
 impl fmt::Display for GemmShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { n, k, input, output, bias, rows_max: _ } = self;
         let bias = if *bias { " + bias" } else { "" };
-        write!(f, "matrix product [rows][{k}] x [{n}][{k}]{bias} of {input:?} to {output:?}")
+        let (input, output) = (dtype_name(*input), dtype_name(*output));
+        write!(f, "matrix product [rows][{k}] x [{n}][{k}]{bias} of {input} to {output}")
     }
 }
 

@@ -12,10 +12,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use quire_model::Dtype;
 use sha2::{Digest, Sha256};
 
-use super::GemmShape;
+use super::{GemmShape, dtype_name};
 use crate::cublaslt::Algorithm;
 use crate::driver::DeviceAttributes;
 
@@ -133,14 +132,6 @@ impl Key {
     }
 }
 
-fn dtype_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "f32",
-        Dtype::Bf16 => "bf16",
-        Dtype::F16 => "f16",
-    }
-}
-
 fn file_name(gpu: &str, library_version: u64) -> String {
     let plain: String = gpu
         .trim()
@@ -169,6 +160,8 @@ fn parse_choice(line: &str) -> Option<(String, Algorithm)> {
 
 #[cfg(test)]
 mod tests {
+    use quire_model::Dtype;
+
     use super::*;
 
     fn gpu(name: &str) -> DeviceAttributes {

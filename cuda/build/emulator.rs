@@ -1,0 +1,130 @@
+//! The libraries that stand in for NVIDIA's in tests: the kernels and `emulator/`, compiled for the host.
+//!
+//! The C++ compiler is `CXX`, or `c++`. What is made lies in a folder of `OUT_DIR`, under the names by which the
+//! loader asks for NVIDIA's libraries; the crate gets the folder's path as `QUIRE_EMULATOR_LIBRARIES`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::SystemTime;
+use std::{env, fs};
+
+use crate::sources;
+
+/// No contraction: a product and a sum are rounded each, whatever the compiler and the host can do.
+const FLAGS: &[&str] = &[
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-strict-aliasing",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+];
+
+/// A misaligned access is a fault on the GPU and nothing on the host: emulator/misaligned.cc reports it.
+const KERNEL_FLAGS: &[&str] = &["-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-x", "c++"];
+
+/// Each library with its sources besides the kernels (which are in the driver's), and the name of the file that
+/// programs built for NVIDIA's ask for.
+const LIBRARIES: &[(&str, &str, &[&str])] = &[
+    (
+        "libcuda.so",
+        "libcuda.so.1",
+        &["driver", "stream", "record", "emulator", "fiber", "warp", "memory", "misaligned", "selftest"],
+    ),
+    ("libnvrtc.so", "libnvrtc.so.13", &["nvrtc"]),
+    ("libcublasLt.so", "libcublasLt.so.13", &["cublaslt", "product"]),
+];
+
+/// Compiles what has changed, and links all.
+pub fn build() -> Result<(), String> {
+    println!("cargo:rerun-if-changed=emulator");
+    println!("cargo:rerun-if-env-changed=CXX");
+    let folder = sources::out_dir().join("emulator");
+    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    println!("cargo:rustc-env=QUIRE_EMULATOR_LIBRARIES={}", folder.display());
+    let own = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("emulator");
+    let source = |name: &&str| {
+        let kernels = own.join(name).with_extension("cu");
+        if kernels.is_file() { kernels } else { own.join(name).with_extension("cc") }
+    };
+    let mut groups: Vec<Vec<PathBuf>> = LIBRARIES.iter().map(|l| l.2.iter().map(source).collect()).collect();
+    groups[0].extend(sources::files(&["cu"]));
+    compile(&groups.concat(), &folder)?;
+    for ((name, alias, _), group) in LIBRARIES.iter().zip(&groups) {
+        let objects: Vec<PathBuf> = group.iter().map(|source| object(source, &folder)).collect();
+        link(name, alias, &objects, &folder)?;
+    }
+    Ok(())
+}
+
+fn compiler() -> Command {
+    Command::new(env::var("CXX").unwrap_or_else(|_| "c++".into()))
+}
+
+fn object(source: &Path, folder: &Path) -> PathBuf {
+    folder.join(source.file_stem().expect("a file")).with_extension("o")
+}
+
+/// Compiles those sources that are newer than their objects, or all if a header or this file is.
+fn compile(all: &[PathBuf], folder: &Path) -> Result<(), String> {
+    let own = all[0].parent().expect("a file in a folder");
+    let mut common = sources::files(&["cuh"]);
+    common.push(Path::new("build/emulator.rs").to_owned());
+    let entries = fs::read_dir(own).map_err(|e| format!("{}: {e}", own.display()))?;
+    common.extend(
+        entries.filter_map(|e| e.ok()).map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h")),
+    );
+    let newest = common.iter().filter_map(|path| modified(path)).max();
+    let mut stale: Vec<&PathBuf> = all.iter().collect();
+    stale.retain(|source| {
+        let made = modified(&object(source, folder));
+        made.is_none() || made < modified(source) || made < newest
+    });
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
+    for some in stale.chunks(jobs) {
+        let started: Result<Vec<_>, String> = some.iter().map(|source| start(source, folder)).collect();
+        for (source, mut child) in some.iter().zip(started?) {
+            if !child.wait().map_err(|e| format!("the C++ compiler: {e}"))?.success() {
+                return Err(format!("{} does not compile for the host; see above", source.display()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn start(source: &Path, folder: &Path) -> Result<Child, String> {
+    let mut command = compiler();
+    command.args(FLAGS);
+    if source.extension().is_some_and(|extension| extension == "cu") {
+        command.args(KERNEL_FLAGS);
+    }
+    command.arg("-c").arg(source).arg("-o").arg(object(source, folder));
+    command.spawn().map_err(|e| format!("feature `emulator` needs a C++ compiler (CXX, or c++): {e}"))
+}
+
+/// The library's own name is the one cudarc tries first: the loader then takes an open library of that name and
+/// looks no further.
+fn link(name: &str, alias: &str, objects: &[PathBuf], folder: &Path) -> Result<(), String> {
+    let mut command = compiler();
+    command.arg("-shared").arg(format!("-Wl,-soname,{name}")).args(objects).arg("-o").arg(folder.join(name));
+    if name != LIBRARIES[0].0 {
+        command.arg("-L").arg(folder).args(["-lcuda", "-Wl,-rpath,$ORIGIN"]);
+    }
+    let status = command.status().map_err(|e| format!("the C++ compiler: {e}"))?;
+    if !status.success() {
+        return Err(format!("{name} cannot be linked; see above"));
+    }
+    let alias = folder.join(alias);
+    if !alias.exists() {
+        std::os::unix::fs::symlink(name, &alias).map_err(|e| format!("{}: {e}", alias.display()))?;
+    }
+    Ok(())
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|data| data.modified()).ok()
+}

@@ -1,0 +1,142 @@
+//! For tests on machines without a GPU: the libraries that stand in for NVIDIA's (see emulator/README.md), and what
+//! they were asked.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// The folder that holds libcuda, libnvrtc and libcublasLt. A program that was built for NVIDIA's takes these
+/// when it is started with this folder as `LD_LIBRARY_PATH`.
+pub fn library_dir() -> PathBuf {
+    Path::new(env!("QUIRE_EMULATOR_LIBRARIES")).to_owned()
+}
+
+/// Makes this process use the stand-ins. To be called before anything else of this crate: a library that is open
+/// already stays what it is.
+///
+/// # Panics
+/// If they cannot be opened: this is for tests.
+pub fn use_stand_in() {
+    let driver = open("libcuda.so");
+    open("libnvrtc.so");
+    open("libcublasLt.so");
+    Recorder::of(driver);
+}
+
+/// How often the driver's (or cuBLASLt's, or NVRTC's) function was called, named without `_v2`, since the process
+/// began or since [`log_clear`].
+pub fn count(function: &str) -> u64 {
+    let name = CString::new(function).expect("no NUL in names");
+    // SAFETY: the string ends in NUL and outlives the call.
+    #[allow(unsafe_code)]
+    unsafe {
+        (Recorder::get().count)(name.as_ptr())
+    }
+}
+
+/// Forgets counts and log.
+pub fn log_clear() {
+    // SAFETY: it has no parameters.
+    #[allow(unsafe_code)]
+    unsafe {
+        (Recorder::get().clear)();
+    }
+}
+
+/// Adds a line "mark `text`" to the log.
+pub fn mark(text: &str) {
+    let text = CString::new(text).expect("no NUL in marks");
+    // SAFETY: the string ends in NUL and outlives the call.
+    #[allow(unsafe_code)]
+    unsafe {
+        (Recorder::get().mark)(text.as_ptr());
+    }
+}
+
+/// One line for each launch, copy, wait, allocation, capture and graph since the last [`log_clear`], such as
+/// `cuLaunchKernel kernel=gather_bf16 grid=4,1,1 block=256,1,1 shared_bytes=0 stream=1 captured=0`.
+pub fn log() -> Vec<String> {
+    let recorder = Recorder::get();
+    // SAFETY: it has no parameters.
+    #[allow(unsafe_code)]
+    let end = unsafe { (recorder.end)() };
+    let mut line = vec![0_u8; 1024];
+    let read = |number| {
+        // SAFETY: it writes at most as many bytes as the buffer has, and a NUL among them.
+        #[allow(unsafe_code)]
+        let len = unsafe { (recorder.entry)(number, line.as_mut_ptr().cast(), line.len()) };
+        let text = CStr::from_bytes_until_nul(&line).ok().filter(|_| len >= 0);
+        text.map(|text| text.to_string_lossy().into_owned())
+    };
+    (0..end).filter_map(read).collect()
+}
+
+/// Makes an algorithm of the stand-in for cuBLASLt, by its number, slower by so many microseconds; 0 undoes it.
+pub fn delay_cublaslt_algorithm(number: u32, us: u32) {
+    let function = find(open("libcublasLt.so"), c"emulator_cublaslt_delay");
+    // SAFETY: the type is that of the function in emulator/cublaslt.cc, which is built with this crate.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(u32, u32)>(function)(number, us);
+    }
+}
+
+/// The exported functions of emulator/record.h.
+struct Recorder {
+    count: unsafe extern "C" fn(*const c_char) -> u64,
+    clear: unsafe extern "C" fn(),
+    mark: unsafe extern "C" fn(*const c_char),
+    end: unsafe extern "C" fn() -> u64,
+    entry: unsafe extern "C" fn(u64, *mut c_char, usize) -> i64,
+}
+
+static RECORDER: OnceLock<Recorder> = OnceLock::new();
+
+impl Recorder {
+    fn get() -> &'static Self {
+        RECORDER.get().expect("use_stand_in() was called")
+    }
+
+    fn of(driver: *mut c_void) {
+        RECORDER.get_or_init(|| {
+            // SAFETY: the types are those of the functions in emulator/record.h, which is built with this crate.
+            #[allow(unsafe_code)]
+            unsafe {
+                Self {
+                    count: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_count")),
+                    clear: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_log_clear")),
+                    mark: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_mark")),
+                    end: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_log_end")),
+                    entry: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_log_entry")),
+                }
+            }
+        });
+    }
+}
+
+#[allow(unsafe_code)]
+unsafe extern "C" {
+    fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+
+/// `RTLD_NOW | RTLD_GLOBAL` of Linux.
+const NOW_AND_GLOBAL: c_int = 0x102;
+
+fn open(name: &str) -> *mut c_void {
+    let path = library_dir().join(name);
+    let text = CString::new(path.to_str().expect("a path in UTF-8")).expect("no NUL in paths");
+    // SAFETY: opening our own library runs only its constructors, which register kernels.
+    #[allow(unsafe_code)]
+    let library = unsafe { dlopen(text.as_ptr(), NOW_AND_GLOBAL) };
+    assert!(!library.is_null(), "{} cannot be opened", path.display());
+    library
+}
+
+fn find(library: *mut c_void, name: &CStr) -> *mut c_void {
+    // SAFETY: the library is open and stays open.
+    #[allow(unsafe_code)]
+    let function = unsafe { dlsym(library, name.as_ptr()) };
+    assert!(!function.is_null(), "the stand-in has no {name:?}");
+    function
+}

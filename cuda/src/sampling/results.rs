@@ -1,0 +1,186 @@
+//! [`Results`]: what comes back from the device, for up to two steps at a time.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use quire_model::{BackendError, LogitsRow, RowFailure, RowResult, Slot, capture_logprob};
+
+use super::slot_state::{device_top, wanted_top};
+use super::{MAX_IN_FLIGHT, TOP_MAX, refusal};
+use crate::driver::{Context, CudaError, Event, PinnedMemory, Stream};
+
+/// `SamplingResult` in kernels/sampling.cuh: token, logprob, rank, failure.
+pub(super) const RESULT_BYTES: usize = 16;
+/// `TopEntry` there: token, logprob.
+pub(super) const TOP_ENTRY_BYTES: usize = 8;
+
+/// Steps in turn: begun, downloaded, collected.
+#[derive(Debug)]
+pub(super) struct Results {
+    steps: [PendingStep; MAX_IN_FLIGHT],
+    /// Downloaded, or 1 more while a step is being enqueued.
+    begun: usize,
+    downloaded: usize,
+    collected: usize,
+    /// Device addresses.
+    results: u64,
+    top: u64,
+    max_rows: usize,
+    rows: Vec<RowResult>,
+}
+
+/// One step's results on their way.
+#[derive(Debug)]
+struct PendingStep {
+    memory: PinnedMemory,
+    arrived: Event,
+    /// By row: alternatives asked for, if any log-probability.
+    wanted_top: Vec<Option<usize>>,
+    num_top: usize,
+    /// Rows with more alternatives than come from the device, and these.
+    wide: Vec<(usize, Vec<(u32, f32)>)>,
+}
+
+impl Results {
+    /// For steps of up to `max_rows` rows, whose results the kernels write at these device addresses.
+    pub(super) fn new(
+        context: &Arc<Context>,
+        max_rows: usize,
+        results: u64,
+        top: u64,
+    ) -> Result<Self, CudaError> {
+        Ok(Self {
+            steps: [PendingStep::new(context, max_rows)?, PendingStep::new(context, max_rows)?],
+            begun: 0,
+            downloaded: 0,
+            collected: 0,
+            results,
+            top,
+            max_rows,
+            rows: vec![RowResult::default(); max_rows],
+        })
+    }
+
+    /// Remembers what the rows of a new step ask for. A step that was begun and not downloaded is forgotten: it
+    /// could not be enqueued.
+    pub(super) fn begin(
+        &mut self,
+        rows: &[LogitsRow],
+        slots: &[Slot],
+        vocab_size: usize,
+    ) -> Result<(), BackendError> {
+        if self.downloaded - self.collected == MAX_IN_FLIGHT {
+            return Err(refusal(format!("{MAX_IN_FLIGHT} steps are in flight already")));
+        }
+        let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
+        step.wide.clear();
+        step.wanted_top.clear();
+        step.wanted_top.extend(rows.iter().map(|row| wanted_top(row, &slots[row.slot as usize], vocab_size)));
+        step.num_top = step.wanted_top.iter().map(|wanted| device_top(*wanted)).sum();
+        self.begun = self.downloaded + 1;
+        Ok(())
+    }
+
+    /// See [`super::Sampler::read_wide_rows`]; of the step begun last.
+    pub(super) fn read_wide_rows(
+        &mut self,
+        stream: &Stream,
+        logits: u64,
+        vocab_size: usize,
+        range: Range<usize>,
+    ) -> Result<(), CudaError> {
+        let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
+        let first = range.start;
+        for index in first..range.end.min(step.wanted_top.len()) {
+            let Some(count) = step.wanted_top[index].filter(|count| *count > TOP_MAX) else { continue };
+            let mut result = [0; RESULT_BYTES];
+            stream.read_bytes(self.results + (index * RESULT_BYTES) as u64, &mut result)?;
+            let [token, _, _, failure] = words(&result);
+            if failure != 0 {
+                continue;
+            }
+            let row_bytes = vocab_size * size_of::<f32>();
+            let mut bytes = vec![0; row_bytes];
+            stream.read_bytes(logits + ((index - first) * row_bytes) as u64, &mut bytes)?;
+            let values: Vec<f32> =
+                bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            let mut top = Vec::new();
+            capture_logprob(&values, token, count as u32, &mut top);
+            step.wide.push((index, top));
+        }
+        Ok(())
+    }
+
+    pub(super) fn download(&mut self, stream: &Stream) -> Result<(), CudaError> {
+        debug_assert!(self.begun > self.downloaded, "a step is downloaded once");
+        let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
+        let results_bytes = step.wanted_top.len() * RESULT_BYTES;
+        if results_bytes > 0 {
+            stream.copy_to_host(&mut step.memory, 0..results_bytes, self.results)?;
+        }
+        if step.num_top > 0 {
+            let start = self.max_rows * RESULT_BYTES;
+            stream.copy_to_host(&mut step.memory, start..start + step.num_top * TOP_ENTRY_BYTES, self.top)?;
+        }
+        stream.record(&step.arrived)?;
+        self.downloaded += 1;
+        Ok(())
+    }
+
+    pub(super) fn collect(&mut self) -> Result<&[RowResult], BackendError> {
+        if self.collected == self.downloaded {
+            return Err(refusal("no step is in flight".into()));
+        }
+        let step = &mut self.steps[self.collected % MAX_IN_FLIGHT];
+        step.arrived.synchronize()?;
+        self.collected += 1;
+        let (results, top) = step.memory.bytes().split_at(self.max_rows * RESULT_BYTES);
+        let mut top = top.as_chunks::<TOP_ENTRY_BYTES>().0;
+        for ((row, wanted), bytes) in
+            self.rows.iter_mut().zip(&step.wanted_top).zip(results.as_chunks::<RESULT_BYTES>().0)
+        {
+            let (own, rest) = top.split_at(device_top(*wanted));
+            top = rest;
+            read_result(row, bytes, own);
+        }
+        for (index, top) in &mut step.wide {
+            std::mem::swap(&mut self.rows[*index].top, top);
+        }
+        Ok(&self.rows[..step.wanted_top.len()])
+    }
+}
+
+impl PendingStep {
+    fn new(context: &Arc<Context>, max_rows: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            memory: PinnedMemory::alloc(context, max_rows * (RESULT_BYTES + TOP_MAX * TOP_ENTRY_BYTES))?,
+            arrived: Event::new(context)?,
+            wanted_top: Vec::with_capacity(max_rows),
+            num_top: 0,
+            wide: Vec::new(),
+        })
+    }
+}
+
+fn words<const BYTES: usize, const WORDS: usize>(bytes: &[u8; BYTES]) -> [u32; WORDS] {
+    std::array::from_fn(|i| {
+        u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+    })
+}
+
+fn read_result(row: &mut RowResult, bytes: &[u8; RESULT_BYTES], top: &[[u8; TOP_ENTRY_BYTES]]) {
+    let [token, logprob, rank, failure] = words(bytes);
+    (row.token, row.logprob, row.rank) = (token, f32::from_bits(logprob), rank);
+    row.failure = match failure {
+        0 => None,
+        1 => Some(RowFailure::NotFinite),
+        _ => Some(RowFailure::NothingAllowed),
+    };
+    row.top.clear();
+    if row.failure.is_none() {
+        row.top.extend(top.iter().map(|entry| {
+            let [token, logprob] = words(entry);
+            (token, f32::from_bits(logprob))
+        }));
+    }
+}
