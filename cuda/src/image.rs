@@ -158,12 +158,9 @@ pub fn compile_kernels(arch: &str, folder: &Path) -> Result<PathBuf, ImageError>
     }
 }
 
-/// Where images are kept from one start to the next: `quire/kernels` in the user's folder for such things, by
-/// `XDG_CACHE_HOME` and `HOME`. `None` if neither is set.
-pub fn cache_folder() -> Option<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(caches.join("quire/kernels"))
+/// The folder of images in the folder where the program keeps what can be made again.
+pub fn folder_in(cache_dir: &Path) -> PathBuf {
+    cache_dir.join("kernels")
 }
 
 impl fmt::Display for Origin {
