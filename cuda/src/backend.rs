@@ -176,13 +176,13 @@ impl Backend for CudaBackend {
         for warning in &report.warnings {
             (self.options.warn)(warning);
         }
-        let num_sms = self.context.attributes().num_sms as usize;
+        let num_sms = self.context.attributes().num_sms;
         let (context, kernels, dtype) = (&self.context, &self.kernels, self.options.dtype);
         let step = StepBuffers::new(context, &self.stream, kernels, limits)?;
         let min_q_len = if self.options.batch_invariant { 1 } else { 2 };
         self.prepared = Some(Prepared {
             limits: *limits,
-            decode: DecodeAttention::new(&self.stream, kernels, limits, dtype, num_sms)?,
+            decode: DecodeAttention::new(context, &self.stream, kernels, limits, num_sms, dtype)?,
             prefill: PrefillAttention::new(context, kernels, limits, dtype, min_q_len)?,
             sampler: Sampler::new(&self.stream, kernels, limits, step.last_tokens())?,
             step,

@@ -51,9 +51,9 @@ impl MemoryPlan {
             + of(BufferRole::Residual, tokens * hidden)
             + of(BufferRole::Logits, limits.max_logits_rows * spec.vocab_size);
         let positions = limits.max_blocks_per_seq * limits.block_size;
-        let num_sms = context.attributes().num_sms as usize;
+        let num_sms = context.attributes().num_sms;
         let scratch = StepBuffers::device_bytes(limits)
-            + DecodeAttention::scratch_bytes(limits, dtype, num_sms)
+            + DecodeAttention::scratch_bytes(limits, num_sms, dtype)
             + PrefillAttention::scratch_bytes(limits)
             + Sampler::scratch_bytes(limits)
             + WORKSPACE_BYTES;
