@@ -86,7 +86,8 @@ fn find_nvcc(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<PathBuf>, St
 fn compile(nvcc: &Path, flags: &[String]) -> Result<Vec<(String, PathBuf)>, String> {
     println!("cargo:rerun-if-changed={}", nvcc.display());
     let mut files = sources::files(&["cu"]);
-    let stems = files.iter().map(|file| file.file_stem().expect("a file").to_str().expect("UTF-8").to_owned());
+    let stems =
+        files.iter().map(|file| file.file_stem().expect("a file").to_str().expect("UTF-8").to_owned());
     let images = stems.map(|stem| (stem.clone(), sources::out_dir().join(stem + ".fatbin"))).collect();
     // The longest last, where it is taken first, so that no core is left alone with it.
     files.sort_by_key(|file| fs::metadata(file).map_or(0, |data| data.len()));
