@@ -48,6 +48,8 @@ const LIBRARIES: &[(&str, &str, &[&str])] = &[
             "accesses",
             "selftest",
             "selftest_watched",
+            "planted",
+            "planted_decode_attention",
         ],
     ),
     ("libnvrtc.so", "libnvrtc.so.13", &["nvrtc"]),
@@ -103,10 +105,13 @@ fn compile(all: &[PathBuf], folder: &Path) -> Result<(), String> {
         entries.filter_map(|e| e.ok()).map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h")),
     );
     let newest = common.iter().filter_map(|path| modified(path)).max();
+    let newest_kernel = sources::files(&["cu"]).iter().filter_map(|path| modified(path)).max();
     let mut stale: Vec<&PathBuf> = all.iter().collect();
     stale.retain(|source| {
         let made = modified(&object(source, folder));
-        made.is_none() || made < modified(source) || made < newest
+        // Kernels in emulator/ may include others.
+        let includes = if source.parent() == Some(own) { newest_kernel } else { None };
+        made.is_none() || made < modified(source) || made < newest || made < includes
     });
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     for some in stale.chunks(jobs) {
