@@ -1,5 +1,5 @@
-// The decode attention kernels with a mistake in their page walk, each under its name with "planted_" before it: tests
-// of those kernels must find it.
+// The decode attention kernels with a mistake in their page walk, each under its name with "planted_" before
+// it: tests of those kernels must find it.
 #include "../kernels/hardware.cuh"
 
 #define PLANTED_PAGE_WALK_BUG
