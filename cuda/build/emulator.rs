@@ -2,6 +2,9 @@
 //!
 //! The C++ compiler is `CXX`, or `c++`. What is made lies in a folder of `OUT_DIR`, under the names by which the
 //! loader asks for NVIDIA's libraries; the crate gets the folder's path as `QUIRE_EMULATOR_LIBRARIES`.
+//!
+//! With `QUIRE_EMULATOR_WATCH=1` in the environment every load and store of the kernels is watched, which finds
+//! races and is several times slower (emulator/accesses.cc).
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -25,7 +28,10 @@ const FLAGS: &[&str] = &[
 ];
 
 /// A misaligned access is a fault on the GPU and nothing on the host: emulator/misaligned.cc reports it.
-const KERNEL_FLAGS: &[&str] = &["-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-x", "c++"];
+const KERNEL_FLAGS: &[&str] = &["-g1", "-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-x", "c++"];
+
+/// Not ThreadSanitizer itself: its calls go to emulator/accesses.cc.
+const WATCHED_FLAGS: &[&str] = &["-fsanitize=thread"];
 
 /// Each library with its sources besides the kernels (which are in the driver's), and the name of the file that
 /// programs built for NVIDIA's ask for.
@@ -33,7 +39,21 @@ const LIBRARIES: &[(&str, &str, &[&str])] = &[
     (
         "libcuda.so",
         "libcuda.so.1",
-        &["driver", "stream", "record", "emulator", "fiber", "warp", "memory", "misaligned", "selftest"],
+        &[
+            "driver",
+            "stream",
+            "record",
+            "emulator",
+            "fiber",
+            "warp",
+            "memory",
+            "misaligned",
+            "accesses",
+            "selftest",
+            "selftest_watched",
+            "planted",
+            "planted_decode_attention",
+        ],
     ),
     ("libnvrtc.so", "libnvrtc.so.13", &["nvrtc"]),
     ("libcublasLt.so", "libcublasLt.so.13", &["cublaslt", "product"]),
@@ -43,6 +63,7 @@ const LIBRARIES: &[(&str, &str, &[&str])] = &[
 pub fn build() -> Result<(), String> {
     println!("cargo:rerun-if-changed=emulator");
     println!("cargo:rerun-if-env-changed=CXX");
+    println!("cargo:rerun-if-env-changed=QUIRE_EMULATOR_WATCH");
     let folder = sources::out_dir().join("emulator");
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     println!("cargo:rustc-env=QUIRE_EMULATOR_LIBRARIES={}", folder.display());
@@ -65,8 +86,20 @@ fn compiler() -> Command {
     Command::new(env::var("CXX").unwrap_or_else(|_| "c++".into()))
 }
 
+fn is_kernels(source: &Path) -> bool {
+    source.extension().is_some_and(|extension| extension == "cu")
+}
+
+fn is_watched(source: &Path) -> bool {
+    let all = env::var_os("QUIRE_EMULATOR_WATCH").is_some_and(|value| value == "1");
+    let stem = source.file_stem().expect("a file");
+    // The other self-tests show what is caught without watching.
+    stem == "selftest_watched" || (all && is_kernels(source) && stem != "selftest")
+}
+
 fn object(source: &Path, folder: &Path) -> PathBuf {
-    folder.join(source.file_stem().expect("a file")).with_extension("o")
+    let extension = if is_watched(source) { "watched.o" } else { "o" };
+    folder.join(source.file_stem().expect("a file")).with_extension(extension)
 }
 
 /// Compiles those sources that are newer than their objects, or all if a header or this file is.
@@ -79,10 +112,13 @@ fn compile(all: &[PathBuf], folder: &Path) -> Result<(), String> {
         entries.filter_map(|e| e.ok()).map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h")),
     );
     let newest = common.iter().filter_map(|path| modified(path)).max();
+    let newest_kernel = sources::files(&["cu"]).iter().filter_map(|path| modified(path)).max();
     let mut stale: Vec<&PathBuf> = all.iter().collect();
     stale.retain(|source| {
         let made = modified(&object(source, folder));
-        made.is_none() || made < modified(source) || made < newest
+        // Kernels in emulator/ may include others.
+        let includes = if source.parent() == Some(own) { newest_kernel } else { None };
+        made.is_none() || made < modified(source) || made < newest || made < includes
     });
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     for some in stale.chunks(jobs) {
@@ -99,8 +135,11 @@ fn compile(all: &[PathBuf], folder: &Path) -> Result<(), String> {
 fn start(source: &Path, folder: &Path) -> Result<Child, String> {
     let mut command = compiler();
     command.args(FLAGS);
-    if source.extension().is_some_and(|extension| extension == "cu") {
+    if is_kernels(source) {
         command.args(KERNEL_FLAGS);
+    }
+    if is_watched(source) {
+        command.args(WATCHED_FLAGS);
     }
     command.arg("-c").arg(source).arg("-o").arg(object(source, folder));
     command.spawn().map_err(|e| format!("feature `emulator` needs a C++ compiler (CXX, or c++): {e}"))

@@ -16,6 +16,7 @@
 #include <unistd.h>
 #include <vector>
 
+#include "accesses.h"
 #include "fiber.h"
 #include "warp.h"
 
@@ -131,6 +132,7 @@ void release_block() {
         warps[w].at_barrier = 0;
         make_ready(&warps[w], warps[w].existing);
     }
+    accesses_order_block();
     block.waiting = 0;
     block.count = block.counting;
     block.counting = 0;
@@ -173,6 +175,7 @@ unsigned char* place_shared(size_t bytes) {
 }
 
 void run_block(uint3 index) {
+    accesses_order_block();
     block_index = index;
     unsigned char* end = shared + shared_bytes;
     size_t slack = -shared_bytes & 15;
@@ -205,8 +208,9 @@ void run_block(uint3 index) {
 
 } // namespace
 
-Registration::Registration(const char* name, size_t params_bytes, unsigned threads_max, void (*run)(const void*)) {
-    if (!registry().insert({name, Kernel{name, params_bytes, threads_max, run}}).second)
+Registration::Registration(const char* name, size_t params_bytes, unsigned threads_max, bool accesses_watched,
+                           void (*run)(const void*)) {
+    if (!registry().insert({name, Kernel{name, params_bytes, threads_max, accesses_watched, run}}).second)
         fail("two kernels are named %s", name);
 }
 
@@ -244,6 +248,7 @@ void launch(const Kernel& launched, uint3 grid, uint3 size, size_t shared_size, 
     size_t threads = size_t(size.x) * size.y * size.z, blocks = size_t(grid.x) * grid.y * grid.z;
     kernel = &launched;
     kernel_params = params;
+    accesses_begin_launch(launched.accesses_watched, params, launched.params_bytes);
     if (threads == 0 || threads > THREADS_MAX || threads > launched.threads_max)
         fail("%zu threads a block; %u are allowed", threads, launched.threads_max);
     make_fibers(unsigned(threads));

@@ -74,9 +74,27 @@ void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Site);
 void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Site);
 void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Site);
 
+// With -fsanitize=thread every load and store is watched (accesses.cc); what happens while an Atomic lives is one
+// atomic access.
+void accesses_begin_atomic(const void* address, size_t bytes);
+void accesses_end_atomic();
+#if defined(__SANITIZE_THREAD__)
+constexpr bool ACCESSES_WATCHED = true;
+struct Atomic {
+    DEVICE Atomic(const void* address, size_t bytes) { accesses_begin_atomic(address, bytes); }
+    DEVICE ~Atomic() { accesses_end_atomic(); }
+};
+#else
+constexpr bool ACCESSES_WATCHED = false;
+struct Atomic {
+    DEVICE Atomic(const void*, size_t) {}
+};
+#endif
+
 // Adds a kernel to those that can be launched by name.
 struct Registration {
-    Registration(const char* name, size_t params_bytes, unsigned threads_max, void (*run)(const void*));
+    Registration(const char* name, size_t params_bytes, unsigned threads_max, bool accesses_watched,
+                 void (*run)(const void*));
 };
 
 template <class T> DEVICE uint64_t to_bits(T value) {
@@ -96,7 +114,8 @@ template <class T> DEVICE T from_bits(uint64_t bits) {
 #define EMULATOR_KERNEL(name, Params, threads_max)                                                               \
     static void emulated_##name(const Params& p);                                                                \
     static const emulator::Registration registered_##name(                                                       \
-        #name, sizeof(Params), threads_max, [](const void* p) { emulated_##name(*(const Params*)p); });          \
+        #name, sizeof(Params), threads_max, emulator::ACCESSES_WATCHED,                                          \
+        [](const void* p) { emulated_##name(*(const Params*)p); });                                              \
     static void emulated_##name([[maybe_unused]] const Params& p)
 #define KERNEL(name, Params) EMULATOR_KERNEL(name, Params, 1024)
 #define KERNEL_BOUNDS(name, Params, threads, blocks_per_sm) EMULATOR_KERNEL(name, Params, threads)
@@ -207,28 +226,33 @@ DEVICE void mma_m16n8k16<f16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0
 DEVICE float fast_exp2(float x) { return exp2f(x); }
 
 // Blocks run one after another and fibers never in the middle of one of these, so plain code is atomic.
-template <class T> DEVICE T emulator_exchange(T* at, T value) {
-    T old = *at;
-    *at = value;
-    return old;
-}
-#define EMULATOR_ATOMICS(T)                                                                                      \
-    DEVICE T atomicAdd(T* at, T x) { return emulator_exchange(at, (T)(*at + x)); }                                 \
-    DEVICE T atomicExch(T* at, T x) { return emulator_exchange(at, x); }
+#define EMULATOR_ATOMIC(T, name, changed)                                                                        \
+    DEVICE T name(T* at, T x) {                                                                                  \
+        [[maybe_unused]] emulator::Atomic one(at, sizeof(T));                                                    \
+        T old = *at;                                                                                             \
+        *at = (T)(changed);                                                                                      \
+        return old;                                                                                              \
+    }
+#define EMULATOR_ATOMICS(T) EMULATOR_ATOMIC(T, atomicAdd, old + x) EMULATOR_ATOMIC(T, atomicExch, x)
 #define EMULATOR_INTEGER_ATOMICS(T)                                                                              \
     EMULATOR_ATOMICS(T)                                                                                          \
-    DEVICE T atomicMax(T* at, T x) { return emulator_exchange(at, *at < x ? x : *at); }                          \
-    DEVICE T atomicMin(T* at, T x) { return emulator_exchange(at, x < *at ? x : *at); }                          \
-    DEVICE T atomicOr(T* at, T x) { return emulator_exchange(at, (T)(*at | x)); }                                  \
-    DEVICE T atomicAnd(T* at, T x) { return emulator_exchange(at, (T)(*at & x)); }                                 \
-    DEVICE T atomicXor(T* at, T x) { return emulator_exchange(at, (T)(*at ^ x)); }                                 \
-    DEVICE T atomicCAS(T* at, T old, T x) { return emulator_exchange(at, *at == old ? x : *at); }
+    EMULATOR_ATOMIC(T, atomicMax, old < x ? x : old)                                                             \
+    EMULATOR_ATOMIC(T, atomicMin, x < old ? x : old)                                                             \
+    EMULATOR_ATOMIC(T, atomicOr, old | x)                                                                        \
+    EMULATOR_ATOMIC(T, atomicAnd, old & x)                                                                       \
+    EMULATOR_ATOMIC(T, atomicXor, old ^ x)                                                                       \
+    DEVICE T atomicCAS(T* at, T expected, T x) {                                                                 \
+        [[maybe_unused]] emulator::Atomic one(at, sizeof(T));                                                    \
+        T old = *at;                                                                                             \
+        *at = old == expected ? x : old;                                                                         \
+        return old;                                                                                              \
+    }
 EMULATOR_INTEGER_ATOMICS(int)
 EMULATOR_INTEGER_ATOMICS(unsigned)
 EMULATOR_INTEGER_ATOMICS(unsigned long long)
 EMULATOR_ATOMICS(float)
-DEVICE double atomicAdd(double* at, double x) { return emulator_exchange(at, *at + x); }
-DEVICE unsigned atomicInc(unsigned* at, unsigned limit) { return emulator_exchange(at, *at >= limit ? 0 : *at + 1); }
+EMULATOR_ATOMIC(double, atomicAdd, old + x)
+EMULATOR_ATOMIC(unsigned, atomicInc, old >= x ? 0 : old + 1)
 DEVICE void __threadfence() {}
 DEVICE void __threadfence_block() {}
 

@@ -49,6 +49,7 @@ void Fiber::make(void (*entry)(), size_t stack_bytes, unsigned number) {
     // A stack that grows too far is a fault; the guard is wide, as one step may be.
     if (mapped == MAP_FAILED || mprotect(mapped, GUARD_BYTES, PROT_NONE)) fail("no memory for stacks");
     stack = (char*)mapped + GUARD_BYTES;
+    bytes = stack_bytes;
     // Stacks a power of two apart would all use the same few sets of the first cache.
     stack_bytes -= number % 61 * 64;
 #if defined(__x86_64__)

@@ -17,11 +17,14 @@ class Fiber {
     void make(void (*entry)(), size_t stack_bytes, unsigned number);
     // Whether the address is in the pages below the stack.
     bool is_below(const void* address) const;
+    // Whether the address is on the stack.
+    bool is_on_stack(const void* address) const { return stack <= address && (const char*)address < stack + bytes; }
     // Leaves this fiber, which must be the running one, for `next`.
     void switch_to(Fiber& next);
 
   private:
     const char* stack = nullptr;
+    size_t bytes = 0;
 #if defined(__x86_64__)
     void* stack_pointer = nullptr;
 #else

@@ -9,6 +9,7 @@ struct Kernel {
     const char* name;
     size_t params_bytes;
     unsigned threads_max;
+    bool accesses_watched;
     void (*run)(const void* params);
 };
 
@@ -40,6 +41,8 @@ bool guarded_free(void* start, const char* kind);
 void guarded_check();
 // The kind of the live allocation that holds all these bytes, or null.
 const char* guarded_kind(const void* start, size_t bytes);
+// The live allocation that holds all these bytes, from its start to its end; false if there is none.
+bool guarded_extent(const void* start, size_t bytes, const char** first, const char** end);
 // Whether the address belongs to an allocation that was freed.
 bool guarded_is_freed(const void* address);
 // Whether the address belongs to an allocation, live or freed, or to the inaccessible pages around it.
@@ -51,6 +54,9 @@ const char* guarded_describe(const void* address);
 bool describe_place(const void* address, char* text, size_t text_bytes);
 // Whether a kernel is running.
 bool running();
+
+// Writes file and line of an address in the kernels' code to standard error, if they can be found.
+void print_source(const void* code);
 
 // From here on a fault in a kernel is reported with kernel, block and thread.
 void catch_faults();

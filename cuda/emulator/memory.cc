@@ -5,12 +5,17 @@
 #include "host.h"
 
 #include <deque>
+#include <dlfcn.h>
 #include <iterator>
 #include <map>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <ucontext.h>
+#include <unistd.h>
 
 namespace emulator {
 namespace {
@@ -57,7 +62,7 @@ std::map<uintptr_t, Allocation>::iterator find_near(const void* address) {
 struct sigaction previous[3];
 constexpr int SIGNALS[3] = {SIGSEGV, SIGBUS, SIGILL};
 
-void on_fault(int signal, siginfo_t* info, void*) {
+void on_fault(int signal, siginfo_t* info, [[maybe_unused]] void* context) {
     // A fault of somebody else is his: the instruction is tried again under his handler.
     if (!running() && find_near(info->si_addr) == allocations().end()) {
         for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &previous[i], nullptr);
@@ -65,6 +70,9 @@ void on_fault(int signal, siginfo_t* info, void*) {
     }
     // What follows is not safe in a handler in general, but this one ends the process.
     char text[256];
+#if defined(__x86_64__) && defined(__linux__)
+    print_source((const void*)((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP]);
+#endif
     if (signal == SIGILL) fail("illegal instruction at %p", info->si_addr);
     if (describe_place(info->si_addr, text, sizeof text)) fail("access to %s", text);
     fail("access to memory that is not there: %s", guarded_describe(info->si_addr));
@@ -118,6 +126,15 @@ const char* guarded_kind(const void* start, size_t bytes) {
     return a.live && (uintptr_t)start + bytes <= found->first + a.bytes ? a.kind : nullptr;
 }
 
+bool guarded_extent(const void* start, size_t bytes, const char** first, const char** end) {
+    auto after = allocations().upper_bound((uintptr_t)start);
+    if (!guarded_kind(start, bytes)) return false;
+    auto found = std::prev(after);
+    *first = (const char*)found->first;
+    *end = (const char*)found->first + found->second.bytes;
+    return true;
+}
+
 bool guarded_is_freed(const void* address) {
     auto found = find_near(address);
     return found != allocations().end() && !found->second.live;
@@ -142,6 +159,22 @@ const char* guarded_describe(const void* address) {
     snprintf(text, sizeof text, "%s %zu bytes of %s%s at %p (allocation %zu); the address is %p", place, a.bytes,
              a.live ? "" : "freed ", a.kind, (void*)start, a.number, address);
     return text;
+}
+
+// By addr2line, which needs the object file and the address in it. Without it nothing is written.
+void print_source(const void* code) {
+    Dl_info object;
+    if (!dladdr(code, &object) || !object.dli_fname) return;
+    char offset[32];
+    // The instruction before a return address is the one meant; for a fault that is near enough.
+    snprintf(offset, sizeof offset, "%zx", size_t((const char*)code - (const char*)object.dli_fbase) - 1);
+    const char* arguments[] = {"addr2line", "-pie", object.dli_fname, offset, nullptr};
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, 2, 1);
+    pid_t child;
+    if (posix_spawnp(&child, "addr2line", &actions, nullptr, (char* const*)arguments, environ) == 0)
+        waitpid(child, nullptr, 0);
 }
 
 void catch_faults() {

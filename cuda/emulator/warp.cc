@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <stdlib.h>
 
+#include "accesses.h"
 #include "host.h"
 
 namespace emulator {
@@ -48,7 +49,7 @@ void run_ballot(Thread* lanes, uint32_t mask, uint32_t) {
         ((Ballot*)lanes[__builtin_ctz(rest)].operand)->votes = votes;
 }
 
-void run_nothing(Thread*, uint32_t, uint32_t) {}
+void run_sync(Thread* lanes, uint32_t, uint32_t) { accesses_order_warp(lanes->warp->number); }
 
 struct MatrixLoad {
     uint32_t* r;
@@ -123,7 +124,7 @@ void check_shared(const void* address, Site site, const char* operation) {
 
 } // namespace
 
-void sync_warp(uint32_t mask, Site site) { exchange(mask, run_nothing, nullptr, site); }
+void sync_warp(uint32_t mask, Site site) { exchange(mask, run_sync, nullptr, site); }
 
 uint64_t shuffle(uint32_t mask, uint64_t value, uint32_t source, Site site) {
     Shuffle mine = {value, source & 31};
@@ -140,6 +141,7 @@ uint32_t ballot(uint32_t mask, bool predicate, Site site) {
 void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Site site) {
     full_warp(site, "ldmatrix");
     check_shared(row, site, "ldmatrix");
+    accesses_touch(row, 16, false, __builtin_return_address(0));
     MatrixLoad mine = {r, (const uint16_t*)row};
     exchange(~0u, transposed ? run_load_matrices<true> : run_load_matrices<false>, &mine, site);
 }
@@ -162,6 +164,8 @@ void async_copy16(void* to, const void* global, bool valid, Site site) {
     if ((uintptr_t)global % 16) fail_at(site, "cp.async: the address %p is no multiple of 16", global);
     current->site = site;
     if (valid) (void)*(const volatile uint64_t*)global; // a fault here is reported at this place
+    if (valid) accesses_touch(global, 16, false, __builtin_return_address(0));
+    accesses_touch(to, 16, true, __builtin_return_address(0));
     memset(to, 0xff, 16);
     current->copies.push_back({to, valid ? global : nullptr});
 }
@@ -177,6 +181,7 @@ void async_wait(int pending, Site site) {
         size_t at = random_below(left);
         AsyncCopy copy = self->copies[at];
         std::swap(self->copies[at], self->copies[left - 1]);
+        accesses_touch(copy.shared, 16, true, __builtin_return_address(0));
         if (copy.global) memcpy(copy.shared, copy.global, 16);
         else memset(copy.shared, 0, 16);
     }

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use quire_model::BackendError;
 
 use crate::driver::{Context, CudaError, Function, Module};
-use crate::image::{ImageError, Images, Origin};
+use crate::image::{self, ImageError, Images, Origin};
 
 /// The images of all files of kernels, loaded onto one GPU.
 #[derive(Debug)]
 pub struct Kernels {
     modules: Vec<Module>,
     origin: Origin,
+    #[cfg(feature = "emulator")]
+    with_planted_mistakes: bool,
 }
 
 /// Why a kernel cannot be had.
@@ -30,25 +32,49 @@ pub enum KernelError {
 }
 
 impl Kernels {
-    /// Finds or makes the images for this GPU, keeping what it makes in `cache`, and loads them.
-    pub fn open(context: &Arc<Context>, cache: Option<&Path>) -> Result<Kernels, KernelError> {
-        Ok(Kernels::load(context, Images::for_device(context.attributes().compute_capability, cache)?)?)
+    /// Finds or makes the images for this GPU and loads them. What it makes is kept in `cache_dir`, in the folder
+    /// of [`image::folder_in`].
+    pub fn open(context: &Arc<Context>, cache_dir: Option<&Path>) -> Result<Kernels, KernelError> {
+        let folder = cache_dir.map(image::folder_in);
+        let images = Images::for_device(context.attributes().compute_capability, folder.as_deref())?;
+        Ok(Kernels::load(context, images)?)
     }
 
     /// Loads images that were made for this GPU.
     pub fn load(context: &Arc<Context>, images: Images) -> Result<Kernels, CudaError> {
         let modules = images.modules.iter().map(|module| Module::load(context, &module.image));
-        Ok(Kernels { modules: modules.collect::<Result<_, _>>()?, origin: images.origin })
+        Ok(Kernels {
+            modules: modules.collect::<Result<_, _>>()?,
+            origin: images.origin,
+            #[cfg(feature = "emulator")]
+            with_planted_mistakes: false,
+        })
+    }
+
+    /// For tests, which must find a mistake: kernels that the emulator also has with one are that from here on.
+    #[cfg(feature = "emulator")]
+    pub fn with_planted_mistakes(self) -> Kernels {
+        Kernels { with_planted_mistakes: true, ..self }
     }
 
     /// The kernel of that name, whichever file it is in. For the start, not for every step: modules are searched.
     pub fn function(&self, name: &str) -> Result<Function, KernelError> {
+        #[cfg(feature = "emulator")]
+        if self.with_planted_mistakes
+            && let Some(function) = self.find(&format!("planted_{name}"))?
+        {
+            return Ok(function);
+        }
+        self.find(name)?.ok_or_else(|| KernelError::Unknown(name.to_owned()))
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Function>, CudaError> {
         for module in &self.modules {
             if let Some(function) = module.function(name)? {
-                return Ok(function);
+                return Ok(Some(function));
             }
         }
-        Err(KernelError::Unknown(name.to_owned()))
+        Ok(None)
     }
 
     /// Where the images come from, to be told at the start.

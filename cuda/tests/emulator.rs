@@ -197,12 +197,15 @@ fn the_log_tells_what_was_asked() {
     assert!(log[2].ends_with("captured=1"), "{}", log[2]);
 }
 
+/// This program with one test and one variable of the environment more.
+fn run_test(test: &str, variable: &str, value: &str) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture"]).env(variable, value).output().unwrap()
+}
+
 /// A process that launches the kernel with 64 threads, and waits.
 fn run_planted(kernel: &str) -> Output {
-    let me = std::env::current_exe().unwrap();
-    let mut command = Command::new(me);
-    command.args(["launches_a_planted_mistake", "--exact", "--nocapture"]).env("QUIRE_TEST_PLANTED", kernel);
-    command.output().unwrap()
+    run_test("launches_a_planted_mistake", "QUIRE_TEST_PLANTED", kernel)
 }
 
 #[test]
@@ -236,6 +239,10 @@ fn mistakes_are_caught_and_placed() {
         ("selftest_misaligned_load", "no multiple of 16", "selftest.cu:"),
         ("selftest_out_of_bounds", "past the end of 1024 bytes of device memory", "after"),
         ("selftest_out_of_bounds_by_one", "0 bytes past the end of 256 bytes", ""),
+        ("selftest_watched_read_race", "a race", "selftest_watched.cu:"),
+        ("selftest_watched_shuffle_race", "a race", "selftest_watched.cu:"),
+        ("selftest_watched_atomic_race", "a race", "selftest_watched.cu:"),
+        ("selftest_watched_out_of_bounds", "load of 4 bytes, 0 bytes past the end of 1024", "thread ("),
         ("selftest_stack_overflow", "of the thread's stack", "thread ("),
     ];
     for (kernel, what, place) in caught {
@@ -246,6 +253,17 @@ fn mistakes_are_caught_and_placed() {
     }
 }
 
+#[test]
+fn what_is_ordered_is_no_race() {
+    let device = Device::open();
+    let values = count_up(64);
+    let (input, out) = (device.floats(&values), device.floats(&[0.0; 64]));
+    let params = Params { input: input.address(), out: out.address(), count: 64 };
+    device.launch("selftest_watched_ordered", 2, 64, 65 * 4, &params);
+    let expected: Vec<f32> = (0..64).map(|i| values[i ^ 1] + values[0] + 64.0).collect();
+    assert_eq!(device.read(&out), expected);
+}
+
 /// These cannot be told from intent, but give values that cannot be missed.
 #[test]
 fn mistakes_give_wrong_values() {
@@ -253,5 +271,71 @@ fn mistakes_give_wrong_values() {
         let output = run_planted(kernel);
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("NaN"), "{kernel}: {text}");
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_timing_or_order() {
+    for (variable, value) in [
+        ("QUIRE_EMULATOR_TIMING", "early"),
+        ("QUIRE_EMULATOR_TIMING", "random"),
+        ("QUIRE_EMULATOR_SEED", "7"),
+        ("QUIRE_EMULATOR_SMS", "1"),
+    ] {
+        for test in ["kernel_through_the_driver", "graphs_repeat_what_was_recorded"] {
+            let output = run_test(test, variable, value);
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && text.contains("1 passed"), "{variable}={value} {test}: {text}");
+        }
+    }
+    let early = run_test("work_is_done_as_late_as_it_may_be", "QUIRE_EMULATOR_TIMING", "early");
+    assert!(!early.status.success(), "the test cannot fail");
+}
+
+#[test]
+fn programs_take_the_stand_ins_from_the_library_path() {
+    let log = std::env::temp_dir().join(format!("quire-emulator-test-{}", std::process::id()));
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["asks_nobody_for_a_stand_in", "--exact", "--nocapture"]);
+    command.env("QUIRE_TEST_LIBRARY_PATH", "1").env("LD_LIBRARY_PATH", emulator::library_dir());
+    command.env("QUIRE_EMULATOR_LOG", &log).env("QUIRE_EMULATOR_COMPUTE_CAPABILITY", "8.6");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&log).unwrap();
+    std::fs::remove_file(&log).unwrap();
+    assert!(text.contains("cuMemAlloc bytes=12345 "), "{text}");
+    assert!(text.contains("nvrtcCompileProgram name=good.cu arch=sm_86\n"), "{text}");
+}
+
+#[test]
+fn asks_nobody_for_a_stand_in() {
+    if std::env::var_os("QUIRE_TEST_LIBRARY_PATH").is_none() {
+        return;
+    }
+    let context = Context::new(0).unwrap();
+    assert_eq!(context.attributes().compute_capability, (8, 6));
+    DeviceMemory::alloc(&context, 12345).unwrap();
+    let image = compile("good.cu", "void f() {}", "--gpu-architecture=sm_86").unwrap();
+    Module::load(&context, &image).unwrap();
+    let log = compile("bad.cu", "int x;\n #error no\n", "--gpu-architecture=sm_86").unwrap_err();
+    assert!(log.starts_with("bad.cu(2): error"), "{log}");
+    assert!(compile("good.cu", "", "--gpu-architecture=best").is_err());
+}
+
+/// Image, or log.
+fn compile(name: &str, source: &str, option: &str) -> Result<Vec<u8>, String> {
+    use cudarc::nvrtc::result;
+    let [name, source] = [name, source].map(|text| std::ffi::CString::new(text).unwrap());
+    let program = result::create_program(&source, Some(&name)).unwrap();
+    // SAFETY: the program is alive until the end of the process.
+    #[allow(unsafe_code)]
+    unsafe {
+        match result::compile_program(program, &[option]) {
+            Ok(()) => Ok(result::get_ptx(program).unwrap().into_iter().map(|byte| byte as u8).collect()),
+            Err(_) => {
+                let log: Vec<u8> = result::get_program_log(program).unwrap().iter().map(|b| *b as u8).collect();
+                Err(String::from_utf8_lossy(&log).into_owned())
+            }
+        }
     }
 }

@@ -12,9 +12,9 @@ use crate::driver::Stream;
 /// The library seldom proposes more than a dozen.
 const CANDIDATES_MAX: usize = 32;
 
-/// Rows at which the one algorithm of the batch-invariant mode is sought and timed: a decode batch, where a step is
-/// bound by reading the weights, and large enough that nothing made for single rows wins.
-const INVARIANT_ROWS: u32 = 64;
+/// Rows for which the one algorithm of the batch-invariant mode is sought and timed: a batch of decodes, bound by
+/// reading the weights, and a prompt, bound by arithmetic.
+const INVARIANT_ROWS: [u32; 2] = [64, 2048];
 
 /// Chooses algorithms for every product of `gemm`.
 pub(super) fn choose(
@@ -129,24 +129,21 @@ impl<'a> Chooser<'a> {
     /// The best of what the library proposes; `None` if nothing can do the whole range.
     fn search(&mut self, product: &mut Product, key: &Key) -> Result<Option<Algorithm>, GemmError> {
         let (_, last) = key.rows;
-        let rows = if key.batch_invariant { last.min(INVARIANT_ROWS) } else { last };
-        let search = Search {
-            workspace_bytes: self.workspace.1,
-            split_k: !key.batch_invariant,
-            candidates_max: CANDIDATES_MAX,
+        let typical = match key.batch_invariant {
+            true => INVARIANT_ROWS.map(|rows| rows.min(last)).to_vec(),
+            false => vec![last],
         };
-        let mut candidates = product.operation.search(rows, &search).map_err(of(product.shape))?;
+        let mut candidates = self.propose(product, key, &typical)?;
         let tuning = self.options.tuning.as_ref();
         let timed = tuning.is_some_and(|tuning| self.started.elapsed().as_secs_f64() < tuning.seconds_max);
         if timed {
-            let bench = self.bench()?;
-            bench.rank(product, rows, &mut candidates)?;
+            self.sort_by_time(product, &typical, &mut candidates)?;
         }
-        for candidate in candidates {
-            if !self.accepts(product, key, &candidate.algorithm)? {
+        for Candidate { algorithm, .. } in candidates {
+            if !self.accepts(product, key, &algorithm)? {
                 continue;
             }
-            if key.batch_invariant && !self.bench()?.treats_rows_alike(product, &candidate.algorithm)? {
+            if key.batch_invariant && !self.bench()?.treats_rows_alike(product, &algorithm)? {
                 self.report.warnings.push(format!(
                     "{}: an algorithm without split-k gave a row other bits in another batch; left out",
                     product.shape
@@ -158,11 +155,69 @@ impl<'a> Chooser<'a> {
                 false => self.report.first_proposals += 1,
             }
             if let Some(table) = self.table.as_mut().filter(|_| timed) {
-                table.insert(key, candidate.algorithm);
+                table.insert(key, algorithm);
             }
-            return Ok(Some(candidate.algorithm));
+            return Ok(Some(algorithm));
         }
         Ok(None)
+    }
+
+    /// What the library proposes for those numbers of rows, each algorithm once.
+    fn propose(
+        &self,
+        product: &mut Product,
+        key: &Key,
+        typical: &[u32],
+    ) -> Result<Vec<Candidate>, GemmError> {
+        let search = Search {
+            workspace_bytes: self.workspace.1,
+            split_k: !key.batch_invariant,
+            candidates_max: CANDIDATES_MAX,
+        };
+        let mut candidates: Vec<Candidate> = Vec::new();
+        for rows in typical {
+            for found in product.operation.search(*rows, &search).map_err(of(product.shape))? {
+                if candidates.iter().all(|known| known.algorithm != found.algorithm) {
+                    candidates.push(found);
+                }
+            }
+        }
+        Ok(candidates)
+    }
+
+    /// By the time for each of the numbers of rows, as a share of the fastest one's, all together. Leaves out what
+    /// cannot do one of them.
+    fn sort_by_time(
+        &mut self,
+        product: &mut Product,
+        typical: &[u32],
+        candidates: &mut Vec<Candidate>,
+    ) -> Result<(), GemmError> {
+        let workspace_bytes = self.workspace.1;
+        for rows in typical {
+            let mut able = Vec::new();
+            for candidate in candidates.drain(..) {
+                if fits(&mut product.operation, *rows, &candidate.algorithm, workspace_bytes)
+                    .map_err(of(product.shape))?
+                {
+                    able.push(candidate);
+                }
+            }
+            *candidates = able;
+        }
+        let mut shares = vec![0.0; candidates.len()];
+        for rows in typical {
+            let times = self.bench()?.times(product, *rows, candidates)?;
+            let fastest = times.iter().copied().fold(f32::INFINITY, f32::min);
+            for (share, time) in shares.iter_mut().zip(times) {
+                *share += time / fastest;
+            }
+        }
+        let mut sorted: Vec<(f32, Candidate)> = shares.into_iter().zip(candidates.drain(..)).collect();
+        sorted.retain(|(share, _)| share.is_finite());
+        sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+        candidates.extend(sorted.into_iter().map(|(_, candidate)| candidate));
+        Ok(())
     }
 
     /// Whether the algorithm can compute every number of rows of the range in the way that is asked for. All
@@ -187,7 +242,12 @@ impl<'a> Chooser<'a> {
     fn bench(&mut self) -> Result<&mut Bench<'a>, GemmError> {
         match &mut self.bench {
             Some(bench) => Ok(bench),
-            none => Ok(none.insert(Bench::new(self.stream, self.shapes, self.workspace)?)),
+            none => Ok(none.insert(Bench::new(
+                self.stream,
+                self.shapes,
+                self.workspace,
+                self.options.tuning.is_some(),
+            )?)),
         }
     }
 }

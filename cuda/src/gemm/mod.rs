@@ -29,10 +29,10 @@ use std::path::PathBuf;
 
 use quire_model::{BackendError, Dtype};
 
-use crate::cublaslt::{ALIGNMENT_BYTES, Algorithm, CublasLt, CublasLtError, Operation};
+use crate::cublaslt::{ALIGNMENT_BYTES, CublasLt, CublasLtError, Operation};
 use crate::driver::{CudaError, DeviceMemory, Stream};
 
-pub use crate::cublaslt::Operands;
+pub use crate::cublaslt::{Algorithm, Operands};
 
 /// What NVIDIA recommends for Hopper; less elsewhere, but nowhere worth saving.
 pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
