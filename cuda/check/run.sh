@@ -137,7 +137,7 @@ start_server() {
     local began reply
     began=$(now)
     "$bin/quire" serve "$here/configs/${models[0]}" --load-format dummy --tokenizer "$root/assets/pebble/model" \
-        --device cuda --dtype bfloat16 --host 127.0.0.1 --port "$port" --no-grpc --max-model-len "$1" \
+        --device cuda --dtype bfloat16 --host 127.0.0.1 --port "$port" --no-grpc "${serve_words[@]}" \
         2>>"$out/log.txt" &
     server=$!
     while kill -0 $server 2>/dev/null; do
@@ -145,8 +145,8 @@ start_server() {
             2>/dev/null)
         case "$reply" in
             *" 200 "*)
-                echo "$2 start: $(since "$began") s until it answers"
-                emit "{\"piece\": \"server\", \"what\": \"$2 start\", \"model\": \"${models[0]}\", \"seconds\": $(since "$began")}"
+                echo "$1 start: $(since "$began") s until it answers"
+                emit "{\"piece\": \"server\", \"what\": \"$1 start\", \"model\": \"${models[0]}\", \"seconds\": $(since "$began")}"
                 return 0 ;;
         esac
         sleep 0.05
@@ -156,16 +156,20 @@ start_server() {
 }
 
 piece_server() {
-    local prompts=320 len=1000 model_len=4096
-    [ -n "$stand_in" ] && prompts=3 len=8 model_len=128
+    local prompts=320 len=1000
+    serve_words=(--max-model-len 4096)
+    if [ -n "$stand_in" ]; then
+        prompts=3 len=8
+        serve_words=(--max-model-len 128 --max-num-batched-tokens 32 --max-num-seqs 4)
+    fi
     port=$((20000 + RANDOM % 10000))
     trap 'kill $server 2>/dev/null' EXIT
     # A cache of its own, so that the first start is one.
     export XDG_CACHE_HOME=$cache/server
     rm -rf "$XDG_CACHE_HOME"
-    start_server $model_len first || return 1
+    start_server first || return 1
     kill $server && wait $server
-    start_server $model_len second || return 1
+    start_server second || return 1
     "$bin/quire" bench serve --port "$port" --dataset-name random --num-prompts "$prompts" --random-input-len "$len" \
         --random-output-len "$len" --random-range-ratio 0.2 --ignore-eos --disable-tqdm --save-result \
         --result-dir "$cache" --result-filename serve.json 2>>"$out/log.txt" || return 1

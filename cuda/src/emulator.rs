@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 /// The folder that holds libcuda, libnvrtc and libcublasLt. A program that was built for NVIDIA's takes these
 /// when it is started with this folder as `LD_LIBRARY_PATH`.
 pub fn library_dir() -> PathBuf {
+    assert!(!is_device_real(), "{ABOUT_THE_STAND_IN}");
     Path::new(env!("QUIRE_EMULATOR_LIBRARIES")).to_owned()
 }
 
