@@ -154,7 +154,13 @@ impl Device {
 
 impl Case {
     /// A step of up to six rows, most of one token, some of them padding.
-    fn random(rng: &mut StdRng, dtype: Dtype, kernel: DecodeKernel, head_dim: usize, block_size: usize) -> Self {
+    fn random(
+        rng: &mut StdRng,
+        dtype: Dtype,
+        kernel: DecodeKernel,
+        head_dim: usize,
+        block_size: usize,
+    ) -> Self {
         let max_len = if rng.random_bool(0.25) { 700 } else { 150 };
         let num_kv_heads = rng.random_range(1..=3);
         let num_heads = num_kv_heads * GROUPS[rng.random_range(0..GROUPS.len())];
@@ -172,7 +178,11 @@ impl Case {
         let num_rows = rng.random_range(1..=num_slots.min(6));
         let row = |slot: &usize| match rng.random_range(0..8) {
             0 => Row { slot: num_slots, position: 0, num_tokens: 1 },
-            1 => Row { slot: *slot, position: rng.random_range(0..max_len), num_tokens: rng.random_range(2..5) },
+            1 => Row {
+                slot: *slot,
+                position: rng.random_range(0..max_len),
+                num_tokens: rng.random_range(2..5),
+            },
             _ => Row { slot: *slot, position: rng.random_range(0..max_len), num_tokens: 1 },
         };
         let rows = slots[..num_rows].iter().map(row).collect();
@@ -328,7 +338,9 @@ fn error(case: &Case, numbers: &Numbers, out: &[u8]) -> f64 {
             continue;
         }
         for (head, results) in results.chunks_exact(case.shape.head_dim).enumerate() {
-            for (result, (expected, magnitude)) in results.iter().zip(reference(case, numbers, row, token, head)) {
+            for (result, (expected, magnitude)) in
+                results.iter().zip(reference(case, numbers, row, token, head))
+            {
                 let error = (f64::from(*result) - expected).abs() / (allowed * magnitude);
                 worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
             }
@@ -507,8 +519,11 @@ fn shapes_that_no_kernel_takes_are_refused() {
         (AttentionShape { sliding_window: Some(0), ..good }, "window of 0"),
     ];
     for (shape, what) in bad {
-        let operands =
-            AttentionOperands { qkv: on.qkv.address(), kv_cache: on.kv_cache.address(), out: on.out.address() };
+        let operands = AttentionOperands {
+            qkv: on.qkv.address(),
+            kv_cache: on.kv_cache.address(),
+            out: on.out.address(),
+        };
         let result = attention.launch(&device.stream, on.step, 1, &shape, operands, DecodeKernel::Best);
         let reason = result.unwrap_err().reason;
         assert!(reason.contains(what), "{reason}");

@@ -1,5 +1,5 @@
-//! [`Upload`]: what a step tells the device before it samples: the step's rows, and what is new of slots whose
-//! request changed.
+//! [`Upload`]: what a step tells the device before it samples: the step's rows, and what is new of slots
+//! whose request changed.
 
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ const ADMIT_THREADS: u32 = 256;
 /// Tokens of prompts and outputs that one entry of the ring has room for beside one request's rules.
 const TOKENS_PER_ENTRY: usize = 16_384;
 
-/// An entry of the ring and its image on the device, in words: `[rows][ROW_WORDS]`, `[updates][UPDATE_WORDS]`,
-/// then the updates' own words.
+/// An entry of the ring and its image on the device, in words: `[rows][ROW_WORDS]`,
+/// `[updates][UPDATE_WORDS]`, then the updates' own words.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UploadLayout {
     rows: usize,
@@ -155,8 +155,8 @@ impl Upload {
         }
     }
 
-    /// Writes what is new of the changed slots into the current entry. If it is too small, sends it and goes on in
-    /// the next.
+    /// Writes what is new of the changed slots into the current entry. If it is too small, sends it and goes
+    /// on in the next.
     fn write_news(
         &mut self,
         stream: &Stream,
@@ -234,8 +234,8 @@ impl<'a> News<'a> {
 }
 
 impl Chunk {
-    /// Takes in as much of the news as there is room for; whether that was all. What is left begins a chunk of its
-    /// own, so that each launch has one update a slot.
+    /// Takes in as much of the news as there is room for; whether that was all. What is left begins a chunk
+    /// of its own, so that each launch has one update a slot.
     fn take(&mut self, layout: &UploadLayout, entry: &mut [u32], news: &mut News, vocab_size: usize) -> bool {
         let num_allowed_words = news.allowed.map_or(0, |_| vocab_size.div_ceil(32));
         let state_words = news.rules.len() * RULE_WORDS + num_allowed_words;
