@@ -2,7 +2,7 @@
 //! poisoned wherever the kernels have no business. Then what a comparison of results does not show: that results
 //! repeat bit for bit, that a recorded launch serves other lengths, and that a planted mistake is found.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use half::{bf16, f16};
 use quire_cuda::Kernels;
@@ -24,6 +24,8 @@ struct Device {
     context: Arc<Context>,
     stream: Stream,
     kernels: Kernels,
+    // Whether mistakes are planted is one setting for the process.
+    _alone: MutexGuard<'static, ()>,
 }
 
 /// A row of a step: its new tokens, and the position of the first.
@@ -68,11 +70,16 @@ struct Operands {
 
 impl Device {
     fn open() -> Self {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         #[cfg(feature = "emulator")]
-        quire_cuda::emulator::use_stand_in();
+        {
+            quire_cuda::emulator::use_stand_in();
+            quire_cuda::emulator::plant_mistakes(false);
+        }
         let context = Context::new(0).unwrap();
         let kernels = Kernels::open(&context, None).unwrap();
-        Self { stream: Stream::new(&context).unwrap(), context, kernels }
+        Self { stream: Stream::new(&context).unwrap(), context, kernels, _alone: alone }
     }
 
     fn memory(&self, bytes: &[u8]) -> DeviceMemory {
@@ -534,8 +541,8 @@ fn shapes_that_no_kernel_takes_are_refused() {
 #[cfg(feature = "emulator")]
 #[test]
 fn a_planted_mistake_is_found() {
-    let mut device = Device::open();
-    device.kernels = Kernels::open(&device.context, None).unwrap().with_planted_mistakes();
+    let device = Device::open();
+    quire_cuda::emulator::plant_mistakes(true);
     for seed in 0..5 {
         let mut rng = StdRng::seed_from_u64(seed);
         for head_dim in TUNED_HEAD_DIMS {
