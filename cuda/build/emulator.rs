@@ -25,7 +25,8 @@ const FLAGS: &[&str] = &[
 ];
 
 /// A misaligned access is a fault on the GPU and nothing on the host: emulator/misaligned.cc reports it.
-const KERNEL_FLAGS: &[&str] = &["-g1", "-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-x", "c++"];
+const KERNEL_FLAGS: &[&str] =
+    &["-g1", "-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-x", "c++"];
 
 /// Not for ThreadSanitizer itself: the calls before each load and store go to emulator/accesses.cc.
 const WATCHED_FLAGS: &[&str] = &["-fsanitize=thread"];
@@ -49,7 +50,6 @@ const LIBRARIES: &[(&str, &str, &[&str])] = &[
             "selftest",
             "selftest_watched",
             "planted",
-            "planted_decode_attention",
         ],
     ),
     ("libnvrtc.so", "libnvrtc.so.13", &["nvrtc"]),
