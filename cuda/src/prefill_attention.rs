@@ -351,7 +351,8 @@ mod tests {
         for seed in 0..40 {
             let rng = &mut StdRng::seed_from_u64(seed);
             let min_q_len = rng.random_range(1..=2);
-            let attention = PrefillAttention::new(&context, &kernels, &LIMITS, Dtype::Bf16, min_q_len).unwrap();
+            let attention =
+                PrefillAttention::new(&context, &kernels, &LIMITS, Dtype::Bf16, min_q_len).unwrap();
             // More rows than the planner has threads, now and then; long ones and short ones.
             let num_rows = [1, 3, 20, LIMITS.max_num_seqs][rng.random_range(0..4)];
             let longest = LIMITS.max_num_batched_tokens / num_rows;

@@ -121,10 +121,9 @@ impl Case {
     }
 }
 
-/// A request, token by token: queries `[len][heads][head_dim]`, keys and values `[len][kv_heads][head_dim]`, all
+/// A request, token by token: queries `[tokens][heads][head_dim]`, keys and values `[tokens][kv_heads][head_dim]`, all
 /// values of the elements' type.
 struct Sequence {
-    len: usize,
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -140,7 +139,6 @@ impl Sequence {
             case.values_of(&case.bytes_of(&values.collect::<Vec<_>>()))
         };
         Self {
-            len,
             queries: random(num_heads, sharpness),
             keys: random(num_kv_heads, 1.0),
             values: random(num_kv_heads, 1.0),
@@ -195,7 +193,8 @@ impl<'d> Arena<'d> {
             heads_per_group: case.group(),
         };
         let attention =
-            PrefillAttention::new(&device.context, &device.kernels, &limits, case.dtype, case.min_q_len).unwrap();
+            PrefillAttention::new(&device.context, &device.kernels, &limits, case.dtype, case.min_q_len)
+                .unwrap();
         let elements = |len: usize| device.alloc(len * case.dtype.bytes());
         let block_len = 2 * num_kv_heads * case.block_size * head_dim;
         Self {
@@ -287,14 +286,17 @@ impl<'d> Arena<'d> {
     }
 
     fn launch(&self, rows: &[Row], kernel: PrefillKernel) {
-        let ends: Vec<u32> = rows.iter().scan(0, |end, row| Some(*end + row.len as u32).inspect(|e| *end = *e)).collect();
+        let ends: Vec<u32> =
+            rows.iter().scan(0, |end, row| Some(*end + row.len as u32).inspect(|e| *end = *e)).collect();
         let grid = self.attention.grid(&ends, rows.len());
         let operands = AttentionOperands {
             qkv: self.qkv.address(),
             kv_cache: self.kv_cache.address(),
             out: self.out.address(),
         };
-        self.attention.launch(&self.device.stream, self.step(), grid, &self.case.shape, operands, kernel).unwrap();
+        self.attention
+            .launch(&self.device.stream, self.step(), grid, &self.case.shape, operands, kernel)
+            .unwrap();
     }
 
     /// Of each row `[len][heads][head_dim]`.
@@ -378,12 +380,21 @@ fn random_rows<'a>(rng: &mut StdRng, case: &Case, sequences: &'a mut Vec<Sequenc
         let behind = rng.random_range(0..5);
         sequences.push(Sequence::random(rng, case, start + len + behind));
     }
-    let row = |(sequence, (start, len)): (&'a Sequence, &(usize, usize))| Row { sequence, start: *start, len: *len };
+    let row = |(sequence, (start, len)): (&'a Sequence, &(usize, usize))| Row {
+        sequence,
+        start: *start,
+        len: *len,
+    };
     sequences.iter().zip(&spans).map(row).collect()
 }
 
 /// The first difference over many random steps.
-fn search(device: &Device, seeds: Range<u64>, kernel: PrefillKernel, case: fn(&mut StdRng) -> Case) -> Option<String> {
+fn search(
+    device: &Device,
+    seeds: Range<u64>,
+    kernel: PrefillKernel,
+    case: fn(&mut StdRng) -> Case,
+) -> Option<String> {
     seeds.into_iter().find_map(|seed| {
         let rng = &mut StdRng::seed_from_u64(seed);
         let case = case(rng);
@@ -459,7 +470,8 @@ fn recorded_decode_steps_can_be_repeated() {
         let rng = &mut StdRng::seed_from_u64(2000 + seed);
         let case = Case { min_q_len: 1, ..Case::tuned(rng) };
         let arena = Arena::new(&device, case);
-        let sequences: Vec<Sequence> = (0..MAX_ROWS).map(|_| Sequence::random(rng, &case, MAX_CONTEXT)).collect();
+        let sequences: Vec<Sequence> =
+            (0..MAX_ROWS).map(|_| Sequence::random(rng, &case, MAX_CONTEXT)).collect();
         let mut rows = || -> Vec<Row> {
             let row = |sequence| Row { sequence, start: rng.random_range(0..MAX_CONTEXT), len: 1 };
             sequences.iter().map(row).collect()
