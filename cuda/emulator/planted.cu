@@ -8,6 +8,9 @@
 #define KERNEL_BOUNDS(name, Params, threads, blocks_per_sm) EMULATOR_KERNEL(planted_##name, Params, threads)
 #define PLANTED_PAGE_WALK_BUG
 
+namespace decode_attention {
+#include "../kernels/decode_attention.cu"
+}
 namespace prefill_attention {
 #include "../kernels/prefill_attention.cu"
 }

@@ -304,9 +304,9 @@ impl Plan {
         Ok(Self { _memory: memory, pointers: PlanPointers { counts, tile_starts, rows }, window: None })
     }
 
-    /// Rows, where the tiles of each begin and of the last end, and two counts.
+    /// Rows, where the tiles of each begin and of the last end, and three counts.
     fn bytes(limits: &StepLimits) -> usize {
-        limits.max_num_seqs * ROW_BYTES + (limits.max_num_seqs + 1) * 4 + 2 * 4
+        limits.max_num_seqs * ROW_BYTES + (limits.max_num_seqs + 1) * 4 + 3 * 4
     }
 }
 

@@ -13,8 +13,6 @@ use crate::image::{self, ImageError, Images, Origin};
 pub struct Kernels {
     modules: Vec<Module>,
     origin: Origin,
-    #[cfg(feature = "emulator")]
-    with_planted_mistakes: bool,
 }
 
 /// Why a kernel cannot be had.
@@ -43,38 +41,17 @@ impl Kernels {
     /// Loads images that were made for this GPU.
     pub fn load(context: &Arc<Context>, images: Images) -> Result<Kernels, CudaError> {
         let modules = images.modules.iter().map(|module| Module::load(context, &module.image));
-        Ok(Kernels {
-            modules: modules.collect::<Result<_, _>>()?,
-            origin: images.origin,
-            #[cfg(feature = "emulator")]
-            with_planted_mistakes: false,
-        })
-    }
-
-    /// For tests, which must find a mistake: kernels that the emulator also has with one are that from here on.
-    #[cfg(feature = "emulator")]
-    pub fn with_planted_mistakes(self) -> Kernels {
-        Kernels { with_planted_mistakes: true, ..self }
+        Ok(Kernels { modules: modules.collect::<Result<_, _>>()?, origin: images.origin })
     }
 
     /// The kernel of that name, whichever file it is in. For the start, not for every step: modules are searched.
     pub fn function(&self, name: &str) -> Result<Function, KernelError> {
-        #[cfg(feature = "emulator")]
-        if self.with_planted_mistakes
-            && let Some(function) = self.find(&format!("planted_{name}"))?
-        {
-            return Ok(function);
-        }
-        self.find(name)?.ok_or_else(|| KernelError::Unknown(name.to_owned()))
-    }
-
-    fn find(&self, name: &str) -> Result<Option<Function>, CudaError> {
         for module in &self.modules {
             if let Some(function) = module.function(name)? {
-                return Ok(Some(function));
+                return Ok(function);
             }
         }
-        Ok(None)
+        Err(KernelError::Unknown(name.to_owned()))
     }
 
     /// Where the images come from, to be told at the start.

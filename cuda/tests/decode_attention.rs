@@ -2,7 +2,7 @@
 //! poisoned wherever the kernels have no business. Then what a comparison of results does not show: that results
 //! repeat bit for bit, that a recorded launch serves other lengths, and that a planted mistake is found.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use half::{bf16, f16};
 use quire_cuda::Kernels;
@@ -24,6 +24,8 @@ struct Device {
     context: Arc<Context>,
     stream: Stream,
     kernels: Kernels,
+    // Whether mistakes are planted is one setting for the process.
+    _alone: MutexGuard<'static, ()>,
 }
 
 /// A row of a step: its new tokens, and the position of the first.
@@ -68,11 +70,16 @@ struct Operands {
 
 impl Device {
     fn open() -> Self {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         #[cfg(feature = "emulator")]
-        quire_cuda::emulator::use_stand_in();
+        {
+            quire_cuda::emulator::use_stand_in();
+            quire_cuda::emulator::plant_mistakes(false);
+        }
         let context = Context::new(0).unwrap();
         let kernels = Kernels::open(&context, None).unwrap();
-        Self { stream: Stream::new(&context).unwrap(), context, kernels }
+        Self { stream: Stream::new(&context).unwrap(), context, kernels, _alone: alone }
     }
 
     fn memory(&self, bytes: &[u8]) -> DeviceMemory {
@@ -154,7 +161,13 @@ impl Device {
 
 impl Case {
     /// A step of up to six rows, most of one token, some of them padding.
-    fn random(rng: &mut StdRng, dtype: Dtype, kernel: DecodeKernel, head_dim: usize, block_size: usize) -> Self {
+    fn random(
+        rng: &mut StdRng,
+        dtype: Dtype,
+        kernel: DecodeKernel,
+        head_dim: usize,
+        block_size: usize,
+    ) -> Self {
         let max_len = if rng.random_bool(0.25) { 700 } else { 150 };
         let num_kv_heads = rng.random_range(1..=3);
         let num_heads = num_kv_heads * GROUPS[rng.random_range(0..GROUPS.len())];
@@ -172,7 +185,11 @@ impl Case {
         let num_rows = rng.random_range(1..=num_slots.min(6));
         let row = |slot: &usize| match rng.random_range(0..8) {
             0 => Row { slot: num_slots, position: 0, num_tokens: 1 },
-            1 => Row { slot: *slot, position: rng.random_range(0..max_len), num_tokens: rng.random_range(2..5) },
+            1 => Row {
+                slot: *slot,
+                position: rng.random_range(0..max_len),
+                num_tokens: rng.random_range(2..5),
+            },
             _ => Row { slot: *slot, position: rng.random_range(0..max_len), num_tokens: 1 },
         };
         let rows = slots[..num_rows].iter().map(row).collect();
@@ -328,7 +345,9 @@ fn error(case: &Case, numbers: &Numbers, out: &[u8]) -> f64 {
             continue;
         }
         for (head, results) in results.chunks_exact(case.shape.head_dim).enumerate() {
-            for (result, (expected, magnitude)) in results.iter().zip(reference(case, numbers, row, token, head)) {
+            for (result, (expected, magnitude)) in
+                results.iter().zip(reference(case, numbers, row, token, head))
+            {
                 let error = (f64::from(*result) - expected).abs() / (allowed * magnitude);
                 worst = worst.max(if error.is_nan() { f64::INFINITY } else { error });
             }
@@ -507,8 +526,11 @@ fn shapes_that_no_kernel_takes_are_refused() {
         (AttentionShape { sliding_window: Some(0), ..good }, "window of 0"),
     ];
     for (shape, what) in bad {
-        let operands =
-            AttentionOperands { qkv: on.qkv.address(), kv_cache: on.kv_cache.address(), out: on.out.address() };
+        let operands = AttentionOperands {
+            qkv: on.qkv.address(),
+            kv_cache: on.kv_cache.address(),
+            out: on.out.address(),
+        };
         let result = attention.launch(&device.stream, on.step, 1, &shape, operands, DecodeKernel::Best);
         let reason = result.unwrap_err().reason;
         assert!(reason.contains(what), "{reason}");
@@ -519,8 +541,8 @@ fn shapes_that_no_kernel_takes_are_refused() {
 #[cfg(feature = "emulator")]
 #[test]
 fn a_planted_mistake_is_found() {
-    let mut device = Device::open();
-    device.kernels = Kernels::open(&device.context, None).unwrap().with_planted_mistakes();
+    let device = Device::open();
+    quire_cuda::emulator::plant_mistakes(true);
     for seed in 0..5 {
         let mut rng = StdRng::seed_from_u64(seed);
         for head_dim in TUNED_HEAD_DIMS {

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use quire_model::Dtype;
 
 use super::{GemmError, GemmShape, Product};
-use crate::cublaslt::{Algorithm, Candidate, CublasLtError, Operands};
+use crate::cublaslt::{Algorithm, CublasLtError, Operands};
 use crate::driver::{DeviceMemory, Event, Graph, Stream};
 
 /// Random elements made by the host and repeated over a matrix.
@@ -88,20 +88,19 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Milliseconds that each candidate takes for `rows` rows; infinite for one that the library refuses to run.
+    /// Milliseconds that each algorithm takes for `rows` rows; infinite for one that the library refuses to run.
     /// The times of the fastest are good to a few percent, those of others were measured once.
     pub fn times(
         &mut self,
         product: &mut Product,
         rows: u32,
-        candidates: &[Candidate],
+        algorithms: &[Algorithm],
     ) -> Result<Vec<f32>, GemmError> {
         self.fill(&product.shape)?;
-        let mut times = vec![f32::INFINITY; candidates.len()];
+        let mut times = vec![f32::INFINITY; algorithms.len()];
         let mut bursts = Vec::new();
         let mut fastest_ms = f32::INFINITY;
-        for (i, candidate) in candidates.iter().enumerate() {
-            let algorithm = candidate.algorithm;
+        for (i, algorithm) in algorithms.iter().copied().enumerate() {
             match self.launch(product, rows, &algorithm) {
                 // The first launch loads the kernel.
                 Ok(()) => self.stream.synchronize()?,

@@ -79,7 +79,6 @@ impl Device {
         }
     }
 
-
     /// Submits a step whose logits are what `logits` gives for each row, with padding up to `padded_rows`.
     pub fn submit(
         &mut self,
