@@ -28,7 +28,8 @@ const FLAGS: &[&str] = &[
 ];
 
 /// A misaligned access is a fault on the GPU and nothing on the host: emulator/misaligned.cc reports it.
-const KERNEL_FLAGS: &[&str] = &["-g1", "-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-x", "c++"];
+const KERNEL_FLAGS: &[&str] =
+    &["-g1", "-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-x", "c++"];
 
 /// Not ThreadSanitizer itself: its calls go to emulator/accesses.cc.
 const WATCHED_FLAGS: &[&str] = &["-fsanitize=thread"];
