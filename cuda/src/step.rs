@@ -223,3 +223,6 @@ fn max_words(limits: &StepLimits) -> usize {
 fn max_block_writes(limits: &StepLimits) -> usize {
     limits.max_num_batched_tokens + limits.max_blocks_per_seq
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;

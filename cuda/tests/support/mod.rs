@@ -1,6 +1,6 @@
 //! What tests of the CUDA backend share: the backend over the stand-in driver, and numbers as its types hold them.
 
-#![allow(dead_code)] // Each test program uses its part.
+#![allow(dead_code, unused_imports)] // Each test program uses its part.
 
 #[path = "../../../cpu/tests/support/mod.rs"]
 mod plans;
