@@ -15,6 +15,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cuda", &["quire-model"]),
 ];
 
+/// What tests alone may name besides: the CPU backend is the CUDA backend's oracle.
+const TEST_ARROWS: &[(&str, &str)] = &[("cuda", "quire-cpu")];
+
 /// Words that code under a path must not contain, and why. Comments are not looked at.
 const BOUNDARIES: &[(&str, &[&str], &str)] = &[
     (
@@ -37,6 +40,11 @@ const BOUNDARIES: &[(&str, &[&str], &str)] = &[
         &["axum", "tonic", "std::net", "quire_scheduler", "candle_core"],
         "a device knows no request",
     ),
+    (
+        "cuda/kernels/",
+        &["asm ", "asm(", "#include <"],
+        "only hardware.cuh names the hardware: the same files are compiled by nvcc, by NVRTC and for the host",
+    ),
     ("src/http/", &["tonic", "candle", "cudarc"], "HTTP knows only itself"),
     ("src/grpc/", &["axum", "candle", "cudarc"], "gRPC knows only itself"),
     ("src/validate.rs", &["axum", "tonic", "StatusCode"], "limits are the same on every wire"),
@@ -44,6 +52,12 @@ const BOUNDARIES: &[(&str, &[&str], &str)] = &[
 
 /// The simulated runner stands in for a device, whose steps take real time.
 const PLAYS_A_DEVICE: &str = "scheduler/src/sim/runner.rs";
+
+/// What the other files of kernels need of the machine.
+const NAMES_THE_HARDWARE: &str = "cuda/kernels/hardware.cuh";
+
+/// The languages people write in here, by how names of files end.
+const LANGUAGES: &[&str] = &[".rs", ".cu", ".cuh", ".cc", ".h"];
 
 const MAX_LINES: usize = 600;
 const MAX_FILE_BYTES: u64 = 10 << 20;
@@ -78,7 +92,12 @@ fn files() -> Vec<(String, PathBuf)> {
 
 /// Rust files that people wrote.
 fn sources() -> Vec<(String, String)> {
-    let ours = |path: &str| path.ends_with(".rs") && !path.contains("/generated/");
+    texts(&[".rs"])
+}
+
+/// Files that people wrote whose names end so.
+fn texts(endings: &[&str]) -> Vec<(String, String)> {
+    let ours = |path: &str| endings.iter().any(|end| path.ends_with(end)) && !path.contains("/generated/");
     let read = |path: &Path| std::fs::read_to_string(path).expect("sources are UTF-8");
     files().into_iter().filter(|(path, _)| ours(path)).map(|(name, path)| (name, read(&path))).collect()
 }
@@ -123,7 +142,8 @@ fn reachable(folder: &str) -> BTreeSet<&'static str> {
 fn wrong_arrows(folder: &str, manifest: &str) -> Vec<String> {
     let allowed = ARROWS.iter().find(|(name, _)| *name == folder).expect("a folder of ours").1;
     let forbidden = |(dev, name): &(bool, String)| {
-        !(allowed.contains(&&**name) || *dev && reachable(folder).contains(&**name))
+        let for_tests = TEST_ARROWS.contains(&(folder, &**name)) || reachable(folder).contains(&**name);
+        !(allowed.contains(&&**name) || *dev && for_tests)
     };
     let dependencies = own_dependencies(manifest);
     let wrong = dependencies.iter().filter(|dependency| forbidden(dependency));
@@ -141,8 +161,8 @@ fn code_of(source: &str) -> String {
 
 fn crossed_boundaries(path: &str, source: &str) -> Vec<String> {
     let mut complaints = Vec::new();
-    let tests = path.contains("/tests") || path == PLAYS_A_DEVICE;
-    for (under, words, why) in BOUNDARIES.iter().filter(|(under, ..)| path.starts_with(under) && !tests) {
+    let exempt = path.contains("/tests") || path == PLAYS_A_DEVICE || path == NAMES_THE_HARDWARE;
+    for (under, words, why) in BOUNDARIES.iter().filter(|(under, ..)| path.starts_with(under) && !exempt) {
         let code = code_of(source);
         let code = code.split("#[cfg(test)]").next().expect("split gives one");
         let found = words.iter().filter(|word| code.contains(**word));
@@ -153,8 +173,9 @@ fn crossed_boundaries(path: &str, source: &str) -> Vec<String> {
 
 fn badly_formed(path: &str, source: &str) -> Vec<String> {
     let mut complaints = Vec::new();
-    if !source.starts_with("//!") {
-        complaints.push(format!("{path} does not begin with what it owns and why (//!)"));
+    let opening = if path.ends_with(".rs") { "//! " } else { "// " };
+    if !source.starts_with(opening) {
+        complaints.push(format!("{path} does not begin with what it owns and why ({opening})"));
     }
     let lines = source.lines().count();
     if lines > MAX_LINES {
@@ -215,7 +236,7 @@ fn invariant_11_crates_depend_only_where_arrows_are_drawn() {
 
 #[test]
 fn invariant_11_code_stays_within_its_boundaries() {
-    let sources = sources();
+    let sources = texts(LANGUAGES);
     assert_none(sources.iter().flat_map(|(path, source)| crossed_boundaries(path, source)).collect());
     for (under, ..) in BOUNDARIES {
         assert!(sources.iter().any(|(path, _)| path.starts_with(under)), "nothing is under {under} any more");
@@ -233,7 +254,7 @@ fn invariant_10_candle_is_never_built_with_cuda() {
 
 #[test]
 fn files_are_well_formed() {
-    assert_none(sources().iter().flat_map(|(path, source)| badly_formed(path, source)).collect());
+    assert_none(texts(LANGUAGES).iter().flat_map(|(path, source)| badly_formed(path, source)).collect());
     let large = |path: &PathBuf| std::fs::metadata(path).expect("it is there").len() > MAX_FILE_BYTES;
     assert_none(
         files()
@@ -278,18 +299,26 @@ fn planted_violations_are_found() {
     }
     assert!(wrong_arrows("cpu", "[dev-dependencies]\nquire-scheduler.workspace = true").is_empty());
     assert_eq!(wrong_arrows("cpu", "[dependencies]\nquire-scheduler.workspace = true").len(), 1);
+    assert!(wrong_arrows("cuda", "[dev-dependencies]\nquire-cpu.workspace = true").is_empty());
+    assert_eq!(wrong_arrows("cuda", "[dependencies]\nquire-cpu.workspace = true").len(), 1);
     assert!(wrong_arrows("model", "[workspace.dependencies]\nquire-cpu = { path = \"cpu\" }").is_empty());
 
     assert_eq!(crossed_boundaries("src/engine/core.rs", "use axum::Router;").len(), 1);
     assert_eq!(crossed_boundaries("scheduler/src/queue.rs", "let t = Instant::now();").len(), 1);
     assert!(crossed_boundaries("src/engine/core.rs", "//! Unlike axum.\nlet a = 1; // not tonic").is_empty());
     assert!(crossed_boundaries("src/http/mod.rs", "use axum::Router;").is_empty());
+    assert_eq!(crossed_boundaries("cuda/kernels/norm.cu", "    asm volatile(\"\");").len(), 1);
+    assert_eq!(crossed_boundaries("cuda/kernels/norm.cu", "#include <cuda_bf16.h>").len(), 1);
+    assert!(crossed_boundaries(NAMES_THE_HARDWARE, "asm volatile(\"\");").is_empty());
 
     assert_eq!(badly_formed("a.rs", "use std::fmt;").len(), 1);
     assert_eq!(badly_formed("a.rs", &format!("//! A.\n{}", "\n".repeat(MAX_LINES))).len(), 1);
     assert_eq!(badly_formed("a.rs", concat!("//! A.\nfn a() { to", "do!() }")).len(), 1);
     assert_eq!(badly_formed("a.rs", concat!("//! A.\nfn a() { db", "g!(1); }")).len(), 1);
     assert!(badly_formed("a.rs", "//! A.\nfn a() {}").is_empty());
+    assert_eq!(badly_formed("a.cu", "#pragma once").len(), 1);
+    assert_eq!(badly_formed("a.cuh", &format!("// A.\n{}", "\n".repeat(MAX_LINES))).len(), 1);
+    assert!(badly_formed("a.cc", "// A.\n#include <stdio.h>").is_empty());
 
     assert_eq!(borne_numbers("fn invariant_5_6_8_hold() fn invariant_12_x()"), [5, 6, 8, 12].into());
     assert!(named_tests("see `black_box::soak::invariant_6_x` and `other`").contains("invariant_6_x"));

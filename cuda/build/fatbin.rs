@@ -8,15 +8,20 @@
 //!   `/usr/local/cuda`.
 
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::{env, fs};
+use std::process::Command;
+use std::sync::Mutex;
+use std::{env, fs, thread};
 
 use crate::sources;
 
 /// Machine code for A100, H100/H200 and B200, and what runs on all between and after: sm_80 code on 8.6 and 8.9,
 /// sm_100 code on 10.3, and PTX of compute_80, the oldest that is supported, on 12.0 and later.
 const DEFAULT_ARCHS: &str = "sm_80,sm_90a,sm_100,compute_80";
+
+/// The language as for NVRTC (`OPTIONS` in src/image.rs).
+const NVCC_OPTIONS: &[&str] = &["-O3", "-std=c++17", "-fatbin", "--compress-mode=size", "-Xptxas", "-v"];
 
 /// Writes `fatbins.rs` to `OUT_DIR`: `FATBIN_ARCHS`, and `FATBINS`, each with the name of its file without `.cu`.
 /// Both are empty if nothing was compiled. An error only if the environment asks for what cannot be had.
@@ -77,34 +82,53 @@ fn find_nvcc(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<PathBuf>, St
     Ok(found.into_iter().find(|nvcc| nvcc.is_file()))
 }
 
-/// One nvcc a file, as many at a time as cargo allows. The images, or what the first that failed has said.
+/// A fatbin for each file, made or still good, by its name; or what nvcc said of the first that failed.
 fn compile(nvcc: &Path, flags: &[String]) -> Result<Vec<(String, PathBuf)>, String> {
     println!("cargo:rerun-if-changed={}", nvcc.display());
+    let mut files = sources::files(&["cu"]);
+    let stems =
+        files.iter().map(|file| file.file_stem().expect("a file").to_str().expect("UTF-8").to_owned());
+    let images = stems.map(|stem| (stem.clone(), sources::out_dir().join(stem + ".fatbin"))).collect();
+    // The longest last, where it is taken first, so that no core is left alone with it.
+    files.sort_by_key(|file| fs::metadata(file).map_or(0, |data| data.len()));
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
-    let mut images = Vec::new();
-    for some in sources::files(&["cu"]).chunks(jobs) {
-        let start = |file: &PathBuf| start(nvcc, flags, file).map_err(|e| format!("{}: {e}", nvcc.display()));
-        for child in some.iter().map(start).collect::<Vec<_>>() {
-            let (stem, image, child) = child?;
-            let done = child.wait_with_output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
-            if !done.status.success() {
-                let said = String::from_utf8_lossy(&done.stderr);
-                return Err(format!("{} failed on {stem}.cu: {}", nvcc.display(), said.trim()));
-            }
-            images.push((stem, image));
+    let left = Mutex::new(files);
+    let work = || -> Result<(), String> {
+        let next = || left.lock().expect("no thread panics").pop();
+        while let Some(file) = next() {
+            compile_one(nvcc, flags, &file)?;
         }
-    }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no thread panics"))
+    })?;
     Ok(images)
 }
 
-fn start(nvcc: &Path, flags: &[String], file: &Path) -> std::io::Result<(String, PathBuf, Child)> {
-    let stem =
-        file.file_stem().and_then(|stem| stem.to_str()).expect("names of kernels are UTF-8").to_owned();
-    let image = sources::out_dir().join(format!("{stem}.fatbin"));
+/// Beside the fatbin: `.report` is what ptxas said of each kernel (check/compile.sh reads it), and `.inputs` a hash
+/// of what went in, so that an edit of one file compiles one file.
+fn compile_one(nvcc: &Path, flags: &[String], file: &Path) -> Result<(), String> {
+    let image = sources::out_dir().join(file.file_name().expect("a file")).with_extension("fatbin");
+    let (report, inputs) = (image.with_extension("report"), image.with_extension("inputs"));
+    let mut hasher = DefaultHasher::new();
+    let texts = sources::files(&["cuh"]).into_iter().chain([file.to_owned()]);
+    (nvcc, NVCC_OPTIONS, flags, texts.map(|file| fs::read(file).ok()).collect::<Vec<_>>()).hash(&mut hasher);
+    let hash = hasher.finish().to_string();
+    if image.is_file() && report.is_file() && fs::read_to_string(&inputs).is_ok_and(|known| known == hash) {
+        return Ok(());
+    }
+    let _ = fs::remove_file(&inputs);
     let mut command = Command::new(nvcc);
-    command.args(["-O3", "-std=c++17", "-fatbin", "--compress-mode=size"]).args(flags);
-    command.arg(file).arg("-o").arg(&image).stderr(Stdio::piped());
-    Ok((stem, image, command.spawn()?))
+    command.args(NVCC_OPTIONS).args(flags).arg(file).arg("-o").arg(&image);
+    let done = command.output().map_err(|e| format!("{}: {e}", nvcc.display()))?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    if !done.status.success() {
+        return Err(format!("{} failed on {}: {}", nvcc.display(), file.display(), said.trim()));
+    }
+    let written = fs::write(report, &*said).and_then(|()| fs::write(inputs, hash));
+    written.map_err(|e| format!("{}: {e}", image.display()))
 }
 
 fn write_table(compiled: Option<(&[&str], &[(String, PathBuf)])>) {

@@ -125,7 +125,8 @@ impl Images {
         let Some(nvrtc) = Nvrtc::open()? else {
             return made_elsewhere(device, cache).ok_or_else(|| ImageError::NoCompiler {
                 arch: Arch::best_for(device, &[device.0 * 10 + device.1]).unwrap_or(Arch::of(device)),
-                cache: cache.map_or("a cache (HOME is not set)".into(), |cache| cache.display().to_string()),
+                cache: cache
+                    .map_or("the cache that HOME would name".into(), |cache| cache.display().to_string()),
             });
         };
         let known = nvrtc.architectures()?;
@@ -157,12 +158,9 @@ pub fn compile_kernels(arch: &str, folder: &Path) -> Result<PathBuf, ImageError>
     }
 }
 
-/// Where images are kept from one start to the next: `quire/kernels` in the user's folder for such things, by
-/// `XDG_CACHE_HOME` and `HOME`. `None` if neither is set.
-pub fn cache_folder() -> Option<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let caches = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(caches.join("quire/kernels"))
+/// The folder of images in the folder where the program keeps what can be made again.
+pub fn folder_in(cache_dir: &Path) -> PathBuf {
+    cache_dir.join("kernels")
 }
 
 impl fmt::Display for Origin {
@@ -189,9 +187,13 @@ fn file_name(arch: Arch, (major, minor): (u32, u32)) -> String {
 
 /// Of everything that goes into the compiler.
 fn content_hash() -> String {
-    let mut hash = Sha256::new();
     let texts = SOURCES.iter().flat_map(|&(name, text)| [name, text]);
-    for part in OPTIONS.iter().copied().chain(texts) {
+    hash(OPTIONS.iter().copied().chain(texts))
+}
+
+fn hash<'a>(parts: impl Iterator<Item = &'a str>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -255,5 +257,107 @@ fn unknown(arch: &str, nvrtc: &Nvrtc, known: &[u32]) -> ImageError {
 impl From<NvrtcError> for ImageError {
     fn from(error: NvrtcError) -> Self {
         ImageError::Nvrtc(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder of this test's own, gone at its end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(test: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("quire-image-{test}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Folder(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_embedded_is_what_is_in_the_folder() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        let mut there: Vec<String> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".cu") || name.ends_with(".cuh"))
+            .collect();
+        there.sort();
+        assert_eq!(SOURCES.iter().map(|&(name, _)| name).collect::<Vec<_>>(), there);
+        for (name, text) in SOURCES {
+            assert_eq!(*text, fs::read_to_string(folder.join(name)).unwrap(), "{name}");
+        }
+        let images: Vec<&str> = FATBINS.iter().map(|&(name, _)| name).collect();
+        let files: Vec<&str> = there.iter().filter_map(|name| name.strip_suffix(".cu")).collect();
+        assert!(images == files || (images.is_empty() && FATBIN_ARCHS.is_empty()), "{images:?}");
+    }
+
+    #[test]
+    fn any_change_of_what_is_compiled_changes_the_hash() {
+        let of = |parts: &[&str]| hash(parts.iter().copied());
+        let mut hashes = vec![
+            of(&[]),
+            of(&[""]),
+            of(&["-O3", "a.cu", "text"]),
+            of(&["-O3", "a.cu", "texT"]),
+            of(&["-O3", "b.cu", "text"]),
+            of(&["-O3", "a.cut", "ext"]),
+            of(&["a.cu", "text", "-O3"]),
+        ];
+        let count = hashes.len();
+        hashes.sort();
+        hashes.dedup();
+        assert_eq!(hashes.len(), count);
+    }
+
+    #[test]
+    fn without_a_compiler_the_best_whole_file_that_runs_on_the_gpu_is_taken() {
+        let folder = Folder::new("elsewhere");
+        let image = |arch: &str, version| {
+            let path = folder.0.join(file_name(arch.parse().unwrap(), version));
+            image_file::write(&path, &[CompiledModule { name: arch.into(), image: vec![1, 2, 3] }]).unwrap();
+            path
+        };
+        let found = |device| match made_elsewhere(device, Some(&folder.0))?.origin {
+            Origin::Cached(path) => Some(path),
+            other => panic!("{other}"),
+        };
+        assert_eq!(found((8, 6)), None);
+        let oldest = image("sm_80", (13, 10));
+        let older = image("sm_86", (13, 9));
+        let best = image("sm_86", (13, 10));
+        let (hopper, for_all) = (image("sm_90a", (13, 0)), image("sm_90", (13, 0)));
+        // Of other kernels, and not of this kind at all.
+        let other = best.to_str().unwrap().replace(&content_hash(), &"0".repeat(32));
+        for name in [other.as_str(), "readme.txt", "sm_86.kernels", "-nvrtc13.0.kernels"] {
+            fs::copy(&best, folder.0.join(name)).unwrap();
+        }
+        assert_eq!(found((8, 6)), Some(best.clone()));
+        assert_eq!(found((8, 0)), Some(oldest.clone()));
+        assert_eq!(found((9, 0)), Some(hopper.clone()));
+        assert_eq!(found((10, 0)), None);
+        assert!(made_elsewhere((8, 6), None).is_none());
+
+        fs::write(&best, "not whole").unwrap();
+        assert_eq!(found((8, 9)), Some(older.clone()));
+        fs::remove_file(&older).unwrap();
+        assert_eq!(found((8, 9)), Some(oldest));
+        fs::remove_file(&hopper).unwrap();
+        assert_eq!(found((9, 0)), Some(for_all));
+    }
+
+    #[test]
+    fn a_gpu_that_is_too_old_is_told_so_wherever_images_would_come_from() {
+        for found in [Images::for_device((7, 5), None), Images::cached_or_compiled((7, 5), None)] {
+            let error = found.expect_err("nothing runs on it").to_string();
+            assert_eq!(error, "the GPU has compute capability 7.5, and 8.0 is the least that is supported");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quire_model::BackendError;
 
 use crate::driver::{Context, CudaError, Function, Module};
-use crate::image::{ImageError, Images, Origin};
+use crate::image::{self, ImageError, Images, Origin};
 
 /// The images of all files of kernels, loaded onto one GPU.
 #[derive(Debug)]
@@ -30,9 +30,12 @@ pub enum KernelError {
 }
 
 impl Kernels {
-    /// Finds or makes the images for this GPU, keeping what it makes in `cache`, and loads them.
-    pub fn open(context: &Arc<Context>, cache: Option<&Path>) -> Result<Kernels, KernelError> {
-        Ok(Kernels::load(context, Images::for_device(context.attributes().compute_capability, cache)?)?)
+    /// Finds or makes the images for this GPU and loads them. What it makes is kept in `cache_dir`, in the folder
+    /// of [`image::folder_in`].
+    pub fn open(context: &Arc<Context>, cache_dir: Option<&Path>) -> Result<Kernels, KernelError> {
+        let folder = cache_dir.map(image::folder_in);
+        let images = Images::for_device(context.attributes().compute_capability, folder.as_deref())?;
+        Ok(Kernels::load(context, images)?)
     }
 
     /// Loads images that were made for this GPU.

@@ -35,7 +35,7 @@ const PART_LOGITS: usize = 8192;
 const PROCESS_THREADS: u32 = 256;
 const PROCESS_SHARED_BYTES: u32 = 64;
 const PART_SUMMARY_BYTES: usize = 24;
-const CHOOSE_SHARED_BYTES: u32 = 44_632;
+const CHOOSE_SHARED_BYTES: u32 = 44_648;
 
 /// Everything that sampling needs, allocated once.
 ///

@@ -7,6 +7,8 @@ use anyhow::Context;
 use clap::Args;
 use quire_cuda::image;
 
+use crate::device;
+
 /// Flags of `quire compile-kernels`.
 #[derive(Debug, Args)]
 pub(crate) struct CompileKernelsArgs {
@@ -20,8 +22,8 @@ pub(crate) struct CompileKernelsArgs {
 
 /// Writes the file and prints its path.
 pub(crate) fn run(args: CompileKernelsArgs) -> anyhow::Result<()> {
-    let folder =
-        args.out.or_else(image::cache_folder).context("neither --out nor HOME says where to write")?;
+    let looked_in = || Some(image::folder_in(&device::cache_dir()?));
+    let folder = args.out.or_else(looked_in).context("neither --out nor HOME says where to write")?;
     println!("{}", image::compile_kernels(&args.arch, &folder)?.display());
     Ok(())
 }

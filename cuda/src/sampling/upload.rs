@@ -208,9 +208,9 @@ fn write_rows(words: &mut [u32], rows: &[LogitsRow], slots: &[Slot], vocab_size:
             continue;
         };
         let slot = &slots[row.slot as usize];
-        let wanted = wanted_top(row, slot, vocab_size);
-        *words = row_words(row, slot, wanted, first_top);
-        first_top += device_top(wanted);
+        let num_top = device_top(wanted_top(row, slot), vocab_size);
+        *words = row_words(row, slot, num_top, first_top);
+        first_top += num_top;
     }
 }
 
