@@ -95,6 +95,12 @@ impl CudaBackend {
         &self.kernels
     }
 
+    /// Where everything is enqueued. For measurements: what is enqueued between [`Stream::begin_capture`] and
+    /// [`Stream::end_capture`] is recorded.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     /// Waits, then reads a buffer. For tests and diagnosis, not for steps.
     pub fn read(&self, buffer: &CudaBuffer) -> Result<Vec<f32>, BackendError> {
         let mut bytes = vec![0; buffer.len() * buffer.dtype().bytes()];
