@@ -48,6 +48,12 @@ pub enum LoadError {
          raise --kv-cache-memory-bytes to {needed_bytes} or lower --max-model-len to {kv_tokens}"
     )]
     KvCache { kv_bytes: u64, kv_tokens: u64, max_model_len: u32, needed_bytes: u64 },
+    #[error(
+        "no memory is left for the KV cache: of {available_bytes} bytes, one sequence of {max_model_len} tokens needs \
+         {needed_bytes}; raise --gpu-memory-utilization, lower --max-num-batched-tokens or --max-model-len, or take a \
+         larger device"
+    )]
+    NoRoom { available_bytes: u64, max_model_len: u32, needed_bytes: u64 },
     #[error("the tokenizer has {tokenizer} entries, the model only {model}: they do not belong together")]
     Vocabulary { tokenizer: usize, model: usize },
     #[error(
@@ -257,6 +263,7 @@ const PRIORITY_AGEING_US: u64 = 10_000_000;
 /// The memory for the KV cache, and what it holds.
 struct KvRoom {
     bytes: u64,
+    available_bytes: u64,
     block_size: usize,
     block_bytes: usize,
     /// Blocks that fit, the padding block included.
@@ -276,7 +283,7 @@ impl KvRoom {
             return Err(LoadError::Memory { kv_bytes: bytes, available_bytes });
         }
         let fitting = layout.num_blocks(usize::try_from(bytes).unwrap_or(usize::MAX), dtype);
-        Ok(Self { bytes, block_size, block_bytes: layout.block_bytes(dtype), fitting })
+        Ok(Self { bytes, available_bytes, block_size, block_bytes: layout.block_bytes(dtype), fitting })
     }
 
     fn tokens(&self) -> u64 {
@@ -287,11 +294,17 @@ impl KvRoom {
     fn num_blocks(&self, max_model_len: u32, max_num_seqs: u32) -> Result<u32, LoadError> {
         let per_sequence = (max_model_len as usize).div_ceil(self.block_size);
         if self.fitting < per_sequence + 1 {
-            return Err(LoadError::KvCache {
-                kv_bytes: self.bytes,
-                kv_tokens: self.tokens(),
-                max_model_len,
-                needed_bytes: ((per_sequence + 1) * self.block_bytes) as u64,
+            let needed_bytes = ((per_sequence + 1) * self.block_bytes) as u64;
+            return Err(match needed_bytes > self.available_bytes {
+                true => {
+                    LoadError::NoRoom { available_bytes: self.available_bytes, max_model_len, needed_bytes }
+                }
+                false => LoadError::KvCache {
+                    kv_bytes: self.bytes,
+                    kv_tokens: self.tokens(),
+                    max_model_len,
+                    needed_bytes,
+                },
             });
         }
         let useful = per_sequence * max_num_seqs as usize + 1;

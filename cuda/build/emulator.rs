@@ -2,9 +2,6 @@
 //!
 //! The C++ compiler is `CXX`, or `c++`. What is made lies in a folder of `OUT_DIR`, under the names by which the
 //! loader asks for NVIDIA's libraries; the crate gets the folder's path as `QUIRE_EMULATOR_LIBRARIES`.
-//!
-//! With `QUIRE_EMULATOR_WATCH=1` in the environment every load and store of the kernels is watched, which finds
-//! races and is several times slower (emulator/accesses.cc).
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -28,9 +25,10 @@ const FLAGS: &[&str] = &[
 ];
 
 /// A misaligned access is a fault on the GPU and nothing on the host: emulator/misaligned.cc reports it.
-const KERNEL_FLAGS: &[&str] = &["-g1", "-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-x", "c++"];
+const KERNEL_FLAGS: &[&str] =
+    &["-g1", "-fsanitize=alignment", "-fno-sanitize-recover=alignment", "-x", "c++"];
 
-/// Not ThreadSanitizer itself: its calls go to emulator/accesses.cc.
+/// Not for ThreadSanitizer itself: the calls before each load and store go to emulator/accesses.cc.
 const WATCHED_FLAGS: &[&str] = &["-fsanitize=thread"];
 
 /// Each library with its sources besides the kernels (which are in the driver's), and the name of the file that
@@ -51,6 +49,7 @@ const LIBRARIES: &[(&str, &str, &[&str])] = &[
             "accesses",
             "selftest",
             "selftest_watched",
+            "planted",
         ],
     ),
     ("libnvrtc.so", "libnvrtc.so.13", &["nvrtc"]),
@@ -61,7 +60,6 @@ const LIBRARIES: &[(&str, &str, &[&str])] = &[
 pub fn build() -> Result<(), String> {
     println!("cargo:rerun-if-changed=emulator");
     println!("cargo:rerun-if-env-changed=CXX");
-    println!("cargo:rerun-if-env-changed=QUIRE_EMULATOR_WATCH");
     let folder = sources::out_dir().join("emulator");
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     println!("cargo:rustc-env=QUIRE_EMULATOR_LIBRARIES={}", folder.display());
@@ -88,16 +86,13 @@ fn is_kernels(source: &Path) -> bool {
     source.extension().is_some_and(|extension| extension == "cu")
 }
 
+/// All kernels but those self-tests that show what is seen without watching.
 fn is_watched(source: &Path) -> bool {
-    let all = env::var_os("QUIRE_EMULATOR_WATCH").is_some_and(|value| value == "1");
-    let stem = source.file_stem().expect("a file");
-    // The other self-tests show what is caught without watching.
-    stem == "selftest_watched" || (all && is_kernels(source) && stem != "selftest")
+    is_kernels(source) && source.file_stem().is_some_and(|stem| stem != "selftest")
 }
 
 fn object(source: &Path, folder: &Path) -> PathBuf {
-    let extension = if is_watched(source) { "watched.o" } else { "o" };
-    folder.join(source.file_stem().expect("a file")).with_extension(extension)
+    folder.join(source.file_stem().expect("a file")).with_extension("o")
 }
 
 /// Compiles those sources that are newer than their objects, or all if a header or this file is.
@@ -110,10 +105,13 @@ fn compile(all: &[PathBuf], folder: &Path) -> Result<(), String> {
         entries.filter_map(|e| e.ok()).map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "h")),
     );
     let newest = common.iter().filter_map(|path| modified(path)).max();
+    let newest_kernel = sources::files(&["cu"]).iter().filter_map(|path| modified(path)).max();
     let mut stale: Vec<&PathBuf> = all.iter().collect();
     stale.retain(|source| {
         let made = modified(&object(source, folder));
-        made.is_none() || made < modified(source) || made < newest
+        // Kernels in emulator/ may include others.
+        let includes = if source.parent() == Some(own) { newest_kernel } else { None };
+        made.is_none() || made < modified(source) || made < newest || made < includes
     });
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     for some in stale.chunks(jobs) {

@@ -48,7 +48,7 @@ struct Extent {
     const char *start, *end;
 };
 Extent known[8]; // allocations found lately
-unsigned known_next;
+unsigned known_next, known_last; // where the next one goes, and the last one that was hit
 bool atomic_now;
 
 uint32_t warp_of(uint32_t thread) { return thread / 32; }
@@ -95,8 +95,12 @@ void touch(const void* address, size_t count, bool write, const void* place) {
     const char* at = (const char*)address;
     size_t in_shared = size_t((const unsigned char*)at - shared);
     if (in_shared < shared_bytes_of_block() && in_shared + count <= shared_bytes_of_block()) return touch_shared(in_shared, count, write, place);
-    for (const Extent& extent : known)
-        if (extent.start <= at && at + count <= extent.end) return;
+    if (known[known_last].start <= at && at + count <= known[known_last].end) return;
+    for (unsigned i = 0; i < 8; i++)
+        if (known[i].start <= at && at + count <= known[i].end) {
+            known_last = i;
+            return;
+        }
     if (current->fiber.is_on_stack(at)) return;
     if (!write && params <= at && at + count <= params + params_size) return;
     if (!write && __ehdr_start <= at && at + count <= _end) return;

@@ -1,11 +1,11 @@
-// Watching each load and store of a kernel that was compiled with -fsanitize=thread (see accesses.cc).
+// Watching each load and store of kernels; see accesses.cc.
 #pragma once
 
 #include "emulator.h"
 
 namespace emulator {
 
-// The running kernel was compiled so.
+// The running kernel was compiled for it.
 extern bool accesses_checked;
 
 // The parameter struct of the launch that begins, and whether its kernel's accesses are watched.

@@ -101,7 +101,7 @@ struct Kind {
     bool odd_rows;
 };
 constexpr int32_t ANY = INT32_MAX;
-const Kind KINDS[] = {
+constexpr Kind KINDS[] = {
     // Looks as fit for batch-invariant use as any, but chunk_of() below changes its order with the rows.
     {"drifting", {128, 1, product::NONE}, 1, ANY, true},
     {"split in four", {128, 4, product::COMPUTE_TYPE}, 1, ANY, true},
@@ -114,7 +114,13 @@ const Kind KINDS[] = {
     {"in the output's type", {256, 2, product::OUTPUT_TYPE}, 1, ANY, true},
 };
 constexpr uint32_t KINDS_COUNT = sizeof KINDS / sizeof *KINDS;
-uint32_t delays_us[KINDS_COUNT];
+
+// What tests changed.
+struct Change {
+    int32_t rows_min = 1, rows_max = ANY;
+    uint32_t delay_us = 0;
+};
+Change changes[KINDS_COUNT];
 
 uint32_t chunk_of(uint32_t id, int32_t rows) { return id == 0 && rows > 8 ? 1024 : KINDS[id].order.chunk; }
 
@@ -181,8 +187,9 @@ Status check(const Algorithm& algorithm, const Problem& problem) {
         return INVALID_VALUE;
     const Kind& kind = KINDS[algorithm.id];
     int32_t rows = problem.rows();
+    const Change& change = changes[algorithm.id];
     bool can = rows >= kind.rows_min && rows <= kind.rows_max && (kind.odd_rows || rows % 2 == 0);
-    return can ? SUCCESS : NOT_SUPPORTED;
+    return can && rows >= change.rows_min && rows <= change.rows_max ? SUCCESS : NOT_SUPPORTED;
 }
 
 int64_t bytes_of(const Layout& layout) {
@@ -199,8 +206,14 @@ Status set(void* field, size_t field_bytes, const void* from, size_t bytes, cons
 
 } // namespace
 
-// Makes the algorithm of that number slower, for tests of the choice between them.
-EXPORT void emulator_cublaslt_delay(uint32_t algorithm, uint32_t us) { delays_us[algorithm] = us; }
+// For tests of the choice between algorithms: the one of that number refuses other numbers of rows from now on, and
+// takes so many microseconds longer.
+EXPORT void emulator_cublaslt_change(uint32_t algorithm, int32_t rows_min, int32_t rows_max, uint32_t delay_us) {
+    if (algorithm < KINDS_COUNT) changes[algorithm] = {rows_min, rows_max, delay_us};
+}
+EXPORT void emulator_cublaslt_reset() {
+    for (Change& change : changes) change = {};
+}
 
 EXPORT size_t cublasLtGetVersion() { return 130000; }
 
@@ -410,7 +423,7 @@ EXPORT Status cublasLtMatmul(Handle* handle, const Desc* desc, const float* alph
     task.n = problem.n(), task.k = problem.k(), task.rows = problem.rows();
     task.input = product::Type(a->type), task.output = product::Type(d->type);
     task.order = {chunk_of(algorithm->id, task.rows), algorithm->split_k, product::Reduction(algorithm->reduction)};
-    task.delay_us = delays_us[algorithm->id];
+    task.delay_us = changes[algorithm->id].delay_us;
     if (emulator_enqueue(stream, call, product::run, &task, sizeof task))
         return refuse(EXECUTION_FAILED, call, "the driver refused");
     return SUCCESS;

@@ -78,26 +78,31 @@ DEVICE float sum_of(const Lanes& lanes) {
     return parts[0];
 }
 
-// sums[r] = weight · x[r * stride], k a multiple of 16. Every row is summed alike, so `count` changes no bit.
-FOR_EVERY_PROCESSOR void dot(const float* weight, const float* x, int64_t stride, int count, int64_t k, int64_t chunk,
-                             float* sums) {
-    // A row that is not there is computed as the last one, and dropped.
-    const float* rows[ROWS];
-    for (int r = 0; r < ROWS; r++) rows[r] = x + stride * (r < count ? r : count - 1);
-    float totals[ROWS] = {};
+// sums[r] = weight · x[r * stride], k a multiple of 16. Each row is summed as if it were alone.
+template <int COUNT>
+DEVICE void dot(const float* weight, const float* x, int64_t stride, int64_t k, int64_t chunk, float* sums) {
+    for (int r = 0; r < COUNT; r++) sums[r] = 0;
     for (int64_t begin = 0; begin < k; begin += chunk) {
         int64_t end = begin + chunk < k ? begin + chunk : k;
-        Lanes lanes[ROWS] = {};
+        Lanes lanes[COUNT] = {};
         for (int64_t i = begin; i < end; i += LANES) {
             Lanes w = *(const Lanes*)(weight + i);
-            for (int r = 0; r < ROWS; r++) lanes[r] += w * *(const Lanes*)(rows[r] + i);
+#pragma GCC unroll 8
+            for (int r = 0; r < COUNT; r++) lanes[r] += w * *(const Lanes*)(x + r * stride + i);
         }
-        for (int r = 0; r < ROWS; r++) totals[r] += sum_of(lanes[r]);
+        for (int r = 0; r < COUNT; r++) sums[r] += sum_of(lanes[r]);
     }
-    for (int r = 0; r < count; r++) sums[r] = totals[r];
 }
 
-// to[row * n + column] = the part of the sums over k from `first` on.
+FOR_EVERY_PROCESSOR void dot_one(const float* weight, const float* x, int64_t k, int64_t chunk, float* sum) {
+    dot<1>(weight, x, 0, k, chunk, sum);
+}
+FOR_EVERY_PROCESSOR void dot_rows(const float* weight, const float* x, int64_t stride, int64_t k, int64_t chunk,
+                                  float* sums) {
+    dot<ROWS>(weight, x, stride, k, chunk, sums);
+}
+
+// to[column * rows + row] = the part of the sums over k from `first` on.
 void multiply(const Task& task, int64_t first, int64_t count, float* to) {
     int64_t padded = (count + LANES - 1) / LANES * LANES;
     std::vector<float> weight(padded), x(padded * task.rows);
@@ -106,11 +111,16 @@ void multiply(const Task& task, int64_t first, int64_t count, float* to) {
              &x[row * padded]);
     for (int column = 0; column < task.n; column++) {
         load(task.input, (const char*)task.a + column * task.lda * bytes(task.input), first, count, padded, &weight[0]);
-        for (int row = 0; row < task.rows; row += ROWS) {
-            float sums[ROWS];
-            int rows = task.rows - row < ROWS ? task.rows - row : ROWS;
-            dot(&weight[0], &x[row * padded], padded, rows, padded, task.order.chunk, sums);
-            for (int r = 0; r < rows; r++) to[int64_t(row + r) * task.n + column] = sums[r];
+        for (int row = 0; row < task.rows;) {
+            const float* rows = &x[row * padded];
+            float* sums = &to[int64_t(column) * task.rows + row];
+            if (row + ROWS <= task.rows) {
+                dot_rows(&weight[0], rows, padded, padded, task.order.chunk, sums);
+                row += ROWS;
+            } else {
+                dot_one(&weight[0], rows, padded, task.order.chunk, sums);
+                row++;
+            }
         }
     }
 }
@@ -136,7 +146,7 @@ void run(const void* bytes_of_task) {
             bool narrow = task.order.reduction == INPLACE || task.order.reduction == OUTPUT_TYPE;
             float sum = 0;
             for (int64_t part = 0; part < task.order.split_k; part++) {
-                float value = parts[part * elements + row * task.n + column];
+                float value = parts[part * elements + column * task.rows + row];
                 sum = narrow ? rounded(task.output, sum + rounded(task.output, value)) : sum + value;
             }
             sum *= task.alpha;

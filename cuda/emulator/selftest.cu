@@ -1,4 +1,5 @@
-// Kernels that show what the emulation catches: one that is right, and one for each kind of mistake.
+// Kernels that show what the emulation catches: one that is right, and one for each kind of mistake. This file alone
+// is compiled without watching each load and store, which would catch some of them first.
 
 #include "../kernels/hardware.cuh"
 

@@ -1,15 +1,15 @@
 // Attention of rows of one token over their paged keys and values.
 //
-// Decoding is bound by memory, so three things decide its speed: every key and value is read once for all query
-// heads that share it (they are the 16 rows of an mma tile), enough bytes are under way at any time (each warp
-// streams tiles of 16 tokens through a ring of its own in shared memory, and waits for nobody), and every block
-// of the grid reads the same number of bytes.
+// Decoding is bound by memory, so three things decide its speed: every key and value is read once for all
+// query heads that share it (they are the 16 rows of an mma tile), enough bytes are under way at any time
+// (each warp streams tiles of 16 tokens through a ring of its own in shared memory, and waits for nobody),
+// and every block of the grid reads the same number of bytes.
 //
-// The work of a layer is one line of units: row after row, in a row head after head, in a head tile after tile
-// of 64 tokens. Each block takes an equal stretch of the line, whatever rows and heads it crosses; so the grid
-// is fixed, and no choice of a split length has to suit short and long rows alike. A (row, head) that lies
-// across several stretches leaves a partial softmax in scratch for each of them, and the block that finishes
-// last merges these in the order of the tokens: the result does not depend on which one that is.
+// The work of a layer is one line of units: row after row, in a row head after head, in a head tile after
+// tile of 64 tokens. Each block takes an equal stretch of the line, whatever rows and heads it crosses; so
+// the grid is fixed, and no choice of a split length has to suit short and long rows alike. A (row, head)
+// that lies across several stretches leaves a partial softmax in scratch for each of them, and the block that
+// finishes last merges these in the order of the tokens: the result does not depend on which one that is.
 //
 // The plan, made once a step (and window), is the prefix sum that finds a unit's row. A sliding window only
 // shortens the rows' ranges there: tiles outside of it do not exist.
@@ -29,8 +29,8 @@ constexpr uint32_t MAX_PARTS = 32;
 constexpr int STAGES = 3;
 constexpr uint32_t PLAN_THREADS = 256;
 
-// Keys that one row sees, in positions of its sequence.
-struct DecodeRow {
+// A row of one token, and the positions that it sees.
+struct alignas(16) DecodeRow {
     uint32_t token;
     uint32_t slot;
     uint32_t begin;
@@ -38,8 +38,8 @@ struct DecodeRow {
 };
 
 struct DecodePlan {
-    uint32_t* counts;       // [2]: rows of one token, and the greatest number of tiles in one of them
-    uint32_t* tile_starts;  // [rows + 1]: tiles of the rows before; the last is their sum
+    uint32_t* counts;       // [3]: rows of one token, tiles of all of them, and of the one that has most
+    uint32_t* tile_starts;  // [rows + 1]: tiles of the rows before
     DecodeRow* rows;
 };
 
@@ -79,7 +79,8 @@ DEVICE uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
 // ---- The plan ----
 
-// Sum of `x` over the threads before this one; `total` becomes that over all. `shared` has a word for each warp.
+// Sum of `x` over the threads before this one; `total` becomes that over all. `shared` has a word for each
+// warp.
 DEVICE uint32_t exclusive_scan(uint32_t x, uint32_t* shared, uint32_t& total) {
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = x;
     for (uint32_t distance = 1; distance < 32; distance *= 2) {
@@ -135,7 +136,8 @@ KERNEL_BOUNDS(plan_decode_attention, PlanDecodeAttentionParams, PLAN_THREADS, 1)
         for (uint32_t w = 1; w < PLAN_THREADS / 32; w++) most_tiles = max(most_tiles, shared[w]);
         p.plan.tile_starts[listed] = tiles_before;
         p.plan.counts[0] = listed;
-        p.plan.counts[1] = most_tiles;
+        p.plan.counts[1] = tiles_before;
+        p.plan.counts[2] = most_tiles;
     }
 }
 
@@ -157,7 +159,7 @@ template <int D> struct Layout {
     // Floats in a row of a `State`.
     static constexpr int STATE_STRIDE = D + 4;
     static constexpr int STATE_LEN = TILE_HEADS * STATE_STRIDE;
-    static_assert(WARPS * STATE_LEN * 4 <= WARPS * STAGES * STAGE_BYTES, "states take the place of the rings");
+    static_assert(STATE_LEN * 4 <= STAGES * STAGE_BYTES, "a warp's state takes the place of its ring");
 
     // Where run `chunk` of a token lies in its plane. The eight rows of a matrix that ldmatrix reads lie in
     // different banks: rows of a multiple of 128 bytes are told apart by three bits of the token, those of an
@@ -168,9 +170,9 @@ template <int D> struct Layout {
     }
 };
 
-// A State is what attention over some of the tokens leaves: for each query head of the tile D sums of weighted
-// values, the greatest score m (times log2 e) that the weights 2^(score - m) are relative to, and the sum of
-// the weights; `Layout::STATE_STRIDE` floats a head.
+// A State is what attention over some of the tokens leaves: for each query head of the tile D sums of
+// weighted values, the greatest score m (times log2 e) that the weights 2^(score - m) are relative to, and
+// the sum of the weights; `Layout::STATE_STRIDE` floats a head.
 
 // Part of the work of a block: tiles of one head of one row.
 struct Segment {
@@ -224,8 +226,8 @@ template <class T, int D> struct Warp {
         sum[0] = sum[1] = 0;
     }
 
-    // Starts the copies of 16 tokens' keys and values. Tokens not in `begin .. end` become zeros: what lies in
-    // memory there may be no numbers, and a weight of zero would not silence them.
+    // Starts the copies of 16 tokens' keys and values. Tokens not in `begin .. end` become zeros: what lies
+    // in memory there may be no numbers, and a weight of zero would not silence them.
     DEVICE void start_copies(int stage, const DecodeAttentionParams& p, const T* keys, uint32_t first_token,
                              uint32_t begin, uint32_t end) {
         unsigned char* to = ring + stage * L::STAGE_BYTES;
@@ -392,9 +394,9 @@ DEVICE void stream_tokens(const DecodeAttentionParams& p, const DecodeRow& row, 
     cp_async_wait<0>();
 }
 
-template <int D> DEVICE float4 load_weighted(const float* row, uint32_t column, float weight, float4 sum) {
-    float4 x = *(const float4*)(row + column);
-    return make_float4(sum.x + weight * x.x, sum.y + weight * x.y, sum.z + weight * x.z, sum.w + weight * x.w);
+DEVICE void add_weighted(float4& sum, float weight, const float* from) {
+    float4 x = *(const float4*)from;
+    sum = make_float4(sum.x + weight * x.x, sum.y + weight * x.y, sum.z + weight * x.z, sum.w + weight * x.w);
 }
 
 template <class T> DEVICE void store4(T* out, float4 x) {
@@ -415,7 +417,7 @@ DEVICE void merge_warps(const float* states, uint32_t num_heads, T* out, float* 
             const float* state = row + w * L::STATE_LEN;
             float weight = fast_exp2(state[D] - most);
             weights += weight * state[D + 1];
-            sum = load_weighted<D>(state, column, weight, sum);
+            add_weighted(sum, weight, state + column);
         }
         if (partial) {
             *(float4*)(partial + head * L::STATE_STRIDE + column) = sum;
@@ -430,24 +432,26 @@ DEVICE void merge_warps(const float* states, uint32_t num_heads, T* out, float* 
 
 // A block leaves at most two partial results: of a (row, head) that began in a block before, and of one that
 // begins here and does not end here.
-template <int D> DEVICE float* partial_of(const DecodeAttentionParams& p, const Segment& segment, uint32_t part) {
+template <int D>
+DEVICE float* partial_of(const DecodeAttentionParams& p, const Segment& segment, uint32_t part) {
     return p.partials + (2 * (int64_t)(segment.first_block + part) + (part == 0)) * Layout<D>::STATE_LEN;
 }
 
-// Whether this block is the last of the segment's; then the others' partial results can be read.
+// Whether this block is the last of the segment's; then the others' partial results can be read. One thread's
+// fence covers what the whole block wrote before the barrier, and what it reads after the next.
 DEVICE bool is_last_to_arrive(const DecodeAttentionParams& p, const Segment& segment) {
     uint32_t* arrived = (uint32_t*)shared_memory();
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
         uint32_t* arrivals = p.arrivals + segment.first_block;
+        __threadfence();
         *arrived = atomicAdd(arrivals, 1u) + 1;
+        __threadfence();
         if (*arrived == segment.parts) *arrivals = 0;
     }
     __syncthreads();
     bool last = *arrived == segment.parts;
     __syncthreads();
-    if (last) __threadfence();
     return last;
 }
 
@@ -471,7 +475,7 @@ DEVICE void merge_parts(const DecodeAttentionParams& p, const Segment& segment, 
 #pragma unroll 8
         for (uint32_t part = 0; part < segment.parts; part++) {
             const float* row = partial_of<D>(p, segment, part) + head * L::STATE_STRIDE;
-            sum = load_weighted<D>(row, column, weights[head * MAX_PARTS + part], sum);
+            add_weighted(sum, weights[head * MAX_PARTS + part], row + column);
         }
         store4(out + head * D + column, sum);
     }
@@ -504,9 +508,9 @@ DEVICE void attend_segment(const DecodeAttentionParams& p, const DecodeRow& row,
 
 template <class T, int D, bool CAPPED> DEVICE void decode_attention(const DecodeAttentionParams& p) {
     uint32_t num_rows = p.plan.counts[0], heads = p.num_kv_heads * p.head_tiles;
-    uint32_t units = p.plan.tile_starts[num_rows] * heads;
+    uint32_t units = p.plan.counts[1] * heads;
     // Not fewer than lets a row and head have parts in MAX_PARTS blocks at most, wherever it begins.
-    uint32_t stretch = max(ceil_div(units, gridDim.x), ceil_div(p.plan.counts[1], MAX_PARTS - 1));
+    uint32_t stretch = max(ceil_div(units, gridDim.x), ceil_div(p.plan.counts[2], MAX_PARTS - 1));
     uint32_t unit = blockIdx.x * stretch, units_end = min(unit + stretch, units);
     if (unit >= units_end) return;
     uint32_t r = find_row(p.plan, num_rows, unit / heads);

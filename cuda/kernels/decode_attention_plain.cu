@@ -1,6 +1,6 @@
-// Attention of rows of one token over their paged keys and values, as it is written down: one block a row and query
-// head, f32 throughout, any head dimension up to 256 and any block size. The tuned kernel of decode_attention.cu is
-// checked against this one, and it serves whatever that one is not made for.
+// Attention of rows of one token over their paged keys and values, as it is written down: one block a row and
+// query head, f32 throughout, any head dimension up to 256 and any block size. The tuned kernel of
+// decode_attention.cu is checked against this one, and it serves whatever that one is not made for.
 #include "common.cuh"
 #include "step.cuh"
 

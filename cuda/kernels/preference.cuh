@@ -12,7 +12,7 @@
 const uint32_t NUM_BINS = 2048;
 const float BINS_PER_NAT = 64.0f;
 const uint32_t NUM_DIGITS = 256;
-// Candidates of one bin that are listed, so that narrowing need not read the row again.
+// Candidates that are listed, so that narrowing need not read the row again.
 const uint32_t MAX_LISTED = 2048;
 // Segments of SEGMENT_LOGITS in the largest vocabulary, 2^19: what one warp reads at once.
 const uint32_t SEGMENT_LOGITS = 128;
@@ -57,14 +57,18 @@ struct ChooseShared {
     uint32_t best_id;
     uint32_t not_finite;
     uint32_t num_listed;
+    // The candidates of these bins are in `listed`.
+    uint32_t first_listed_bin;
+    uint32_t end_listed_bin;
     uint32_t total_count;
     uint32_t total_low;
     uint32_t total_high;
     uint32_t num_higher;
+    uint32_t num_top;
     uint32_t token;
 };
 // Less than the 48 KiB that every GPU gives a block without asking.
-static_assert(sizeof(ChooseShared) == 44632, "CHOOSE_SHARED_BYTES in src/sampling.rs");
+static_assert(sizeof(ChooseShared) == 44648, "CHOOSE_SHARED_BYTES in src/sampling.rs");
 
 // `low` and `high` are the halves of a sum in shared memory, where the hardware adds 32-bit words only.
 DEVICE void add_wide(uint32_t* low, uint32_t* high, uint64_t value) {
@@ -151,7 +155,10 @@ template <class Row> DEVICE void fill_bins(const Row& row, ChooseShared& s) {
     for (uint32_t i = threadIdx.x; i < NUM_BINS; i += blockDim.x) {
         s.bin_counts[i] = s.bin_low[i] = s.bin_high[i] = 0;
     }
-    if (threadIdx.x == 0) s.total_count = s.total_low = s.total_high = 0;
+    if (threadIdx.x == 0) {
+        s.total_count = s.total_low = s.total_high = 0;
+        s.first_listed_bin = s.end_listed_bin = 0;
+    }
     __syncthreads();
     uint64_t total = 0;
     uint32_t count = 0, far = 0;
@@ -213,20 +220,54 @@ struct Selected {
 
 DEVICE uint32_t token_of(uint64_t candidate) { return (uint32_t)candidate; }
 
+// Calls `body(place, candidate)` for the candidates of the bins `first` .. `end`.
+template <class Row, class Body>
+DEVICE void for_each_in_bins(const Row& row, uint32_t first, uint32_t end, Body body) {
+    for_each_logit(row, [&](float place, uint32_t id) {
+        if (!row.is_candidate(place, row.weight(place))) return;
+        uint32_t bin = row.bin(place);
+        if (bin >= first && bin < end) body(place, (uint64_t)preference_key(place) << 32 | id);
+    });
+}
+
+template <class Body> DEVICE void for_each_listed(const ChooseShared& s, Body body) {
+    for (uint32_t i = threadIdx.x; i < s.num_listed; i += blockDim.x) {
+        uint64_t candidate = s.listed[i];
+        body(from_preference_key((uint32_t)(candidate >> 32)), candidate);
+    }
+}
+
+// Whether the candidates of the bin are listed. Lists them if they are not too many, and with them those of all bins
+// before, among which the next selections will be.
+template <class Row> DEVICE bool list_bin(const Row& row, const Found& found, ChooseShared& s) {
+    const uint32_t bin = found.index;
+    if (bin >= s.first_listed_bin && bin < s.end_listed_bin) return true;
+    if (found.count > MAX_LISTED) return false;
+    const uint32_t first = found.count_before + found.count <= MAX_LISTED ? 0 : bin;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        s.num_listed = 0;
+        s.first_listed_bin = first;
+        s.end_listed_bin = bin + 1;
+    }
+    __syncthreads();
+    for_each_in_bins(row, first, bin + 1, [&](float, uint64_t candidate) {
+        s.listed[atomicAdd(&s.num_listed, 1u)] = candidate;
+    });
+    __syncthreads();
+    return true;
+}
+
 // Calls `body(place, candidate)` for the candidates of one bin.
 template <class Row, class Body>
-DEVICE void for_each_in_bin(const Row& row, uint32_t bin, bool listed, ChooseShared& s, Body body) {
+DEVICE void for_each_in_bin(const Row& row, uint32_t bin, bool listed, const ChooseShared& s, Body body) {
     if (listed) {
-        for (uint32_t i = threadIdx.x; i < s.num_listed; i += blockDim.x) {
-            uint64_t candidate = s.listed[i];
-            body(from_preference_key((uint32_t)(candidate >> 32)), candidate);
-        }
-        return;
+        for_each_listed(s, [&](float place, uint64_t candidate) {
+            if (row.bin(place) == bin) body(place, candidate);
+        });
+    } else {
+        for_each_in_bins(row, bin, bin + 1, body);
     }
-    for_each_logit(row, [&](float place, uint32_t id) {
-        if (!row.is_candidate(place, row.weight(place)) || row.bin(place) != bin) return;
-        body(place, (uint64_t)preference_key(place) << 32 | id);
-    });
 }
 
 // Lowest bit of each digit of a candidate: four of the key, then three that cover ids below 2^24.
@@ -237,15 +278,7 @@ DEVICE int digit_shift(int level) { return level < 4 ? 56 - 8 * level : 48 - 8 *
 template <class Row> DEVICE Selected select(const Row& row, bool by_count, uint64_t wanted, ChooseShared& s) {
     Found found = find_entry({s.bin_counts, s.bin_low, s.bin_high}, NUM_BINS, by_count, wanted, s);
     const uint32_t bin = found.index;
-    const bool listed = found.count <= MAX_LISTED;
-    if (threadIdx.x == 0) s.num_listed = 0;
-    __syncthreads();
-    if (listed) {
-        for_each_in_bin(row, bin, false, s, [&](float, uint64_t candidate) {
-            s.listed[atomicAdd(&s.num_listed, 1u)] = candidate;
-        });
-        __syncthreads();
-    }
+    const bool listed = list_bin(row, found, s);
     uint64_t weight_before = found.weight_before, digits = 0;
     uint64_t left = wanted - (by_count ? found.count_before : found.weight_before);
     int level = 0;

@@ -573,6 +573,9 @@ template <class T> DEVICE void attend_plainly(const PrefillAttentionParams& p) {
     uint32_t position = p.step.row_positions[row] + token - p.step.row_starts[row];
     uint32_t begin = Work::first_seen(position, p.window);
     float* weights = (float*)shared_memory();
+    float* shared_query = weights + 32;
+    for (uint32_t i = lane; i < p.head_dim; i += 32) shared_query[i] = to_float(query[i]);
+    __syncwarp();
 
     float greatest = -INFINITY_F, sum = 0.0f, out[LANE_DIMS] = {};
     for (uint32_t first_key = begin / 32 * 32; first_key <= position; first_key += 32) {
@@ -581,7 +584,7 @@ template <class T> DEVICE void attend_plainly(const PrefillAttentionParams& p) {
         if (mine >= begin && mine <= position) {
             const T* key = cache + table[mine / p.block_size] * p.block_stride + mine % p.block_size * p.token_stride;
             score = 0.0f;
-            for (uint32_t i = 0; i < p.head_dim; i++) score = fmaf(to_float(query[i]), to_float(key[i]), score);
+            for (uint32_t i = 0; i < p.head_dim; i++) score = fmaf(shared_query[i], to_float(key[i]), score);
             if (p.tanh_factor != 0.0f) score = tanhf(score * p.tanh_factor);
         }
         // Each tile has a key that is seen, so this is finite.

@@ -159,12 +159,17 @@ DEVICE uint32_t count_higher(const Ranked& row, float logit, ChooseShared& s) {
 DEVICE void write_top(const Ranked& row, uint32_t count, TopEntry* out, ChooseShared& s) {
     fill_bins(row, s);
     uint64_t last = select(row, true, count, s).candidate;
-    if (threadIdx.x == 0) s.num_listed = 0;
+    if (threadIdx.x == 0) s.num_top = 0;
     __syncthreads();
-    for_each_logit(row, [&](float place, uint32_t id) {
-        uint64_t candidate = (uint64_t)preference_key(place) << 32 | id;
-        if (candidate <= last) s.top[atomicAdd(&s.num_listed, 1u)] = candidate;
-    });
+    auto take = [&](float, uint64_t candidate) {
+        if (candidate <= last) s.top[atomicAdd(&s.num_top, 1u)] = candidate;
+    };
+    const bool all_listed = s.first_listed_bin == 0 && s.end_listed_bin > 0;
+    if (all_listed) {
+        for_each_listed(s, take);
+    } else {
+        for_each_in_bins(row, 0, NUM_BINS, take);
+    }
     __syncthreads();
     if (threadIdx.x < count) {
         uint64_t own = s.top[threadIdx.x];

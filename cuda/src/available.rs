@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::arch::LEAST;
+use crate::cublaslt::{self, CublasLtError};
 use crate::driver::{Context, CudaError, is_driver_present};
 
 /// Why no GPU can be used.
@@ -32,6 +33,9 @@ pub enum Unavailable {
         /// Its compute capability.
         found: (u32, u32),
     },
+    /// There is nothing to multiply matrices with.
+    #[error("{}; or use --device cpu", CublasLtError::Missing)]
+    NoCublasLt,
     /// The driver does not work.
     #[error("the NVIDIA driver does not work: {0}")]
     Driver(#[from] CudaError),
@@ -54,6 +58,9 @@ pub fn open_gpu(ordinal: usize) -> Result<Arc<Context>, Unavailable> {
     if attributes.compute_capability < LEAST {
         let (name, found) = (attributes.name.clone(), attributes.compute_capability);
         return Err(Unavailable::TooOld { name, found });
+    }
+    if !cublaslt::is_present() {
+        return Err(Unavailable::NoCublasLt);
     }
     Ok(context)
 }

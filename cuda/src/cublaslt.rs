@@ -50,6 +50,15 @@ impl CublasLtError {
     }
 }
 
+/// Whether the library can be opened on this machine.
+pub fn is_present() -> bool {
+    // SAFETY: opens a library and looks up nothing.
+    #[allow(unsafe_code)]
+    unsafe {
+        sys::is_culib_present()
+    }
+}
+
 /// The library, opened for one device. Freed with the last operation made from it.
 #[derive(Debug)]
 pub struct CublasLt {
@@ -67,9 +76,7 @@ unsafe impl Sync for CublasLt {}
 impl CublasLt {
     /// Opens the library on the device.
     pub fn open(context: &Arc<Context>) -> Result<Arc<Self>, CublasLtError> {
-        // SAFETY: opens a library and looks up nothing.
-        #[allow(unsafe_code)]
-        if !unsafe { sys::is_culib_present() } {
+        if !is_present() {
             return Err(CublasLtError::Missing);
         }
         context.bind()?;
@@ -101,15 +108,6 @@ impl Drop for CublasLt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Algorithm(pub [u64; 8]);
 
-/// An algorithm that the library offers for an operation of so many rows, and what it needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Candidate {
-    /// How.
-    pub algorithm: Algorithm,
-    /// Scratch memory in bytes.
-    pub workspace_bytes: usize,
-}
-
 /// Which algorithms to look for.
 #[derive(Debug, Clone, Copy)]
 pub struct Search {
@@ -118,7 +116,7 @@ pub struct Search {
     /// Whether the sum over `k` may be cut into parts that are computed apart and then added (in f32).
     pub split_k: bool,
     /// How many to return at most.
-    pub candidates_max: usize,
+    pub results_max: usize,
 }
 
 /// Device addresses of one product. All are multiples of [`ALIGNMENT_BYTES`].
@@ -184,10 +182,10 @@ impl Operation {
     }
 
     /// The algorithms that the library proposes for so many rows, those it believes fast first.
-    pub fn search(&mut self, rows: u32, search: &Search) -> Result<Vec<Candidate>, CublasLtError> {
+    pub fn search(&mut self, rows: u32, search: &Search) -> Result<Vec<Algorithm>, CublasLtError> {
         self.set_rows(rows)?;
         let preference = Preference::new(search)?;
-        let mut found = vec![EMPTY_RESULT; search.candidates_max];
+        let mut found = vec![EMPTY_RESULT; search.results_max];
         let mut count = 0;
         // SAFETY: all descriptors are alive; the library writes at most `found.len()` results.
         #[allow(unsafe_code)]
@@ -211,11 +209,11 @@ impl Operation {
         }
         found.truncate(count.max(0) as usize);
         found.retain(|result| result.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
-        Ok(found.iter().map(Candidate::from).collect())
+        Ok(found.iter().map(|result| Algorithm(result.algo.data)).collect())
     }
 
-    /// What the algorithm needs to compute so many rows; `None` if it cannot.
-    pub fn check(&mut self, rows: u32, algorithm: &Algorithm) -> Result<Option<Candidate>, CublasLtError> {
+    /// Bytes of workspace that the algorithm needs to compute so many rows; `None` if it cannot.
+    pub fn check(&mut self, rows: u32, algorithm: &Algorithm) -> Result<Option<usize>, CublasLtError> {
         self.set_rows(rows)?;
         let algorithm = sys::cublasLtMatmulAlgo_t { data: algorithm.0 };
         let mut found = EMPTY_RESULT;
@@ -235,7 +233,7 @@ impl Operation {
         };
         let accepted = status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS
             && found.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
-        Ok(accepted.then(|| Candidate { algorithm: Algorithm(algorithm.data), ..Candidate::from(&found) }))
+        Ok(accepted.then_some(found.workspaceSize))
     }
 
     /// Enqueues the product of so many rows. Allocates nothing and waits for nothing; may be captured.
@@ -337,12 +335,6 @@ impl Algorithm {
         .result()
         .named("cublasLtMatmulAlgoConfigGetAttribute")?;
         Ok(value)
-    }
-}
-
-impl From<&sys::cublasLtMatmulHeuristicResult_t> for Candidate {
-    fn from(found: &sys::cublasLtMatmulHeuristicResult_t) -> Self {
-        Self { algorithm: Algorithm(found.algo.data), workspace_bytes: found.workspaceSize }
     }
 }
 

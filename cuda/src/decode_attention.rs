@@ -52,7 +52,7 @@ struct TunedKernel {
 /// Where the work of rows lies, if each token sees `window` tokens.
 #[derive(Debug)]
 struct Plan {
-    memory: DeviceMemory,
+    _memory: DeviceMemory,
     pointers: PlanPointers,
     /// Of the plan made last in this step.
     window: Option<u64>,
@@ -301,12 +301,12 @@ impl Plan {
         let rows = memory.address();
         let tile_starts = rows + (limits.max_num_seqs * ROW_BYTES) as u64;
         let counts = tile_starts + (limits.max_num_seqs as u64 + 1) * 4;
-        Ok(Self { memory, pointers: PlanPointers { counts, tile_starts, rows }, window: None })
+        Ok(Self { _memory: memory, pointers: PlanPointers { counts, tile_starts, rows }, window: None })
     }
 
-    /// Rows, where the tiles of each begin and of the last end, and two counts.
+    /// Rows, where the tiles of each begin and of the last end, and three counts.
     fn bytes(limits: &StepLimits) -> usize {
-        limits.max_num_seqs * ROW_BYTES + (limits.max_num_seqs + 1) * 4 + 2 * 4
+        limits.max_num_seqs * ROW_BYTES + (limits.max_num_seqs + 1) * 4 + 3 * 4
     }
 }
 

@@ -2,6 +2,7 @@
 //! they were asked.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -71,13 +72,36 @@ pub fn log() -> Vec<String> {
     (0..end).filter_map(read).collect()
 }
 
-/// Makes an algorithm of the stand-in for cuBLASLt, by its number, slower by so many microseconds; 0 undoes it.
-pub fn delay_cublaslt_algorithm(number: u32, us: u32) {
-    let function = find(open("libcublasLt.so"), c"emulator_cublaslt_delay");
+/// Makes an algorithm of the stand-in for cuBLASLt, by its number, refuse other numbers of rows and take so many
+/// microseconds longer, until [`reset_cublaslt`].
+pub fn change_cublaslt_algorithm(number: u32, rows: RangeInclusive<u32>, delay_us: u32) {
+    let function = find(open("libcublasLt.so"), c"emulator_cublaslt_change");
     // SAFETY: the type is that of the function in emulator/cublaslt.cc, which is built with this crate.
     #[allow(unsafe_code)]
     unsafe {
-        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(u32, u32)>(function)(number, us);
+        type Change = unsafe extern "C" fn(u32, u32, u32, u32);
+        std::mem::transmute::<*mut c_void, Change>(function)(number, *rows.start(), *rows.end(), delay_us);
+    }
+}
+
+/// Undoes all of [`change_cublaslt_algorithm`].
+pub fn reset_cublaslt() {
+    let function = find(open("libcublasLt.so"), c"emulator_cublaslt_reset");
+    // SAFETY: the type is that of the function in emulator/cublaslt.cc, which is built with this crate.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(function)();
+    }
+}
+
+/// Whether kernels asked for from here on are those with a mistake planted, where there is one (see
+/// emulator/planted.cu): what a test of kernels must see.
+pub fn plant_mistakes(on: bool) {
+    let function = find(open("libcuda.so"), c"emulator_plant_mistakes");
+    // SAFETY: the type is that of the function in emulator/driver.cc, which is built with this crate.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(function)(c_int::from(on));
     }
 }
 

@@ -73,6 +73,8 @@ const TILE_BYTES: usize = 20;
 const WORK_BYTES: usize = 44;
 const THREADS: u32 = 128;
 const PLAIN_THREADS: u32 = 32;
+/// A weight for each key of a tile, and the query.
+const PLAIN_SHARED_BYTES: u32 = 4 * (PLAIN_THREADS + MAX_HEAD_DIM as u32);
 const PLAN_THREADS: u32 = 512;
 /// No window, to the kernels: the largest that they take.
 const UNLIMITED_WINDOW: u32 = i32::MAX as u32;
@@ -198,7 +200,7 @@ impl PrefillAttention {
             stream.launch(&function, [blocks as u32, 1, 1], THREADS, tiling.shared_bytes(), &params)?;
         } else {
             let blocks = [grid.num_tokens as u32, shape.num_heads as u32, 1];
-            stream.launch(&self.plain, blocks, PLAIN_THREADS, PLAIN_THREADS * 4, &params)?;
+            stream.launch(&self.plain, blocks, PLAIN_THREADS, PLAIN_SHARED_BYTES, &params)?;
         }
         Ok(())
     }
@@ -315,4 +317,111 @@ fn plan_shared_bytes(max_num_seqs: usize) -> u32 {
 
 fn error(reason: String) -> BackendError {
     BackendError { device: "cuda", reason, fatal: false }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    const LIMITS: StepLimits = StepLimits {
+        max_num_seqs: 700,
+        max_num_batched_tokens: 20_000,
+        max_blocks_per_seq: 1,
+        block_size: 16,
+        max_logits_rows: 1,
+        vocab_size: 1,
+        heads_per_group: 7,
+    };
+
+    struct Row {
+        slot: u32,
+        position: usize,
+        len: usize,
+    }
+
+    /// Whatever the rows, every pair of a long enough row is in one tile, and tiles with more keys come first.
+    #[test]
+    fn plan_lists_all_tiles_longest_first() {
+        crate::emulator::use_stand_in();
+        let context = Context::new(0).unwrap();
+        let stream = Stream::new(&context).unwrap();
+        let kernels = Kernels::open(&context, None).unwrap();
+        for seed in 0..40 {
+            let rng = &mut StdRng::seed_from_u64(seed);
+            let min_q_len = rng.random_range(1..=2);
+            let attention =
+                PrefillAttention::new(&context, &kernels, &LIMITS, Dtype::Bf16, min_q_len).unwrap();
+            // More rows than the planner has threads, now and then; long ones and short ones.
+            let num_rows = [1, 3, 20, LIMITS.max_num_seqs][rng.random_range(0..4)];
+            let longest = LIMITS.max_num_batched_tokens / num_rows;
+            let rows: Vec<Row> = (0..num_rows)
+                .map(|_| {
+                    let farthest = [0, 70, 5000][rng.random_range(0..3)];
+                    let longest = [1, 3, longest][rng.random_range(0..3)];
+                    let (position, len) = (rng.random_range(0..=farthest), rng.random_range(1..=longest));
+                    Row { slot: rng.random_range(0..700), position, len }
+                })
+                .collect();
+            let tiles = planned(&stream, &attention, &rows);
+            assert_eq!(tiles, expected(&rows, min_q_len), "seed {seed}");
+        }
+    }
+
+    /// The device's tiles: slot, first token of the row, its position, pairs of the row, first pair.
+    fn planned(stream: &Stream, attention: &PrefillAttention, rows: &[Row]) -> Vec<[u32; 5]> {
+        let upload = |words: Vec<u32>| {
+            let memory = DeviceMemory::alloc(stream.context(), 4 * words.len()).unwrap();
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            stream.write_bytes(memory.address(), &bytes).unwrap();
+            memory
+        };
+        let ends = rows.iter().scan(0, |end, row| {
+            *end += row.len as u32;
+            Some(*end)
+        });
+        let ends: Vec<u32> = ends.collect();
+        let counts = upload(vec![ends[rows.len() - 1], rows.len() as u32]);
+        let row_slots = upload(rows.iter().map(|row| row.slot).collect());
+        let row_starts = upload(std::iter::once(0).chain(ends.iter().copied()).collect());
+        let row_positions = upload(rows.iter().map(|row| row.position as u32).collect());
+        let step = StepPointers {
+            counts: counts.address(),
+            token_ids: 0,
+            positions: 0,
+            token_slots: 0,
+            row_slots: row_slots.address(),
+            row_starts: row_starts.address(),
+            row_positions: row_positions.address(),
+            logits_tokens: 0,
+            block_tables: 0,
+            block_table_stride: 0,
+        };
+        attention.plan(stream, step).unwrap();
+        let mut bytes = vec![0; attention.tiles.len()];
+        stream.read_bytes(attention.tiles.address(), &mut bytes).unwrap();
+        let words: Vec<u32> = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let num_tiles = attention.grid(&ends, rows.len()).num_tiles;
+        assert_eq!(words.last(), Some(&(num_tiles as u32)), "the host's number of tiles and the device's");
+        words.as_chunks().0[..num_tiles].to_vec()
+    }
+
+    fn expected(rows: &[Row], min_q_len: usize) -> Vec<[u32; 5]> {
+        let group = LIMITS.heads_per_group;
+        let mut tiles = Vec::new();
+        let mut first_token = 0;
+        for row in rows {
+            let pairs = if row.len < min_q_len { 0 } else { row.len * group };
+            for first in (0..pairs).step_by(TILE_PAIRS) {
+                let last_token = ((first + TILE_PAIRS).min(pairs) - 1) / group;
+                let key_tiles = (row.position + last_token) / 64 + 1;
+                let words = [first_token, row.position, pairs, first].map(|x| x as u32);
+                tiles.push((key_tiles, [row.slot, words[0], words[1], words[2], words[3]]));
+            }
+            first_token += row.len;
+        }
+        tiles.sort_by_key(|(key_tiles, _)| std::cmp::Reverse(*key_tiles));
+        tiles.into_iter().map(|(_, tile)| tile).collect()
+    }
 }

@@ -14,6 +14,7 @@ use quire_model::{BackendError, LogitsRow, RowResult, Slot, StepLimits};
 
 use crate::driver::{CudaError, DeviceMemory, Function, Stream};
 use crate::kernels::{KernelError, Kernels};
+use crate::packet::Packet;
 
 use results::Results;
 use upload::{Upload, UploadLayout};
@@ -35,7 +36,7 @@ const PART_LOGITS: usize = 8192;
 const PROCESS_THREADS: u32 = 256;
 const PROCESS_SHARED_BYTES: u32 = 64;
 const PART_SUMMARY_BYTES: usize = 24;
-const CHOOSE_SHARED_BYTES: u32 = 44_632;
+const CHOOSE_SHARED_BYTES: u32 = 44_648;
 
 /// Everything that sampling needs, allocated once.
 ///
@@ -96,12 +97,13 @@ impl Sampler {
     }
 
     /// For steps within `limits`. `last_tokens` is the address of `[max_num_seqs + 1]` words, by slot; the last
-    /// slot is that of padding rows. Logits are at the address given to [`Self::launch`], a multiple of 16.
+    /// slot is that of padding rows. `packet` is what each step's rows come in. Logits are at the address given to [`Self::launch`], a multiple of 16.
     pub fn new(
         stream: &Stream,
         kernels: &Kernels,
         limits: &StepLimits,
         last_tokens: u64,
+        packet: &Packet,
     ) -> Result<Self, BackendError> {
         let vocab = limits.vocab_size;
         if vocab > MAX_VOCAB_SIZE {
@@ -111,7 +113,7 @@ impl Sampler {
         }
         let layout = Layout::new(limits);
         let memory = DeviceMemory::alloc(stream.context(), layout.bytes)?;
-        let arrays = layout.arrays(memory.address(), limits, last_tokens);
+        let arrays = layout.arrays(memory.address(), limits, last_tokens, packet);
         // All zeros is greedy without conditions, as padding rows are.
         stream.fill(arrays.slots, 0, layout.slots_bytes())?;
         let function = |name| -> Result<Function, KernelError> { kernels.function(name) };
@@ -120,7 +122,7 @@ impl Sampler {
             process: function("sampling_process")?,
             choose: function("sampling_choose")?,
             choose_threads: choose_threads(vocab),
-            upload: Upload::new(stream.context(), limits, layout.upload, arrays.rows)?,
+            upload: Upload::new(stream.context(), limits, layout.upload, layout.image(memory.address()))?,
             results: Results::new(stream.context(), layout.rows, arrays.results, arrays.top)?,
             num_parts: num_parts(vocab) as u32,
             arrays,
@@ -128,20 +130,28 @@ impl Sampler {
         })
     }
 
-    /// Starts a step whose logits are for `rows`: tells the device of them, of the requests among them that it does
-    /// not know, and of padding up to `padded_rows` rows. `slots` is by [`LogitsRow::slot`].
+    /// Words of a packet at most.
+    pub fn max_words(limits: &StepLimits) -> usize {
+        max_rows(limits) * slot_state::ROW_WORDS
+    }
+
+    /// Starts a step whose logits are for `rows`: adds them, and padding up to `padded_rows` rows, to the packet, which
+    /// must be empty; and tells the device of the requests among them that it does not know. `slots` is by
+    /// [`LogitsRow::slot`].
     ///
-    /// One copy, and a second if there are requests that came; waits for the device only if these do not fit into
-    /// one entry of the ring (very long prompts with penalties).
+    /// Enqueues nothing if all are known. Waits for the device only if what is new does not fit into one entry of a
+    /// ring (very long prompts with penalties).
     pub fn upload(
         &mut self,
         stream: &Stream,
+        packet: &mut Packet,
         rows: &[LogitsRow],
         slots: &[Slot],
         padded_rows: usize,
     ) -> Result<(), BackendError> {
         self.results.begin(rows, slots, self.arrays.vocab as usize)?;
-        self.upload.send(stream, &self.admit, &self.arrays, rows, slots, padded_rows)
+        self.upload.push_rows(packet, rows, slots, padded_rows)?;
+        self.upload.send(stream, &self.admit, &self.arrays, rows, slots)
     }
 
     /// Enqueues the kernels for the step's rows `first_row ..  first_row + num_rows`, at most `max_logits_rows`,
@@ -222,11 +232,16 @@ struct Layout {
 
 const ALIGNMENT: usize = 256;
 
+/// Rows that a step can have.
+fn max_rows(limits: &StepLimits) -> usize {
+    limits.max_num_batched_tokens.max(limits.max_logits_rows)
+}
+
 impl Layout {
     fn new(limits: &StepLimits) -> Self {
         let (vocab, num_slots) = (limits.vocab_size, limits.max_num_seqs + 1);
-        let rows = limits.max_num_batched_tokens.max(limits.max_logits_rows);
-        let upload = UploadLayout::new(limits, rows);
+        let rows = max_rows(limits);
+        let upload = UploadLayout::new(limits);
         let sizes = [
             num_slots * 4 * slot_state::PARAMS_WORDS,
             num_slots * MAX_RULES * 4 * slot_state::RULE_WORDS,
@@ -250,8 +265,13 @@ impl Layout {
         self.num_slots * 4 * slot_state::PARAMS_WORDS
     }
 
-    fn arrays(&self, start: u64, limits: &StepLimits, last_tokens: u64) -> SamplingArrays {
-        let [slots, rules, counts, allowed, rows, parts, results, top] =
+    /// Where news of slots come to lie.
+    fn image(&self, start: u64) -> u64 {
+        start + self.offsets[4] as u64
+    }
+
+    fn arrays(&self, start: u64, limits: &StepLimits, last_tokens: u64, packet: &Packet) -> SamplingArrays {
+        let [slots, rules, counts, allowed, _image, parts, results, top] =
             self.offsets.map(|offset| start + offset as u64);
         let parts_bytes = limits.max_logits_rows * num_parts(limits.vocab_size) * PART_SUMMARY_BYTES;
         SamplingArrays {
@@ -260,7 +280,7 @@ impl Layout {
             counts,
             allowed,
             last_tokens,
-            rows,
+            rows: packet.address(),
             parts,
             kept_logits: parts + parts_bytes as u64,
             results,

@@ -285,7 +285,10 @@ fn results_do_not_depend_on_timing_or_order() {
         for test in ["kernel_through_the_driver", "graphs_repeat_what_was_recorded"] {
             let output = run_test(test, variable, value);
             let text = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success() && text.contains("1 passed"), "{variable}={value} {test}: {text}");
+            assert!(
+                output.status.success() && text.contains("1 passed"),
+                "{variable}={value} {test}: {text}"
+            );
         }
     }
     let early = run_test("work_is_done_as_late_as_it_may_be", "QUIRE_EMULATOR_TIMING", "early");
@@ -333,7 +336,8 @@ fn compile(name: &str, source: &str, option: &str) -> Result<Vec<u8>, String> {
         match result::compile_program(program, &[option]) {
             Ok(()) => Ok(result::get_ptx(program).unwrap().into_iter().map(|byte| byte as u8).collect()),
             Err(_) => {
-                let log: Vec<u8> = result::get_program_log(program).unwrap().iter().map(|b| *b as u8).collect();
+                let log: Vec<u8> =
+                    result::get_program_log(program).unwrap().iter().map(|b| *b as u8).collect();
                 Err(String::from_utf8_lossy(&log).into_owned())
             }
         }

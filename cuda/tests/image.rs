@@ -50,7 +50,8 @@ fn compiled() -> u64 {
 
 fn num_sources() -> u64 {
     let kernels = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).unwrap();
-    kernels.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "cu")).count() as u64
+    kernels.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "cu")).count()
+        as u64
 }
 
 #[test]
@@ -129,7 +130,9 @@ fn kernels_are_found_whichever_file_they_are_in() {
     let opened = Kernels::open(&context, Some(&cache.folder)).unwrap();
     match opened.origin() {
         Origin::Embedded => assert!(!cache.folder.join("kernels").exists()),
-        Origin::Compiled { cached: Some(Ok(path)), .. } => assert!(path.starts_with(cache.folder.join("kernels"))),
+        Origin::Compiled { cached: Some(Ok(path)), .. } => {
+            assert!(path.starts_with(cache.folder.join("kernels")))
+        }
         other => panic!("{other}"),
     }
 }

@@ -4,8 +4,8 @@ use half::{bf16, f16};
 use quire_model::Dtype;
 
 use super::{GemmError, GemmShape, Product};
-use crate::cublaslt::{Algorithm, Candidate, CublasLtError, Operands};
-use crate::driver::{DeviceMemory, Event, Stream};
+use crate::cublaslt::{Algorithm, CublasLtError, Operands};
+use crate::driver::{DeviceMemory, Event, Graph, Stream};
 
 /// Random elements made by the host and repeated over a matrix.
 const PATTERN_ELEMENTS: usize = 1 << 20;
@@ -17,6 +17,14 @@ const FINALIST_RATIO: f32 = 1.2;
 const ROUNDS: usize = 5;
 /// What one measurement should last: well above the resolution of events (0.5 µs).
 const MEASUREMENT_MS: f32 = 0.2;
+/// Launches of one measurement at most.
+const LAUNCHES_MAX: f32 = 16.0;
+/// A single launch that takes longer than this, and so much longer than the fastest, is not measured again. Short
+/// ones always are: what takes microseconds is not seen in single launches.
+const HOPELESS_MS: f32 = 0.1;
+const HOPELESS_RATIO: f32 = 1.5;
+/// Different columns of the output when rows are compared; the others repeat them.
+const CANCELLING_COLUMNS: usize = 64;
 /// At most so many rows of a result are compared, spread over it.
 const ROWS_COMPARED_MAX: u32 = 32;
 
@@ -42,10 +50,26 @@ pub(super) struct Bench<'a> {
     filled_for: Option<GemmShape>,
 }
 
+/// Launches that are timed together. Several are one graph, as in a decode step: the host takes longer to enqueue a
+/// small product than the device to compute it, so launches one by one would time the host.
+#[derive(Debug)]
+struct Burst {
+    algorithm: Algorithm,
+    launches: u32,
+    /// `None` if there is one launch.
+    graph: Option<Graph>,
+}
+
 impl<'a> Bench<'a> {
-    /// Room for all `shapes`. `workspace` is an address and a size in bytes.
-    pub fn new(stream: &'a Stream, shapes: &[GemmShape], workspace: (u64, usize)) -> Result<Self, GemmError> {
+    /// Room for all `shapes`. `workspace` is an address and a size in bytes. Only timing needs `cold` weights.
+    pub fn new(
+        stream: &'a Stream,
+        shapes: &[GemmShape],
+        workspace: (u64, usize),
+        cold: bool,
+    ) -> Result<Self, GemmError> {
         let context = stream.context();
+        let weights_least = if cold { 4 * context.attributes().l2_bytes as usize } else { 1 };
         let alloc = |bytes: &dyn Fn(&GemmShape) -> usize, least| {
             let most = shapes.iter().map(bytes).max().unwrap_or_default();
             DeviceMemory::alloc(context, most.max(least))
@@ -54,7 +78,7 @@ impl<'a> Bench<'a> {
             stream,
             workspace,
             x: alloc(&|s| s.rows_max as usize * s.k as usize * s.input.bytes(), 1)?,
-            weights: alloc(&weight_bytes, 4 * context.attributes().l2_bytes as usize)?,
+            weights: alloc(&weight_bytes, weights_least)?,
             bias: alloc(&|s| s.n as usize * s.output.bytes(), 1)?,
             out: alloc(&|s| s.rows_max as usize * s.n as usize * s.output.bytes(), 1)?,
             begin: Event::new(context)?,
@@ -64,46 +88,48 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Sorts candidates for `rows` rows by the time they take, and drops those that the library refuses to run.
-    pub fn rank(
+    /// Milliseconds that each algorithm takes for `rows` rows; infinite for one that the library refuses to run.
+    /// The times of the fastest are good to a few percent, those of others were measured once.
+    pub fn times(
         &mut self,
         product: &mut Product,
         rows: u32,
-        candidates: &mut Vec<Candidate>,
-    ) -> Result<(), GemmError> {
+        algorithms: &[Algorithm],
+    ) -> Result<Vec<f32>, GemmError> {
         self.fill(&product.shape)?;
-        let mut timed: Vec<(f32, Candidate)> = Vec::new();
-        let mut fastest_ms = MEASUREMENT_MS;
-        for candidate in candidates.drain(..) {
-            // The first launch loads the kernel.
-            let first = self.measure(product, rows, &candidate.algorithm, 1);
-            if matches!(first, Err(GemmError::Product { error: CublasLtError::Call { .. }, .. })) {
+        let mut times = vec![f32::INFINITY; algorithms.len()];
+        let mut bursts = Vec::new();
+        let mut fastest_ms = f32::INFINITY;
+        for (i, algorithm) in algorithms.iter().copied().enumerate() {
+            match self.launch(product, rows, &algorithm) {
+                // The first launch loads the kernel.
+                Ok(()) => self.stream.synchronize()?,
+                Err(GemmError::Product { error: CublasLtError::Call { .. }, .. }) => continue,
+                Err(error) => return Err(error),
+            }
+            let single = Burst { algorithm, launches: 1, graph: None };
+            times[i] = self.measure(product, rows, &single)?;
+            if times[i] > HOPELESS_MS.max(HOPELESS_RATIO * fastest_ms) {
                 continue;
             }
-            first?;
-            let ms = self.measure(product, rows, &candidate.algorithm, launches(fastest_ms))?;
-            fastest_ms = fastest_ms.min(ms);
-            timed.push((ms, candidate));
+            let burst = self.burst(product, rows, algorithm, times[i])?;
+            times[i] = self.measure(product, rows, &burst)?;
+            fastest_ms = fastest_ms.min(times[i]);
+            bursts.push((i, burst, [0.0; ROUNDS]));
         }
-        timed.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let close = timed.iter().take_while(|(ms, _)| *ms <= timed[0].0 * FINALIST_RATIO).count();
-        let finalists = &mut timed[..close.min(FINALISTS_MAX)];
-        if finalists.len() > 1 {
-            let mut samples = vec![[0.0; ROUNDS]; finalists.len()];
-            for round in 0..ROUNDS {
-                for ((_, candidate), samples) in finalists.iter().zip(&mut samples) {
-                    samples[round] =
-                        self.measure(product, rows, &candidate.algorithm, launches(fastest_ms))?;
-                }
+        bursts.sort_by(|a, b| times[a.0].total_cmp(&times[b.0]));
+        let close = bursts.iter().take_while(|(i, ..)| times[*i] <= fastest_ms * FINALIST_RATIO).count();
+        bursts.truncate(close.min(FINALISTS_MAX));
+        for round in 0..ROUNDS {
+            for (_, burst, samples) in &mut bursts {
+                samples[round] = self.measure(product, rows, burst)?;
             }
-            for ((ms, _), samples) in finalists.iter_mut().zip(&mut samples) {
-                samples.sort_by(f32::total_cmp);
-                *ms = samples[ROUNDS / 2];
-            }
-            finalists.sort_by(|a, b| a.0.total_cmp(&b.0));
         }
-        candidates.extend(timed.into_iter().map(|(_, candidate)| candidate));
-        Ok(())
+        for (i, _, samples) in &mut bursts {
+            samples.sort_by(f32::total_cmp);
+            times[*i] = samples[ROUNDS / 2];
+        }
+        Ok(times)
     }
 
     /// Whether the algorithm gives a row the same bits at every place of batches of every size: an input whose
@@ -114,10 +140,7 @@ impl<'a> Bench<'a> {
         algorithm: &Algorithm,
     ) -> Result<bool, GemmError> {
         let shape = product.shape;
-        self.fill(&shape)?;
-        let x_bytes = shape.k as usize * shape.input.bytes();
-        self.repeat(self.x.address(), x_bytes, x_bytes * shape.rows_max as usize)?;
-        self.filled_for = None;
+        self.fill_cancelling(&shape)?;
         let out_bytes = shape.n as usize * shape.output.bytes();
         let mut expected = Vec::new();
         let mut row = vec![0; out_bytes];
@@ -142,21 +165,38 @@ impl<'a> Bench<'a> {
         Ok(true)
     }
 
-    /// Milliseconds that one of `launches` products takes.
-    fn measure(
+    /// Enough launches, one of which takes about `estimate_ms`, for a measurement.
+    fn burst(
         &mut self,
         product: &mut Product,
         rows: u32,
-        algorithm: &Algorithm,
-        launches: u32,
-    ) -> Result<f32, GemmError> {
+        algorithm: Algorithm,
+        estimate_ms: f32,
+    ) -> Result<Burst, GemmError> {
+        let launches = (MEASUREMENT_MS / estimate_ms).clamp(1.0, LAUNCHES_MAX) as u32;
+        if launches == 1 {
+            return Ok(Burst { algorithm, launches, graph: None });
+        }
+        self.stream.begin_capture()?;
+        let launched = (0..launches).try_for_each(|_| self.launch(product, rows, &algorithm));
+        let graph = self.stream.end_capture();
+        launched?;
+        let burst = Burst { algorithm, launches, graph: Some(graph?) };
+        // The first launch of a graph uploads it.
+        self.measure(product, rows, &burst)?;
+        Ok(burst)
+    }
+
+    /// Milliseconds that one product of a burst takes.
+    fn measure(&mut self, product: &mut Product, rows: u32, burst: &Burst) -> Result<f32, GemmError> {
         self.stream.record(&self.begin)?;
-        for _ in 0..launches {
-            self.launch(product, rows, algorithm)?;
+        match &burst.graph {
+            Some(graph) => self.stream.launch_graph(graph)?,
+            None => self.launch(product, rows, &burst.algorithm)?,
         }
         self.stream.record(&self.end)?;
         self.end.synchronize()?;
-        Ok(self.end.elapsed_ms(&self.begin)? / launches as f32)
+        Ok(self.end.elapsed_ms(&self.begin)? / burst.launches as f32)
     }
 
     fn launch(&mut self, product: &mut Product, rows: u32, algorithm: &Algorithm) -> Result<(), GemmError> {
@@ -189,6 +229,37 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
+    /// Rows of the input that are all the same, and a weight with which every sum is exactly 0: each term has its
+    /// opposite somewhere else. What is computed is what rounding leaves, which is another number in another order
+    /// of summation. (Ordinary sums differ in the last bits of f32, which an output of 16 bits seldom shows.)
+    fn fill_cancelling(&mut self, shape: &GemmShape) -> Result<(), GemmError> {
+        self.filled_for = None;
+        let mut random = Random(1);
+        let k = shape.k as usize;
+        let mut order: Vec<usize> = (0..k).collect();
+        for i in 1..k {
+            order.swap(i, random.below(i + 1));
+        }
+        let columns = CANCELLING_COLUMNS.min(shape.n as usize);
+        let (mut x, mut weight) = (vec![0.0; k], vec![0.0; columns * k]);
+        for pair in order.chunks_exact(2) {
+            let value = random.element();
+            x[pair[0]] = value;
+            x[pair[1]] = value;
+            for row in weight.chunks_exact_mut(k) {
+                let value = random.element();
+                row[pair[0]] = value;
+                row[pair[1]] = -value;
+            }
+        }
+        let (x, weight) = (encode(shape.input, &x), encode(shape.input, &weight));
+        self.stream.write_bytes(self.x.address(), &x)?;
+        self.repeat(self.x.address(), x.len(), x.len() * shape.rows_max as usize)?;
+        self.stream.write_bytes(self.weights.address(), &weight)?;
+        self.repeat(self.weights.address(), weight.len(), weight_bytes(shape))?;
+        Ok(self.stream.fill(self.bias.address(), 0, self.bias.len())?)
+    }
+
     fn write_repeated(&self, to: &DeviceMemory, bytes: &[u8]) -> Result<(), GemmError> {
         let len = bytes.len().min(to.len());
         self.stream.write_bytes(to.address(), &bytes[..len])?;
@@ -211,10 +282,6 @@ fn weight_bytes(shape: &GemmShape) -> usize {
     shape.n as usize * shape.k as usize * shape.input.bytes()
 }
 
-fn launches(estimate_ms: f32) -> u32 {
-    (MEASUREMENT_MS / estimate_ms.max(1e-3)).clamp(1.0, 16.0) as u32
-}
-
 /// Powers of two, and next to them numbers that fill no tile.
 fn row_counts(rows_max: u32) -> Vec<u32> {
     let mut counts: Vec<u32> =
@@ -226,20 +293,37 @@ fn row_counts(rows_max: u32) -> Vec<u32> {
     counts
 }
 
-fn random_elements(dtype: Dtype) -> Vec<u8> {
-    let mut state = 1_u64;
-    let mut bytes = Vec::with_capacity(PATTERN_ELEMENTS * dtype.bytes());
-    for _ in 0..PATTERN_ELEMENTS {
-        // Knuth's MMIX generator; the upper bits are random enough for a matrix.
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let value = (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0;
-        match dtype {
-            Dtype::F32 => bytes.extend(value.to_le_bytes()),
-            Dtype::Bf16 => bytes.extend(bf16::from_f32(value).to_le_bytes()),
-            Dtype::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
-        }
+/// Knuth's MMIX generator; the upper bits are random enough for a matrix.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
     }
-    bytes
+
+    /// Between -1 and 1.
+    fn element(&mut self) -> f32 {
+        self.next() as f32 / (1_u64 << 30) as f32 - 1.0
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.next() as usize % end
+    }
+}
+
+fn random_elements(dtype: Dtype) -> Vec<u8> {
+    let mut random = Random(1);
+    let values: Vec<f32> = (0..PATTERN_ELEMENTS).map(|_| random.element()).collect();
+    encode(dtype, &values)
+}
+
+fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+    }
 }
 
 #[cfg(test)]

@@ -5,16 +5,16 @@ use std::time::Instant;
 
 use super::bench::Bench;
 use super::table::{Key, Table};
-use super::{Choice, Gemm, GemmError, GemmOptions, GemmReport, GemmShape, Product};
-use crate::cublaslt::{Algorithm, Candidate, CublasLt, CublasLtError, Operation, Search};
+use super::{Choice, Gemm, GemmError, GemmOptions, GemmReport, GemmShape, GemmTime, Product};
+use crate::cublaslt::{Algorithm, CublasLt, CublasLtError, Operation, Search};
 use crate::driver::Stream;
 
 /// The library seldom proposes more than a dozen.
-const CANDIDATES_MAX: usize = 32;
+const PROPOSALS_MAX: usize = 32;
 
-/// Rows at which the one algorithm of the batch-invariant mode is sought and timed: a decode batch, where a step is
-/// bound by reading the weights, and large enough that nothing made for single rows wins.
-const INVARIANT_ROWS: u32 = 64;
+/// Rows for which the one algorithm of the batch-invariant mode is sought and timed: a batch of decodes, bound by
+/// reading the weights, and a prompt, bound by arithmetic.
+const INVARIANT_ROWS: [u32; 2] = [64, 2048];
 
 /// Chooses algorithms for every product of `gemm`.
 pub(super) fn choose(
@@ -59,6 +59,12 @@ struct Chooser<'a> {
     bench: Option<Bench<'a>>,
     started: Instant,
     report: GemmReport,
+}
+
+/// An algorithm and the milliseconds it takes for each of the numbers of rows that were timed.
+struct Ranked {
+    algorithm: Algorithm,
+    ms: Vec<f32>,
 }
 
 impl<'a> Chooser<'a> {
@@ -129,24 +135,23 @@ impl<'a> Chooser<'a> {
     /// The best of what the library proposes; `None` if nothing can do the whole range.
     fn search(&mut self, product: &mut Product, key: &Key) -> Result<Option<Algorithm>, GemmError> {
         let (_, last) = key.rows;
-        let rows = if key.batch_invariant { last.min(INVARIANT_ROWS) } else { last };
-        let search = Search {
-            workspace_bytes: self.workspace.1,
-            split_k: !key.batch_invariant,
-            candidates_max: CANDIDATES_MAX,
+        let mut typical = match key.batch_invariant {
+            true => INVARIANT_ROWS.map(|rows| rows.min(last)).to_vec(),
+            false => vec![last],
         };
-        let mut candidates = product.operation.search(rows, &search).map_err(of(product.shape))?;
+        typical.dedup();
+        let proposed = self.propose(product, key, &typical)?;
         let tuning = self.options.tuning.as_ref();
         let timed = tuning.is_some_and(|tuning| self.started.elapsed().as_secs_f64() < tuning.seconds_max);
-        if timed {
-            let bench = self.bench()?;
-            bench.rank(product, rows, &mut candidates)?;
-        }
-        for candidate in candidates {
-            if !self.accepts(product, key, &candidate.algorithm)? {
+        let ranked = match timed {
+            true => self.rank(product, &typical, proposed)?,
+            false => proposed.into_iter().map(|algorithm| Ranked { algorithm, ms: Vec::new() }).collect(),
+        };
+        for Ranked { algorithm, ms } in ranked {
+            if !self.accepts(product, key, &algorithm)? {
                 continue;
             }
-            if key.batch_invariant && !self.bench()?.treats_rows_alike(product, &candidate.algorithm)? {
+            if key.batch_invariant && !self.bench()?.treats_rows_alike(product, &algorithm)? {
                 self.report.warnings.push(format!(
                     "{}: an algorithm without split-k gave a row other bits in another batch; left out",
                     product.shape
@@ -157,12 +162,77 @@ impl<'a> Chooser<'a> {
                 true => self.report.timed += 1,
                 false => self.report.first_proposals += 1,
             }
+            let shape = product.shape;
+            self.report.times.extend(typical.iter().zip(ms).map(|(rows, ms)| GemmTime {
+                shape,
+                rows: *rows,
+                ms,
+            }));
             if let Some(table) = self.table.as_mut().filter(|_| timed) {
-                table.insert(key, candidate.algorithm);
+                table.insert(key, algorithm);
             }
-            return Ok(Some(candidate.algorithm));
+            return Ok(Some(algorithm));
         }
         Ok(None)
+    }
+
+    /// What the library proposes for those numbers of rows, each algorithm once.
+    fn propose(
+        &self,
+        product: &mut Product,
+        key: &Key,
+        typical: &[u32],
+    ) -> Result<Vec<Algorithm>, GemmError> {
+        let search = Search {
+            workspace_bytes: self.workspace.1,
+            split_k: !key.batch_invariant,
+            results_max: PROPOSALS_MAX,
+        };
+        let mut proposed = Vec::new();
+        for rows in typical {
+            for found in product.operation.search(*rows, &search).map_err(of(product.shape))? {
+                if !proposed.contains(&found) {
+                    proposed.push(found);
+                }
+            }
+        }
+        Ok(proposed)
+    }
+
+    /// By the time for each of the numbers of rows, as a share of the fastest one's, all together. Leaves out what
+    /// cannot do one of them.
+    fn rank(
+        &mut self,
+        product: &mut Product,
+        typical: &[u32],
+        mut algorithms: Vec<Algorithm>,
+    ) -> Result<Vec<Ranked>, GemmError> {
+        for rows in typical {
+            let mut able = Vec::new();
+            for algorithm in algorithms {
+                if fits(&mut product.operation, *rows, &algorithm, self.workspace.1)
+                    .map_err(of(product.shape))?
+                {
+                    able.push(algorithm);
+                }
+            }
+            algorithms = able;
+        }
+        let mut ranked: Vec<(f32, Ranked)> = algorithms
+            .iter()
+            .map(|algorithm| (0.0, Ranked { algorithm: *algorithm, ms: Vec::new() }))
+            .collect();
+        for rows in typical {
+            let times = self.bench()?.times(product, *rows, &algorithms)?;
+            let fastest = times.iter().copied().fold(f32::INFINITY, f32::min);
+            for ((shares, ranked), ms) in ranked.iter_mut().zip(times) {
+                *shares += ms / fastest;
+                ranked.ms.push(ms);
+            }
+        }
+        ranked.retain(|(shares, _)| shares.is_finite());
+        ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(ranked.into_iter().map(|(_, ranked)| ranked).collect())
     }
 
     /// Whether the algorithm can compute every number of rows of the range in the way that is asked for. All
@@ -187,7 +257,12 @@ impl<'a> Chooser<'a> {
     fn bench(&mut self) -> Result<&mut Bench<'a>, GemmError> {
         match &mut self.bench {
             Some(bench) => Ok(bench),
-            none => Ok(none.insert(Bench::new(self.stream, self.shapes, self.workspace)?)),
+            none => Ok(none.insert(Bench::new(
+                self.stream,
+                self.shapes,
+                self.workspace,
+                self.options.tuning.is_some(),
+            )?)),
         }
     }
 }
@@ -198,8 +273,7 @@ fn fits(
     algorithm: &Algorithm,
     workspace_bytes: usize,
 ) -> Result<bool, CublasLtError> {
-    let needs: Option<Candidate> = operation.check(rows, algorithm)?;
-    Ok(needs.is_some_and(|needs| needs.workspace_bytes <= workspace_bytes))
+    Ok(operation.check(rows, algorithm)?.is_some_and(|needed_bytes| needed_bytes <= workspace_bytes))
 }
 
 fn of(shape: GemmShape) -> impl Fn(CublasLtError) -> GemmError {

@@ -29,10 +29,10 @@ use std::path::PathBuf;
 
 use quire_model::{BackendError, Dtype};
 
-use crate::cublaslt::{ALIGNMENT_BYTES, Algorithm, CublasLt, CublasLtError, Operation};
+use crate::cublaslt::{ALIGNMENT_BYTES, CublasLt, Operation};
 use crate::driver::{CudaError, DeviceMemory, Stream};
 
-pub use crate::cublaslt::Operands;
+pub use crate::cublaslt::{Algorithm, CublasLtError, Operands};
 
 /// What NVIDIA recommends for Hopper; less elsewhere, but nowhere worth saving.
 pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
@@ -83,8 +83,21 @@ pub struct GemmReport {
     pub first_proposals: usize,
     /// How long it took.
     pub seconds: f64,
+    /// What the algorithms that were chosen by timing take, with weights that are in no cache.
+    pub times: Vec<GemmTime>,
     /// What the reader of the log should know, in lines.
     pub warnings: Vec<String>,
+}
+
+/// What a product takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GemmTime {
+    /// Which.
+    pub shape: GemmShape,
+    /// Of how many rows.
+    pub rows: u32,
+    /// Milliseconds.
+    pub ms: f32,
 }
 
 /// Why a product cannot be prepared or enqueued.
@@ -205,7 +218,8 @@ impl Gemm {
         self.products.iter().position(|product| product.shape.is_but_for_rows(shape)).map(GemmId)
     }
 
-    /// Enqueues a product. Of no rows, it does nothing.
+    /// Enqueues a product. Of no rows, it does nothing. What is to be captured should have run once before with
+    /// as many rows: the library loads a kernel when it is first launched, which a capture may forbid.
     pub fn run(
         &mut self,
         stream: &Stream,

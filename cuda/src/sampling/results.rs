@@ -14,12 +14,10 @@ pub(super) const RESULT_BYTES: usize = 16;
 /// `TopEntry` there: token, logprob.
 pub(super) const TOP_ENTRY_BYTES: usize = 8;
 
-/// Steps in turn: begun, downloaded, collected.
+/// Steps in turn: the one that is being enqueued is number `downloaded`.
 #[derive(Debug)]
 pub(super) struct Results {
     steps: [PendingStep; MAX_IN_FLIGHT],
-    /// Downloaded, or 1 more while a step is being enqueued.
-    begun: usize,
     downloaded: usize,
     collected: usize,
     /// Device addresses.
@@ -34,9 +32,10 @@ pub(super) struct Results {
 struct PendingStep {
     memory: PinnedMemory,
     arrived: Event,
-    /// By row: alternatives asked for, if any log-probability.
-    wanted_top: Vec<Option<usize>>,
-    num_top: usize,
+    /// By row: alternatives asked for, if any log-probability. Empty once collected.
+    wanted_top: Vec<Option<u32>>,
+    /// By row: alternatives from the device.
+    num_top: Vec<usize>,
     /// Rows with more alternatives than come from the device, and these.
     wide: Vec<(usize, Vec<(u32, f32)>)>,
 }
@@ -51,7 +50,6 @@ impl Results {
     ) -> Result<Self, CudaError> {
         Ok(Self {
             steps: [PendingStep::new(context, max_rows)?, PendingStep::new(context, max_rows)?],
-            begun: 0,
             downloaded: 0,
             collected: 0,
             results,
@@ -75,9 +73,9 @@ impl Results {
         let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
         step.wide.clear();
         step.wanted_top.clear();
-        step.wanted_top.extend(rows.iter().map(|row| wanted_top(row, &slots[row.slot as usize], vocab_size)));
-        step.num_top = step.wanted_top.iter().map(|wanted| device_top(*wanted)).sum();
-        self.begun = self.downloaded + 1;
+        step.wanted_top.extend(rows.iter().map(|row| wanted_top(row, &slots[row.slot as usize])));
+        step.num_top.clear();
+        step.num_top.extend(step.wanted_top.iter().map(|wanted| device_top(*wanted, vocab_size)));
         Ok(())
     }
 
@@ -92,7 +90,9 @@ impl Results {
         let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
         let first = range.start;
         for index in first..range.end.min(step.wanted_top.len()) {
-            let Some(count) = step.wanted_top[index].filter(|count| *count > TOP_MAX) else { continue };
+            let Some(count) = step.wanted_top[index].filter(|count| *count as usize > TOP_MAX) else {
+                continue;
+            };
             let mut result = [0; RESULT_BYTES];
             stream.read_bytes(self.results + (index * RESULT_BYTES) as u64, &mut result)?;
             let [token, _, _, failure] = words(&result);
@@ -105,22 +105,22 @@ impl Results {
             let values: Vec<f32> =
                 bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
             let mut top = Vec::new();
-            capture_logprob(&values, token, count as u32, &mut top);
+            capture_logprob(&values, token, count, &mut top);
             step.wide.push((index, top));
         }
         Ok(())
     }
 
     pub(super) fn download(&mut self, stream: &Stream) -> Result<(), CudaError> {
-        debug_assert!(self.begun > self.downloaded, "a step is downloaded once");
         let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
-        let results_bytes = step.wanted_top.len() * RESULT_BYTES;
+        let results_bytes = step.num_top.len() * RESULT_BYTES;
         if results_bytes > 0 {
             stream.copy_to_host(&mut step.memory, 0..results_bytes, self.results)?;
         }
-        if step.num_top > 0 {
+        let top_bytes = step.num_top.iter().sum::<usize>() * TOP_ENTRY_BYTES;
+        if top_bytes > 0 {
             let start = self.max_rows * RESULT_BYTES;
-            stream.copy_to_host(&mut step.memory, start..start + step.num_top * TOP_ENTRY_BYTES, self.top)?;
+            stream.copy_to_host(&mut step.memory, start..start + top_bytes, self.top)?;
         }
         stream.record(&step.arrived)?;
         self.downloaded += 1;
@@ -136,17 +136,18 @@ impl Results {
         self.collected += 1;
         let (results, top) = step.memory.bytes().split_at(self.max_rows * RESULT_BYTES);
         let mut top = top.as_chunks::<TOP_ENTRY_BYTES>().0;
-        for ((row, wanted), bytes) in
-            self.rows.iter_mut().zip(&step.wanted_top).zip(results.as_chunks::<RESULT_BYTES>().0)
+        for ((row, num_top), bytes) in
+            self.rows.iter_mut().zip(&step.num_top).zip(results.as_chunks::<RESULT_BYTES>().0)
         {
-            let (own, rest) = top.split_at(device_top(*wanted));
+            let (own, rest) = top.split_at(*num_top);
             top = rest;
             read_result(row, bytes, own);
         }
-        for (index, top) in &mut step.wide {
-            std::mem::swap(&mut self.rows[*index].top, top);
+        for (index, top) in step.wide.drain(..) {
+            self.rows[index].top = top;
         }
-        Ok(&self.rows[..step.wanted_top.len()])
+        step.wanted_top.clear();
+        Ok(&self.rows[..step.num_top.len()])
     }
 }
 
@@ -156,7 +157,7 @@ impl PendingStep {
             memory: PinnedMemory::alloc(context, max_rows * (RESULT_BYTES + TOP_MAX * TOP_ENTRY_BYTES))?,
             arrived: Event::new(context)?,
             wanted_top: Vec::with_capacity(max_rows),
-            num_top: 0,
+            num_top: Vec::with_capacity(max_rows),
             wide: Vec::new(),
         })
     }

@@ -109,21 +109,15 @@ pub(super) fn set_allowed(words: &mut [u32], allowed: &[u32]) {
 }
 
 /// How many alternatives the row asks for; `None` if not even its log-probability.
-pub(super) fn wanted_top(row: &LogitsRow, slot: &Slot, vocab_size: usize) -> Option<usize> {
-    let asked = match row.task {
+pub(super) fn wanted_top(row: &LogitsRow, slot: &Slot) -> Option<u32> {
+    match row.task {
         LogitsTask::Prompt { .. } => slot.params().prompt_logprobs,
         LogitsTask::Sample => slot.params().logprobs,
-    };
-    asked.map(|count| (count as usize).min(vocab_size))
+    }
 }
 
-/// The row's words. Alternatives that the device gives go to `first_top` and on.
-pub(super) fn row_words(
-    row: &LogitsRow,
-    slot: &Slot,
-    wanted_top: Option<usize>,
-    first_top: usize,
-) -> [u32; ROW_WORDS] {
+/// The row's words. Its `num_top` alternatives that the device gives go to `first_top` and on.
+pub(super) fn row_words(row: &LogitsRow, slot: &Slot, num_top: usize, first_top: usize) -> [u32; ROW_WORDS] {
     let mut words = [0; ROW_WORDS];
     let mut flags = 0;
     words[0] = row.slot;
@@ -142,11 +136,11 @@ pub(super) fn row_words(
             arm_words(&slot.params().bad_words, output, &mut words[6..]);
         }
     }
-    if wanted_top.is_some() {
+    if wanted_top(row, slot).is_some() {
         flags |= WANTS_LOGPROBS;
     }
     words[3] = flags;
-    words[4] = device_top(wanted_top) as u32;
+    words[4] = num_top as u32;
     words[5] = first_top as u32;
     words
 }
@@ -158,9 +152,12 @@ pub(super) fn padding_row_words(padding_slot: u32) -> [u32; ROW_WORDS] {
     words
 }
 
-/// How many alternatives come from the device.
-pub(super) fn device_top(wanted_top: Option<usize>) -> usize {
-    wanted_top.filter(|count| *count <= TOP_MAX).unwrap_or(0)
+/// How many alternatives come from the device to a row that asks for so many.
+pub(super) fn device_top(wanted_top: Option<u32>, vocab_size: usize) -> usize {
+    wanted_top
+        .map(|count| count as usize)
+        .filter(|count| *count <= TOP_MAX)
+        .map_or(0, |count| count.min(vocab_size))
 }
 
 /// Sets the bit of each bad word of several tokens that the next token may complete. If the last token is not
