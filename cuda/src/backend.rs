@@ -15,6 +15,7 @@ use crate::driver::{Context, Graph, Stream};
 use crate::gemm::{Gemm, GemmShape, Operands};
 use crate::kernels::Kernels;
 use crate::options::CudaOptions;
+use crate::packet::Packet;
 use crate::prefill_attention::{AttentionOperands, PrefillAttention, PrefillGrid, PrefillKernel};
 use crate::sampling::Sampler;
 use crate::small_kernels::{
@@ -45,6 +46,7 @@ pub struct CudaBackend {
 #[derive(Debug)]
 struct Prepared {
     limits: StepLimits,
+    packet: Packet,
     step: StepBuffers,
     decode: DecodeAttention,
     prefill: PrefillAttention,
@@ -91,6 +93,12 @@ impl CudaBackend {
     /// The kernels in use, with where they come from.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// Where everything is enqueued. For measurements: what is enqueued between [`Stream::begin_capture`] and
+    /// [`Stream::end_capture`] is recorded.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
     }
 
     /// Waits, then reads a buffer. For tests and diagnosis, not for steps.
@@ -178,13 +186,15 @@ impl Backend for CudaBackend {
         }
         let num_sms = self.context.attributes().num_sms;
         let (context, kernels, dtype) = (&self.context, &self.kernels, self.options.dtype);
+        let packet = Packet::new(context, StepBuffers::max_words(limits) + Sampler::max_words(limits))?;
         let step = StepBuffers::new(context, &self.stream, kernels, limits)?;
         let min_q_len = if self.options.batch_invariant { 1 } else { 2 };
         self.prepared = Some(Prepared {
             limits: *limits,
             decode: DecodeAttention::new(context, &self.stream, kernels, limits, num_sms, dtype)?,
             prefill: PrefillAttention::new(context, kernels, limits, dtype, min_q_len)?,
-            sampler: Sampler::new(&self.stream, kernels, limits, step.last_tokens())?,
+            sampler: Sampler::new(&self.stream, kernels, limits, step.last_tokens(), &packet)?,
+            packet,
             step,
             gemm,
             graphs: BTreeMap::new(),
@@ -207,8 +217,11 @@ impl Backend for CudaBackend {
         prepared.current = prepared.step_of(inputs, batch_invariant);
         let padded = prepared.current.num_rows;
         let padding = padded - inputs.row_slots().len();
-        prepared.step.upload(stream, inputs, padded)?;
-        prepared.sampler.upload(stream, rows, slots, rows.len() + padding)?;
+        let packet = &mut prepared.packet;
+        prepared.step.send_excess(stream, packet, inputs)?;
+        packet.begin()?;
+        prepared.sampler.upload(stream, packet, rows, slots, rows.len() + padding)?;
+        prepared.step.send(stream, packet, inputs, padded)?;
         prepared.begin(stream)
     }
 
