@@ -102,7 +102,18 @@ pub fn change_cublaslt_algorithm(number: u32, rows: RangeInclusive<u32>, delay_u
     }
 }
 
-/// Undoes all of [`change_cublaslt_algorithm`].
+/// Makes the stand-in for cuBLASLt refuse to run an algorithm, by its number, that its checks accept, until
+/// [`reset_cublaslt`].
+pub fn fail_cublaslt_algorithm(number: u32) {
+    let function = find(open("libcublasLt.so"), c"emulator_cublaslt_fail");
+    // SAFETY: the type is that of the function in emulator/cublaslt.cc, which is built with this crate.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(u32)>(function)(number);
+    }
+}
+
+/// Undoes [`change_cublaslt_algorithm`] and [`fail_cublaslt_algorithm`].
 pub fn reset_cublaslt() {
     if is_device_real() {
         return;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test program uses its part.
 
+pub(crate) mod any_batch;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
