@@ -20,7 +20,7 @@ pub fn library_dir() -> PathBuf {
 pub const ABOUT_THE_STAND_IN: &str = "this is about the stand-in, and QUIRE_TEST_DEVICE=real";
 
 /// Whether NVIDIA's own libraries are to be used, and not the stand-ins.
-fn is_device_real() -> bool {
+pub fn is_device_real() -> bool {
     std::env::var_os("QUIRE_TEST_DEVICE").is_some_and(|value| value == "real")
 }
 
