@@ -30,7 +30,7 @@ cargo build "${cuda[@]}" --example gpu_bench
 cp target/release/examples/gpu_bench "$folder/"
 
 # One line a test program: its name, and where it is.
-cargo test "${cuda[@]}" --tests --no-run --message-format=json | python3 -c '
+cargo test "${cuda[@]}" --test '*' --no-run --message-format=json | python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
