@@ -13,6 +13,7 @@ use rand::{Rng, SeedableRng};
 use super::StepBuffers;
 use crate::driver::Stream;
 use crate::kernels::Kernels;
+use crate::packet::Packet;
 
 const LIMITS: StepLimits = StepLimits {
     max_num_seqs: 9,
@@ -28,6 +29,7 @@ const LIMITS: StepLimits = StepLimits {
 struct Bench {
     stream: Stream,
     buffers: StepBuffers,
+    packet: Packet,
     tables: Vec<u32>,
     last_tokens: Vec<u32>,
 }
@@ -42,8 +44,9 @@ impl Bench {
         let last_tokens: Vec<u32> = (0..=LIMITS.max_num_seqs).map(|_| rng.random_range(0..50)).collect();
         let bytes: Vec<u8> = last_tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         stream.write_bytes(buffers.last_tokens(), &bytes).unwrap();
+        let packet = Packet::new(&context, StepBuffers::max_words(&LIMITS) + 7).unwrap();
         let tables = vec![0; (LIMITS.max_num_seqs + 1) * LIMITS.max_blocks_per_seq];
-        Self { stream, buffers, tables, last_tokens }
+        Self { stream, buffers, packet, tables, last_tokens }
     }
 
     fn assert_holds(&self, address: u64, expected: &[u32], what: &str) {
@@ -55,7 +58,11 @@ impl Bench {
 
     /// Uploads and compares everything.
     fn check(&mut self, inputs: &StepInputs, padded_rows: usize, what: &str) {
-        self.buffers.upload(&self.stream, inputs, padded_rows).unwrap();
+        self.buffers.send_excess(&self.stream, &mut self.packet, inputs).unwrap();
+        self.packet.begin().unwrap();
+        // The step's words lie behind other sections.
+        self.packet.push(7);
+        self.buffers.send(&self.stream, &mut self.packet, inputs, padded_rows).unwrap();
         for [slot, index, block] in inputs.block_writes() {
             self.tables[*slot as usize * LIMITS.max_blocks_per_seq + *index as usize] = *block;
         }
