@@ -2,9 +2,9 @@
 //! log-probabilities asked for come back. The kernels are kernels/sampling.cu and kernels/sampling_choose.cu.
 //!
 //! What belongs to a request (parameters, rules for single logits, allowed tokens, what occurred) lies on the
-//! device by slot and is sent when the request comes; a step sends 40 bytes a row. A choice is the host's, to the
-//! token, except where the two machines' exp differ in the last place and the draw falls between the two sums:
-//! about one draw in ten million.
+//! device by slot and is sent when the request comes; a step sends 40 bytes a row. A choice is the host's, to
+//! the token, except where the two machines' exp differ in the last place and the draw falls between the two
+//! sums: about one draw in ten million.
 
 mod results;
 mod slot_state;
@@ -28,7 +28,8 @@ pub const TOP_MAX: usize = 64;
 /// Steps that may be between [`Sampler::upload`] and [`Sampler::collect`].
 pub const MAX_IN_FLIGHT: usize = 2;
 
-/// The largest vocabulary: sums of so many weights of 2^44 fit into 64 bits, and so many ids into their digits.
+/// The largest vocabulary: sums of so many weights of 2^44 fit into 64 bits, and so many ids into their
+/// digits.
 pub const MAX_VOCAB_SIZE: usize = 1 << 19;
 
 /// Logits of a row that one block of the first kernel works on; `PART_LOGITS` there.
@@ -40,8 +41,8 @@ const CHOOSE_SHARED_BYTES: u32 = 44_648;
 
 /// Everything that sampling needs, allocated once.
 ///
-/// A step calls [`Self::upload`], then for each range of its rows the model's work, [`Self::launch`] (or a recorded
-/// graph that contains it) and [`Self::read_wide_rows`], then [`Self::download`]; sooner or later
+/// A step calls [`Self::upload`], then for each range of its rows the model's work, [`Self::launch`] (or a
+/// recorded graph that contains it) and [`Self::read_wide_rows`], then [`Self::download`]; sooner or later
 /// [`Self::collect`].
 #[derive(Debug)]
 pub struct Sampler {
@@ -56,7 +57,8 @@ pub struct Sampler {
     _memory: DeviceMemory,
 }
 
-/// Device addresses of everything; the mirror of `SamplingArrays` in kernels/sampling.cuh, which says their shapes.
+/// Device addresses of everything; the mirror of `SamplingArrays` in kernels/sampling.cuh, which says their
+/// shapes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 struct SamplingArrays {
@@ -90,14 +92,15 @@ const _: () = {
 
 impl Sampler {
     /// Bytes of device memory that [`Self::new`] takes: by slot mostly the occurrences of each token of the
-    /// vocabulary (4 bytes each), by token of the largest step 1/2 KiB of results, which is little beside that
-    /// token's activations.
+    /// vocabulary (4 bytes each), by token of the largest step 1/2 KiB of results, which is little beside
+    /// that token's activations.
     pub fn scratch_bytes(limits: &StepLimits) -> usize {
         Layout::new(limits).bytes
     }
 
     /// For steps within `limits`. `last_tokens` is the address of `[max_num_seqs + 1]` words, by slot; the last
-    /// slot is that of padding rows. `packet` is what each step's rows come in. Logits are at the address given to [`Self::launch`], a multiple of 16.
+    /// slot is that of padding rows. `packet` is what each step's rows come in. Logits are at the address
+    /// given to [`Self::launch`], a multiple of 16.
     pub fn new(
         stream: &Stream,
         kernels: &Kernels,
@@ -154,9 +157,10 @@ impl Sampler {
         self.upload.send(stream, &self.admit, &self.arrays, rows, slots)
     }
 
-    /// Enqueues the kernels for the step's rows `first_row ..  first_row + num_rows`, at most `max_logits_rows`,
-    /// whose logits `[num_rows][vocab_size]` are at `logits`. They write the results, the slots' last tokens and
-    /// occurrences, and leave rows with log-probabilities as they were. May be recorded in a graph.
+    /// Enqueues the kernels for the step's rows `first_row ..  first_row + num_rows`, at most
+    /// `max_logits_rows`, whose logits `[num_rows][vocab_size]` are at `logits`. They write the results, the
+    /// slots' last tokens and occurrences, and leave rows with log-probabilities as they were. May be
+    /// recorded in a graph.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -181,8 +185,9 @@ impl Sampler {
         stream.launch(&self.choose, [rows, 1, 1], self.choose_threads, CHOOSE_SHARED_BYTES, &params)
     }
 
-    /// After the kernels of these rows: takes the alternatives of those that ask for more than [`TOP_MAX`] from
-    /// their logits, on the host. Waits for the device if there are such rows, and does nothing if there are none.
+    /// After the kernels of these rows: takes the alternatives of those that ask for more than [`TOP_MAX`]
+    /// from their logits, on the host. Waits for the device if there are such rows, and does nothing if there
+    /// are none.
     pub fn read_wide_rows(
         &mut self,
         stream: &Stream,
@@ -214,8 +219,8 @@ fn num_parts(vocab_size: usize) -> usize {
     vocab_size.div_ceil(PART_LOGITS)
 }
 
-/// Threads of the block that chooses: up to eight logits each for small vocabularies, as many as there are for
-/// large ones. What is chosen does not depend on it.
+/// Threads of the block that chooses: up to eight logits each for small vocabularies, as many as there are
+/// for large ones. What is chosen does not depend on it.
 fn choose_threads(vocab_size: usize) -> u32 {
     (vocab_size.div_ceil(8)).next_multiple_of(32).clamp(128, 1024) as u32
 }

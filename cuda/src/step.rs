@@ -232,3 +232,6 @@ fn aligned(words: usize) -> usize {
 fn max_block_writes(limits: &StepLimits) -> usize {
     limits.max_num_batched_tokens + limits.max_blocks_per_seq
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;

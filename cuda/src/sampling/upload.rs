@@ -163,8 +163,8 @@ impl Upload {
         }
     }
 
-    /// Writes what is new of the changed slots into the current entry. If it is too small, sends it and goes on in
-    /// the next.
+    /// Writes what is new of the changed slots into the current entry. If it is too small, sends it and goes
+    /// on in the next.
     fn write_news(
         &mut self,
         stream: &Stream,
@@ -240,8 +240,8 @@ impl<'a> News<'a> {
 }
 
 impl Chunk {
-    /// Takes in as much of the news as there is room for; whether that was all. What is left begins a chunk of its
-    /// own, so that each launch has one update a slot.
+    /// Takes in as much of the news as there is room for; whether that was all. What is left begins a chunk
+    /// of its own, so that each launch has one update a slot.
     fn take(&mut self, layout: &UploadLayout, entry: &mut [u32], news: &mut News, vocab_size: usize) -> bool {
         let num_allowed_words = news.allowed.map_or(0, |_| vocab_size.div_ceil(32));
         let state_words = news.rules.len() * RULE_WORDS + num_allowed_words;

@@ -163,8 +163,8 @@ impl Device {
     }
 }
 
-/// The device drew another token: that must be within what the last places explain, and everything else is then
-/// expected of that token.
+/// The device drew another token: that must be within what the last places explain, and everything else is
+/// then expected of that token.
 fn expect_within_tolerance(
     row: &LogitsRow,
     slot: &Slot,
