@@ -524,6 +524,7 @@ fn shapes_that_no_kernel_takes_are_refused() {
         (AttentionShape { head_dim: 257, ..good }, "head_dim 257"),
         (AttentionShape { num_heads: 5, num_kv_heads: 2, ..good }, "no multiple of 2"),
         (AttentionShape { sliding_window: Some(0), ..good }, "window of 0"),
+        (AttentionShape { softcap: Some(0.0), ..good }, "soft cap Some(0.0)"),
     ];
     for (shape, what) in bad {
         let operands = AttentionOperands {
