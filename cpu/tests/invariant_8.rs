@@ -4,224 +4,38 @@
 
 mod support;
 
-use std::collections::{HashMap, HashSet};
-
 use quire_cpu::{CpuBackend, CpuOptions, Isa};
-use quire_model::{
-    Activation, AttentionSpec, Checkpoint, Dtype, LayerSpec, Model, ModelSpec, RopeScaling, RopeSpec, Runner,
-    RunnerConfig,
-};
-use quire_scheduler::{ALL_LOGPROBS, ModelRunnerOutput, RequestId, SamplingParams, TokenId};
+use quire_model::Dtype;
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use support::{Planner, Sequence};
+use support::any_batch::{
+    Trace, assert_same_bits, make_runner, random_sequences, random_spec, run_alone, run_mixed,
+};
 
 const NUM_SEEDS: u64 = 60;
-const MAX_LEN: usize = 64;
-const NUM_BLOCKS: usize = 800;
-const VOCAB: usize = 61;
-
-/// Per request: for each output token, the token, its rank, and the bits of all log-probabilities.
-type Trace = HashMap<RequestId, Vec<(TokenId, u32, Vec<(TokenId, u32)>)>>;
 
 #[test]
 fn invariant_8_same_bits_in_any_batch() {
+    let head_dims: Vec<usize> = (2..40).step_by(2).collect();
     for seed in 0..NUM_SEEDS {
         let rng = &mut StdRng::seed_from_u64(seed);
-        let spec = random_spec(rng);
+        let spec = random_spec(rng, 1, &head_dims);
         let dtype = [Dtype::F32, Dtype::Bf16, Dtype::F16][rng.random_range(0..3)];
         let block_size = [1, 3, 4, 16][rng.random_range(0..4)];
+        let runner = |options| make_runner(CpuBackend::new(options).unwrap(), &spec, dtype, block_size);
         let sequences = random_sequences(rng);
         let mut alone = Trace::new();
         for sequence in &sequences {
-            let mut runner =
-                make_runner(&spec, dtype, block_size, CpuOptions { num_threads: Some(1), isa: None });
+            let mut runner = runner(CpuOptions { num_threads: Some(1), isa: None });
             run_alone(&mut runner, block_size, sequence.clone(), &mut alone);
         }
         for _ in 0..2 {
             let isas = Isa::available();
             let isa = Some(isas[rng.random_range(0..isas.len())]);
             let num_threads = Some(rng.random_range(1..4));
-            let mut runner = make_runner(&spec, dtype, block_size, CpuOptions { num_threads, isa });
+            let mut runner = runner(CpuOptions { num_threads, isa });
             let mixed = run_mixed(&mut runner, block_size, sequences.clone(), rng);
-            for sequence in &sequences {
-                let (expected, found) = (&alone[&sequence.id], &mixed[&sequence.id]);
-                assert_eq!(expected.len(), found.len(), "seed {seed}");
-                for (index, (expected, found)) in expected.iter().zip(found).enumerate() {
-                    let place =
-                        format!("seed {seed}, {isa:?}, {:?}, output token {index}, {spec:?}", sequence.id);
-                    assert_eq!(expected.2, found.2, "logprobs differ: {place}");
-                    assert_eq!(expected, found, "{place}");
-                }
-            }
+            assert_same_bits(&alone, &mixed, &format!("seed {seed}, {isa:?}, {spec:?}"));
         }
     }
-}
-
-fn random_spec(rng: &mut StdRng) -> ModelSpec {
-    let num_kv_heads = rng.random_range(1..4);
-    let head_dim = 2 * rng.random_range(1..20);
-    let scaling = match rng.random_range(0..3) {
-        0 => RopeScaling::None,
-        1 => RopeScaling::Linear { factor: 2.0 },
-        _ => RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 16.0,
-        },
-    };
-    let num_layers = rng.random_range(1..4);
-    let layer = |rng: &mut StdRng| LayerSpec {
-        sliding_window: rng.random_bool(0.4).then(|| rng.random_range(1..20)),
-    };
-    ModelSpec {
-        architecture: "random".into(),
-        dtype: Dtype::F32,
-        vocab_size: VOCAB,
-        hidden_size: rng.random_range(3..70),
-        intermediate_size: rng.random_range(3..90),
-        activation: Activation::Silu,
-        mlp_bias: rng.random_bool(0.5),
-        max_position_embeddings: MAX_LEN,
-        norm_eps: 1e-5,
-        attention: AttentionSpec {
-            num_heads: num_kv_heads * rng.random_range(1..5),
-            num_kv_heads,
-            head_dim,
-            qkv_bias: rng.random_bool(0.5),
-            output_bias: rng.random_bool(0.5),
-            qk_norm: rng.random_bool(0.5),
-            // Dummy weights are small; a large scale makes attention choose.
-            scale: rng.random_range(0.1..30.0),
-            softcap: rng.random_bool(0.3).then_some(2.0),
-        },
-        rope: RopeSpec { theta: 100.0, scaling },
-        layers: (0..num_layers).map(|_| layer(rng)).collect(),
-        tie_word_embeddings: rng.random_bool(0.5),
-        eos_token_ids: vec![0],
-    }
-}
-
-/// Requests of which several begin alike.
-fn random_sequences(rng: &mut StdRng) -> Vec<Sequence> {
-    let stem: Vec<TokenId> = (0..40).map(|_| rng.random_range(0..VOCAB as TokenId)).collect();
-    let count = rng.random_range(2..7);
-    (0..count)
-        .map(|index| {
-            let mut prompt = stem[..rng.random_range(1..40)].to_vec();
-            prompt.extend((0..rng.random_range(0..10)).map(|_| rng.random_range(0..VOCAB as TokenId)));
-            let sampling = SamplingParams {
-                temperature: [0.0, 0.5, 1.5][rng.random_range(0..3)],
-                top_k: [0, 5, 20][rng.random_range(0..3)],
-                top_p: [1.0, 0.7][rng.random_range(0..2)],
-                min_p: [0.0, 0.1][rng.random_range(0..2)],
-                repetition_penalty: [1.0, 1.3][rng.random_range(0..2)],
-                frequency_penalty: [0.0, 0.5][rng.random_range(0..2)],
-                presence_penalty: [0.0, 0.25][rng.random_range(0..2)],
-                seed: rng.random(),
-                max_tokens: rng.random_range(1..9),
-                logprobs: Some(ALL_LOGPROBS),
-                ..SamplingParams::default()
-            };
-            Sequence::new(index, u64::from(index) + 100, &prompt, sampling)
-        })
-        .collect()
-}
-
-fn make_runner(spec: &ModelSpec, dtype: Dtype, block_size: usize, options: CpuOptions) -> Runner<CpuBackend> {
-    let mut backend = CpuBackend::new(options).unwrap();
-    let model = Model::load(&mut backend, spec.clone(), &Checkpoint::dummy(dtype), &mut |_| {}).unwrap();
-    let config = RunnerConfig {
-        max_num_seqs: 8,
-        max_num_batched_tokens: 200,
-        max_model_len: MAX_LEN,
-        block_size,
-        num_blocks: NUM_BLOCKS,
-    };
-    Runner::new(backend, model, config).unwrap()
-}
-
-fn record(output: &ModelRunnerOutput, planner: &Planner, trace: &mut Trace) {
-    assert!(output.failed_rows.is_empty(), "{:?}", output.failed_rows);
-    for logprob in &output.logprobs {
-        let top = &output.top[logprob.top.start as usize..logprob.top.end as usize];
-        let bits = top.iter().map(|(token, logprob)| (*token, logprob.to_bits())).collect();
-        let id = planner.plan.rows[logprob.row as usize].id;
-        trace.entry(id).or_default().push((logprob.token, logprob.rank, bits));
-    }
-}
-
-fn is_done(sequence: &Sequence) -> bool {
-    sequence.output.len() == sequence.sampling.max_tokens as usize
-}
-
-/// The plainest way: the whole prompt at once, then token by token, blocks in order.
-fn run_alone(runner: &mut Runner<CpuBackend>, block_size: usize, sequence: Sequence, trace: &mut Trace) {
-    let mut planner = Planner::new(block_size, (1..NUM_BLOCKS as u32).rev().collect());
-    let mut sequences = [sequence];
-    while !is_done(&sequences[0]) {
-        planner.begin();
-        let left = sequences[0].len() - sequences[0].computed;
-        planner.add(&mut sequences[0], left);
-        let output = planner.run(runner, &mut sequences);
-        record(output, &planner, trace);
-    }
-}
-
-/// Random company, chunks, blocks, prefix hits and preemptions, until all are done.
-fn run_mixed(
-    runner: &mut Runner<CpuBackend>,
-    block_size: usize,
-    mut sequences: Vec<Sequence>,
-    rng: &mut StdRng,
-) -> Trace {
-    let mut blocks: Vec<u32> = (1..NUM_BLOCKS as u32).collect();
-    blocks.shuffle(rng);
-    let mut planner = Planner::new(block_size, blocks);
-    let (mut trace, mut shared) = (Trace::new(), HashSet::new());
-    while !sequences.iter().all(is_done) {
-        planner.begin();
-        let mut order: Vec<usize> = (0..sequences.len()).collect();
-        order.shuffle(rng);
-        for index in order {
-            if is_done(&sequences[index]) || rng.random_bool(0.3) {
-                continue;
-            }
-            if sequences[index].admitted && rng.random_bool(0.1) {
-                planner.release(&mut sequences[index]);
-                planner.free_blocks.retain(|block| !shared.contains(block));
-            }
-            if !sequences[index].admitted && rng.random_bool(0.7) {
-                hit_prefix(&mut sequences, index, block_size, &mut shared);
-            }
-            let left = sequences[index].len() - sequences[index].computed;
-            let num_tokens = if rng.random_bool(0.5) { left } else { rng.random_range(1..=left) };
-            planner.add(&mut sequences[index], num_tokens);
-        }
-        if !planner.plan.rows.is_empty() {
-            let output = planner.run(runner, &mut sequences);
-            record(output, &planner, &mut trace);
-        }
-    }
-    trace
-}
-
-/// Takes over the computed full blocks that a running request has in common with this one. Blocks that were
-/// ever shared are never given out again: the test counts no references.
-fn hit_prefix(sequences: &mut [Sequence], index: usize, block_size: usize, shared: &mut HashSet<u32>) {
-    let tokens = |s: &Sequence| -> Vec<TokenId> { s.prompt.iter().chain(&s.output).copied().collect() };
-    let own = tokens(&sequences[index]);
-    let hit = sequences.iter().filter(|other| other.admitted).map(|other| {
-        let common = own.iter().zip(&tokens(other)).take_while(|(a, b)| a == b).count();
-        // What this very step computes is not there yet, so at most what a sampled token follows.
-        let usable = if other.computed == other.len() { 0 } else { other.computed };
-        let blocks = common.min(usable).min(own.len() - 1) / block_size;
-        other.blocks[..blocks].to_vec()
-    });
-    let blocks = hit.max_by_key(Vec::len).unwrap_or_default();
-    shared.extend(&blocks);
-    sequences[index].computed = blocks.len() * block_size;
-    sequences[index].blocks = blocks;
 }

@@ -158,8 +158,12 @@ fn the_decode_loop_neither_waits_nor_allocates() {
     let request = json!({"model": "pebble", "prompt": [5, 6, 7], "max_tokens": 40, "ignore_eos": true});
     server.complete(&request);
     let log = server.log();
-    let steps: Vec<usize> =
-        log.iter().enumerate().filter(|(_, line)| line.starts_with("cuGraphLaunch")).map(|(i, _)| i).collect();
+    let steps: Vec<usize> = log
+        .iter()
+        .enumerate()
+        .filter(|(_, line)| line.starts_with("cuGraphLaunch"))
+        .map(|(i, _)| i)
+        .collect();
     assert!(steps.len() >= 38, "{} graphs for 39 decode steps", steps.len());
     let decode = &log[steps[0]..=*steps.last().unwrap()];
     let verbs = |line: &String| line.split(' ').next().unwrap().to_owned();
@@ -181,7 +185,8 @@ fn the_decode_loop_neither_waits_nor_allocates() {
     assert_eq!(of("cuMemcpyDtoHAsync"), num_steps);
     assert_pinned_memory_is_left_alone(&log);
     // The next step is handed over before this one is waited for.
-    let ahead = log.windows(2).any(|lines| lines[0].starts_with("cuGraphLaunch") && lines[1].contains("DtoH"));
+    let ahead =
+        log.windows(2).any(|lines| lines[0].starts_with("cuGraphLaunch") && lines[1].contains("DtoH"));
     assert!(ahead, "{decode:#?}");
 }
 
@@ -202,7 +207,10 @@ fn assert_pinned_memory_is_left_alone(log: &[String]) {
             }
             "cuEventRecord" => {
                 let event = field(line, "event=");
-                copies.values_mut().filter(|copy| copy.0.is_none()).for_each(|copy| copy.0 = Some(event.clone()));
+                copies
+                    .values_mut()
+                    .filter(|copy| copy.0.is_none())
+                    .for_each(|copy| copy.0 = Some(event.clone()));
             }
             "cuEventSynchronize" => {
                 let event = field(line, "event=");
@@ -234,9 +242,17 @@ fn what_is_missing_is_said_in_one_sentence() {
     let stand_in = ("LD_LIBRARY_PATH", libraries.to_str().unwrap());
     let cases = [
         (&["--device", "cuda:1"][..], vec![stand_in], "there is no GPU number 1"),
-        (&["--device", "cuda"], vec![stand_in, ("QUIRE_EMULATOR_COMPUTE_CAPABILITY", "7.5")], "8.0 or more is needed"),
+        (
+            &["--device", "cuda"],
+            vec![stand_in, ("QUIRE_EMULATOR_COMPUTE_CAPABILITY", "7.5")],
+            "8.0 or more is needed",
+        ),
         (&["--device", "gpu"], vec![], "must be auto, cpu, cuda or cuda:N"),
-        (&["--device", "cuda"], vec![stand_in, ("QUIRE_EMULATOR_MEMORY_BYTES", "600000000")], "no memory is left"),
+        (
+            &["--device", "cuda"],
+            vec![stand_in, ("QUIRE_EMULATOR_MEMORY_BYTES", "600000000")],
+            "no memory is left",
+        ),
     ];
     for (flags, environment, expected) in cases {
         let said = refusal(flags, &environment);
@@ -250,8 +266,14 @@ fn what_is_missing_is_said_in_one_sentence() {
         std::os::unix::fs::symlink(libraries.join(name), only_driver.join(name)).unwrap();
     }
     let cache = ("XDG_CACHE_HOME", only_driver.to_str().unwrap());
-    let said = refusal(&["--device", "cuda"], &[("LD_LIBRARY_PATH", only_driver.to_str().unwrap()), cache,
-        ("QUIRE_EMULATOR_MEMORY_BYTES", "2000000000")]);
+    let said = refusal(
+        &["--device", "cuda"],
+        &[
+            ("LD_LIBRARY_PATH", only_driver.to_str().unwrap()),
+            cache,
+            ("QUIRE_EMULATOR_MEMORY_BYTES", "2000000000"),
+        ],
+    );
     assert!(said.contains("libcublasLt"), "{said}");
     std::fs::remove_dir_all(only_driver).unwrap();
 }
