@@ -352,8 +352,7 @@ fn difference(case: &Case, row: &Row, got: &[f32], kernel: PrefillKernel) -> Opt
         for (d, (got, (expected, size))) in got.iter().zip(means).enumerate() {
             let tolerance = (weight_unit + 2e-5) * size + case.unit() * expected.abs() + subnormal + 1e-7;
             let error = (f64::from(*got) - expected).abs();
-            // Not `error > tolerance`, which NaN would pass.
-            if !(error <= tolerance) {
+            if error.is_nan() || error > tolerance {
                 let place = format!("position {position}, head {head}, dimension {d}");
                 return Some(format!("{place}: {got}, but {expected} ± {tolerance} is right; {case:?}"));
             }
