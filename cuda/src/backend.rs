@@ -172,13 +172,14 @@ impl Backend for CudaBackend {
     }
 
     fn prepare(&mut self, limits: &StepLimits, linears: &[LinearShape]) -> Result<(), BackendError> {
-        let width = linears.iter().map(|linear| linear.k).max().unwrap_or(0);
         if let Some(odd) = linears.iter().find(|linear| linear.k % WIDTH_MULTIPLE != 0) {
             let reason =
                 format!("the model has rows of {}; the GPU's are multiples of {WIDTH_MULTIPLE}", odd.k);
             return Err(error(reason));
         }
-        self.small.allow_norm_width(width)?;
+        // What is normalised is what the logits are made from: the residual stream.
+        let of_logits = linears.iter().find(|linear| linear.output == BufferRole::Logits);
+        self.small.allow_norm_width(of_logits.map_or(0, |linear| linear.k))?;
         let shapes: Vec<GemmShape> = linears.iter().map(|linear| self.gemm_shape(linear)).collect();
         let (gemm, report) = Gemm::new(&self.stream, &shapes, &self.options.gemm())?;
         for warning in &report.warnings {
@@ -222,7 +223,7 @@ impl Backend for CudaBackend {
         packet.begin()?;
         prepared.sampler.upload(stream, packet, rows, slots, rows.len() + padding)?;
         prepared.step.send(stream, packet, inputs, padded)?;
-        prepared.begin(stream)
+        prepared.plan_attention(stream)
     }
 
     fn capture_sizes(&self) -> Vec<usize> {
@@ -244,7 +245,7 @@ impl Backend for CudaBackend {
             num_sampled: 0,
         };
         stream.begin_capture()?;
-        prepared.begin(stream)
+        prepared.plan_attention(stream)
     }
 
     fn end_capture(&mut self) -> Result<(), BackendError> {
@@ -484,7 +485,7 @@ impl Prepared {
     }
 
     /// Plans the attention of the step whose arrays have been enqueued.
-    fn begin(&mut self, stream: &Stream) -> Result<(), BackendError> {
+    fn plan_attention(&mut self, stream: &Stream) -> Result<(), BackendError> {
         self.decode.begin_step();
         if self.current.prefill.num_tiles > 0 {
             self.prefill.plan(stream, self.step.pointers())?;
