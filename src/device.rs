@@ -18,6 +18,15 @@ const DEMO_KV_CACHE_BYTES: u64 = 128 << 20;
 /// KV cache of other models on a CPU, if nothing else is asked for (vLLM's VLLM_CPU_KVCACHE_SPACE).
 const CPU_KV_CACHE_BYTES: u64 = 4 << 30;
 
+/// What the doors let into one request must have room in a slot on the GPU: biases, stop tokens, bad words, and
+/// as many end tokens of the model as bad words.
+#[cfg(feature = "cuda")]
+const _: () = {
+    use crate::validate::{MAX_BAD_WORDS, MAX_TOKEN_LIST};
+    use quire_cuda::sampling::{MAX_RULES, MAX_WORDS};
+    assert!(2 * (MAX_TOKEN_LIST + MAX_BAD_WORDS) <= MAX_RULES && MAX_BAD_WORDS <= MAX_WORDS);
+};
+
 /// The CPU, or a GPU that has been opened.
 #[derive(Debug)]
 pub enum Device {

@@ -95,6 +95,15 @@ fn damaged_and_absent_files_are_told_apart() {
 }
 
 #[test]
+fn the_number_of_parameters_is_that_of_the_stored_elements() {
+    for name in ["llama-bias-llama3", "llama-tied-linear", "mistral-window", "qwen2-window"] {
+        let tensors = safetensors::load(fixture(name).join("model.safetensors"), &Device::Cpu).unwrap();
+        let stored: usize = tensors.values().map(Tensor::elem_count).sum();
+        assert_eq!(ModelSpec::from_dir(&fixture(name)).unwrap().num_parameters(), stored, "{name}");
+    }
+}
+
+#[test]
 fn a_file_in_memory_is_as_good_as_one_on_disk() {
     let dir = fixture("mistral-window");
     let bytes: &'static [u8] = std::fs::read(dir.join("model.safetensors")).unwrap().leak();

@@ -4,7 +4,8 @@
 //! loader asks for NVIDIA's libraries; the crate gets the folder's path as `QUIRE_EMULATOR_LIBRARIES`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
+use std::sync::Mutex;
 use std::time::SystemTime;
 use std::{env, fs};
 
@@ -92,7 +93,8 @@ fn is_watched(source: &Path) -> bool {
 }
 
 fn object(source: &Path, folder: &Path) -> PathBuf {
-    folder.join(source.file_stem().expect("a file")).with_extension("o")
+    let name = source.file_name().and_then(|name| name.to_str()).expect("names of sources are UTF-8");
+    folder.join(format!("{name}.o"))
 }
 
 /// Compiles those sources that are newer than their objects, or all if a header or this file is.
@@ -113,19 +115,19 @@ fn compile(all: &[PathBuf], folder: &Path) -> Result<(), String> {
         let includes = if source.parent() == Some(own) { newest_kernel } else { None };
         made.is_none() || made < modified(source) || made < newest || made < includes
     });
+    // Those that take longest first.
+    stale.sort_by_key(|source| std::cmp::Reverse(fs::metadata(source).map_or(0, |data| data.len())));
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
-    for some in stale.chunks(jobs) {
-        let started: Result<Vec<_>, String> = some.iter().map(|source| start(source, folder)).collect();
-        for (source, mut child) in some.iter().zip(started?) {
-            if !child.wait().map_err(|e| format!("the C++ compiler: {e}"))?.success() {
-                return Err(format!("{} does not compile for the host; see above", source.display()));
-            }
-        }
-    }
-    Ok(())
+    let queue = Mutex::new(stale.into_iter());
+    let next = || queue.lock().expect("nobody panics").next();
+    let work = || std::iter::from_fn(next).try_for_each(|source| compile_one(source, folder));
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("nobody panics"))
+    })
 }
 
-fn start(source: &Path, folder: &Path) -> Result<Child, String> {
+fn compile_one(source: &Path, folder: &Path) -> Result<(), String> {
     let mut command = compiler();
     command.args(FLAGS);
     if is_kernels(source) {
@@ -135,7 +137,14 @@ fn start(source: &Path, folder: &Path) -> Result<Child, String> {
         command.args(WATCHED_FLAGS);
     }
     command.arg("-c").arg(source).arg("-o").arg(object(source, folder));
-    command.spawn().map_err(|e| format!("feature `emulator` needs a C++ compiler (CXX, or c++): {e}"))
+    let status = command
+        .status()
+        .map_err(|e| format!("feature `emulator` needs a C++ compiler (CXX, or c++): {e}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{} does not compile for the host; see above", source.display()))
+    }
 }
 
 /// The library's own name is the one cudarc tries first: the loader then takes an open library of that name and

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles every kernel, by nvcc and by NVRTC, and compares what the compiler made of each with what it may take:
-# cuda/kernels/budget.txt. A kernel that has lost its registers to a careless edit is as correct as before, and
+# cuda/check/budget.txt. A kernel that has lost its registers to a careless edit is as correct as before, and
 # nothing else here would notice. Needs no GPU; needs python3 and, once, the Python package registry for the
 # compilers, which go into .cuda/.
 #
@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 archs=(sm_80 sm_90a sm_100)
-budget=cuda/kernels/budget.txt
+budget=cuda/check/budget.txt
 toolkit=.cuda/nvidia/cu13
 # Figures are those of one compiler.
 wheels=(nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96

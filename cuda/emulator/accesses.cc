@@ -8,6 +8,7 @@
 
 #include "accesses.h"
 
+#include <initializer_list>
 #include <stdio.h>
 
 #include "host.h"
@@ -23,110 +24,123 @@ bool accesses_checked;
 namespace {
 
 constexpr size_t SHARED_BYTES_MAX = 256 << 10;
+// Two bytes, the size of the smallest elements, are watched as one; single bytes are not watched.
+constexpr size_t UNIT = 2;
 
-// Who used a byte last, and when: the numbers of the barriers before.
-struct Stamp {
-    uint32_t block_epoch;
-    uint32_t warp_epoch;
-    uint16_t thread;
-    bool many;       // other lanes of the warp, too
-    bool many_warps; // other warps, too
-    bool atomic;
-    const void* place;
-};
+// Who used a unit last, when and where, in one word:
+// block epoch (18 bits) | warp epoch (9) | thread (10) | many | many_warps | atomic | place (24).
+typedef uint64_t Stamp;
+constexpr unsigned PLACE_BITS = 24, THREAD_AT = 27, WARP_EPOCH_AT = 37, BLOCK_EPOCH_AT = 46;
+constexpr Stamp ATOMIC = Stamp(1) << 24;     // by an atomic operation
+constexpr Stamp MANY_WARPS = Stamp(1) << 25; // in this block epoch by other warps, too
+constexpr Stamp MANY = Stamp(1) << 26;       // in this warp epoch by other lanes, too
+constexpr uint32_t BLOCK_EPOCHS = 1 << 18, WARP_EPOCHS = 1 << 9;
 
-struct Byte {
-    Stamp written, read;
-};
-
-Byte bytes_of_shared[SHARED_BYTES_MAX];
-uint32_t block_epoch = 1;
+Stamp written[SHARED_BYTES_MAX / UNIT], read[SHARED_BYTES_MAX / UNIT];
+uint32_t block_epoch;
 uint32_t warp_epochs[32];
-const char* params;
-size_t params_size;
 struct Extent {
     const char *start, *end;
 };
-Extent known[8]; // allocations found lately
-unsigned known_next, known_last; // where the next one goes, and the last one that was hit
+Extent params;
+// The allocation that an instruction used last, which most often it uses again; by a part of its address.
+Extent known[256];
 bool atomic_now;
 
-uint32_t warp_of(uint32_t thread) { return thread / 32; }
+uint32_t thread_of(Stamp stamp) { return uint32_t(stamp >> THREAD_AT) & 1023; }
 
-uint32_t this_thread() { return current->warp->number * 32 + current->lane; }
-
-[[noreturn]] void report_race(const char* first, const char* second, const Stamp& other, size_t at, const void* place) {
+[[noreturn]] void report_race(const char* first, const char* second, Stamp other, size_t at, const void* place) {
     fprintf(stderr, "emulator: %s byte %zu of shared memory:\n", second, at);
     print_source(place);
-    fprintf(stderr, "emulator: and nothing orders it after thread %u %s it:\n", other.thread, first);
-    print_source(other.place);
+    fprintf(stderr, "emulator: and nothing orders it after thread %u %s it:\n", thread_of(other), first);
+    print_source(__ehdr_start + (other & ((1 << PLACE_BITS) - 1)));
     fail("a race");
 }
 
-// Whether something of this block may have been at the same time as the running thread's access now.
-bool races(const Stamp& other, uint32_t thread) {
-    if (other.block_epoch != block_epoch) return false;
-    if (other.many_warps) return true;
-    if (warp_of(other.thread) != warp_of(thread)) return true;
-    return other.warp_epoch == warp_epochs[warp_of(thread)] && (other.many || other.thread != thread);
+// Whether something of this block may have been at the same time as an access with the stamp `now`. Two atomic
+// operations may.
+DEVICE bool races(Stamp other, Stamp now) {
+    if (other >> BLOCK_EPOCH_AT != now >> BLOCK_EPOCH_AT || (other & now & ATOMIC)) return false;
+    if (other & MANY_WARPS || thread_of(other) / 32 != thread_of(now) / 32) return true;
+    return other >> WARP_EPOCH_AT == now >> WARP_EPOCH_AT && (other & MANY || thread_of(other) != thread_of(now));
+}
+
+// The stamp of a read, given that of the last one: it must still tell of that one what may race.
+DEVICE Stamp merged(Stamp last, Stamp now) {
+    if (last >> BLOCK_EPOCH_AT != now >> BLOCK_EPOCH_AT) return now;
+    if (thread_of(last) / 32 != thread_of(now) / 32) now |= MANY_WARPS;
+    if (last >> WARP_EPOCH_AT == now >> WARP_EPOCH_AT) {
+        now |= last & MANY;
+        if (thread_of(last) != thread_of(now)) now |= MANY;
+    }
+    if (!(last & ATOMIC)) now &= ~ATOMIC;
+    return now | (last & MANY_WARPS);
 }
 
 void touch_shared(size_t at, size_t count, bool write, const void* place) {
-    uint32_t thread = this_thread(), warp = warp_of(thread);
-    Stamp now = {block_epoch, warp_epochs[warp], uint16_t(thread), false, false, atomic_now, place};
-    for (Byte* byte = &bytes_of_shared[at]; count; byte++, at++, count--) {
-        if (races(byte->written, thread) && !(atomic_now && byte->written.atomic))
-            report_race("wrote", write ? "writes" : "reads", byte->written, at, place);
-        if (write) {
-            if (races(byte->read, thread) && !(atomic_now && byte->read.atomic))
-                report_race("read", "writes", byte->read, at, place);
-            byte->written = now;
+    uint32_t thread = current->warp->number * 32 + current->lane;
+    Stamp now = Stamp(block_epoch) << BLOCK_EPOCH_AT | Stamp(warp_epochs[thread / 32]) << WARP_EPOCH_AT |
+                Stamp(thread) << THREAD_AT | (atomic_now ? ATOMIC : 0) | Stamp((const char*)place - __ehdr_start);
+    for (size_t unit = at / UNIT; unit < (at + count) / UNIT; unit++) {
+        if (races(written[unit], now)) report_race("wrote", write ? "writes" : "reads", written[unit], unit * UNIT, place);
+        if (!write) {
+            read[unit] = merged(read[unit], now);
             continue;
         }
-        Stamp& read = byte->read;
-        bool same_epoch = read.block_epoch == block_epoch;
-        now.many_warps = same_epoch && (read.many_warps || warp_of(read.thread) != warp);
-        now.many = same_epoch && read.warp_epoch == now.warp_epoch && (read.many || read.thread != thread);
-        read = now;
+        if (races(read[unit], now)) report_race("read", "writes", read[unit], unit * UNIT, place);
+        written[unit] = now;
     }
 }
 
-void touch(const void* address, size_t count, bool write, const void* place) {
-    const char* at = (const char*)address;
+Extent& known_to(const void* place) { return known[(uintptr_t(place) ^ uintptr_t(place) >> 8) & 255]; }
+
+DEVICE bool holds(const Extent& extent, const char* at, size_t count) {
+    return extent.start <= at && at + count <= extent.end;
+}
+
+// For what is not where the instruction was before.
+__attribute__((noinline)) void find(const char* at, size_t count, bool write, const void* place) {
     size_t in_shared = size_t((const unsigned char*)at - shared);
-    if (in_shared < shared_bytes_of_block() && in_shared + count <= shared_bytes_of_block()) return touch_shared(in_shared, count, write, place);
-    if (known[known_last].start <= at && at + count <= known[known_last].end) return;
-    for (unsigned i = 0; i < 8; i++)
-        if (known[i].start <= at && at + count <= known[i].end) {
-            known_last = i;
+    if (in_shared < shared_bytes && in_shared + count <= shared_bytes)
+        return touch_shared(in_shared, count, write, place);
+    if (current->fiber.is_on_stack(at)) return;
+    Extent& found = known_to(place);
+    for (const Extent& constant : {params, Extent{__ehdr_start, _end}})
+        if (!write && holds(constant, at, count)) {
+            found = constant;
             return;
         }
-    if (current->fiber.is_on_stack(at)) return;
-    if (!write && params <= at && at + count <= params + params_size) return;
-    if (!write && __ehdr_start <= at && at + count <= _end) return;
-    Extent& found = known[known_next];
-    if (guarded_extent(at, count, &found.start, &found.end)) {
-        known_next = (known_next + 1) % 8;
-        return;
-    }
+    if (guarded_extent(at, count, &found.start, &found.end)) return;
     char text[256];
     print_source(place);
-    if (describe_place(address, text, sizeof text)) fail("%s of %zu bytes: %s", write ? "store" : "load", count, text);
-    fail("%s of %zu bytes, %s", write ? "store" : "load", count, guarded_describe(address));
+    if (describe_place(at, text, sizeof text)) fail("%s of %zu bytes: %s", write ? "store" : "load", count, text);
+    fail("%s of %zu bytes, %s", write ? "store" : "load", count, guarded_describe(at));
+}
+
+DEVICE void touch(const void* address, size_t count, bool write, const void* place) {
+    const char* at = (const char*)address;
+    if (!holds(known_to(place), at, count)) find(at, count, write, place);
 }
 
 } // namespace
 
 void accesses_begin_launch(bool checked, const void* of_kernel, size_t size) {
     accesses_checked = checked;
-    params = (const char*)of_kernel;
-    params_size = size;
+    params = {(const char*)of_kernel, (const char*)of_kernel + size};
     for (Extent& extent : known) extent = {};
 }
 
-void accesses_order_block() { block_epoch++; }
+void accesses_order_block() {
+    if (++block_epoch == BLOCK_EPOCHS) {
+        // Numbers begin anew; what is old must not look new.
+        memset(written, 0, sizeof written);
+        memset(read, 0, sizeof read);
+        block_epoch = 1;
+    }
+    memset(warp_epochs, 0, sizeof warp_epochs);
+}
 
-void accesses_order_warp(unsigned warp) { warp_epochs[warp]++; }
+void accesses_order_warp(unsigned warp) { warp_epochs[warp] = (warp_epochs[warp] + 1) % WARP_EPOCHS; }
 
 void accesses_touch(const void* address, size_t count, bool write, const void* place) {
     if (accesses_checked) touch(address, count, write, place);

@@ -119,6 +119,7 @@ constexpr uint32_t KINDS_COUNT = sizeof KINDS / sizeof *KINDS;
 struct Change {
     int32_t rows_min = 1, rows_max = ANY;
     uint32_t delay_us = 0;
+    bool fails = false;
 };
 Change changes[KINDS_COUNT];
 
@@ -209,7 +210,12 @@ Status set(void* field, size_t field_bytes, const void* from, size_t bytes, cons
 // For tests of the choice between algorithms: the one of that number refuses other numbers of rows from now on, and
 // takes so many microseconds longer.
 EXPORT void emulator_cublaslt_change(uint32_t algorithm, int32_t rows_min, int32_t rows_max, uint32_t delay_us) {
-    if (algorithm < KINDS_COUNT) changes[algorithm] = {rows_min, rows_max, delay_us};
+    if (algorithm < KINDS_COUNT) changes[algorithm] = {rows_min, rows_max, delay_us, false};
+}
+// The one of that number is refused by cublasLtMatmul, though cublasLtMatmulAlgoCheck accepts it: a success of that
+// "doesn't fully guarantee that the algo will run".
+EXPORT void emulator_cublaslt_fail(uint32_t algorithm) {
+    if (algorithm < KINDS_COUNT) changes[algorithm].fails = true;
 }
 EXPORT void emulator_cublaslt_reset() {
     for (Change& change : changes) change = {};
@@ -390,6 +396,7 @@ EXPORT Status cublasLtMatmul(Handle* handle, const Desc* desc, const float* alph
     if (!algorithm) return refuse(INVALID_VALUE, call, "no algorithm: the original would search for one at every call");
     if (Status wrong = check(*algorithm, problem))
         return refuse(wrong, call, "these 64 bytes are no algorithm of the problem, or not for %d rows", problem.rows());
+    if (changes[algorithm->id].fails) return refuse(NOT_SUPPORTED, call, "as the test wants it");
     if (problem.workspace_bytes(*algorithm) > workspace_bytes)
         return refuse(INVALID_VALUE, call, "algorithm '%s' needs %zu bytes of workspace, not %zu",
                       KINDS[algorithm->id].name, problem.workspace_bytes(*algorithm), workspace_bytes);

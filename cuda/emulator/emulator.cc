@@ -26,6 +26,7 @@ uint3 thread_index, block_index, block_size, grid_size;
 uint32_t lane;
 unsigned char* shared;
 Thread* current;
+size_t shared_bytes;
 
 namespace {
 
@@ -49,7 +50,6 @@ unsigned char* shared_area;
 
 const Kernel* kernel;
 const void* kernel_params;
-size_t shared_bytes;
 uint64_t random_state = 0;
 
 uint32_t random_bits() {
@@ -232,8 +232,6 @@ bool describe_place(const void* address, char* text, size_t text_bytes) {
     snprintf(text, text_bytes, "byte %td of the block's %zu bytes of shared memory", at - shared, shared_bytes);
     return true;
 }
-
-size_t shared_bytes_of_block() { return shared_bytes; }
 
 uint32_t random_below(size_t limit) { return uint32_t(random_bits() % limit); }
 

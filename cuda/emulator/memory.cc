@@ -178,15 +178,18 @@ void print_source(const void* code) {
 }
 
 void catch_faults() {
+    static thread_local char* stack;
+    if (!stack) {
+        // A stack that has run out needs another one for the report. As long as the process: a thread may end late.
+        constexpr size_t BYTES = 64 << 10;
+        stack_t alternative = {};
+        alternative.ss_sp = stack = (char*)malloc(BYTES);
+        alternative.ss_size = BYTES;
+        sigaltstack(&alternative, nullptr);
+    }
     static bool done = false;
     if (done) return;
     done = true;
-    // A stack that has run out needs another one for the report.
-    static char stack[64 << 10];
-    stack_t alternative = {};
-    alternative.ss_sp = stack;
-    alternative.ss_size = sizeof stack;
-    sigaltstack(&alternative, nullptr);
     struct sigaction action = {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;

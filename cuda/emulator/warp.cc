@@ -117,9 +117,9 @@ void full_warp(Site site, const char* operation) {
 void check_shared(const void* address, Site site, const char* operation) {
     if ((uintptr_t)address % 16) fail_at(site, "%s: the address %p in shared memory is no multiple of 16", operation, address);
     const unsigned char* at = (const unsigned char*)address;
-    if (at < shared || at + 16 > shared + shared_bytes_of_block())
+    if (at < shared || at + 16 > shared + shared_bytes)
         fail_at(site, "%s: byte %td is not in the %zu bytes of shared memory", operation, at - shared,
-                shared_bytes_of_block());
+                shared_bytes);
 }
 
 } // namespace

@@ -38,7 +38,8 @@ struct Warp {
 // The running thread; null while none runs.
 extern Thread* current;
 
-size_t shared_bytes_of_block();
+// Of the running block.
+extern size_t shared_bytes;
 // At random from 0 to limit - 1.
 uint32_t random_below(size_t limit);
 

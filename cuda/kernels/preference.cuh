@@ -1,9 +1,10 @@
-// Selection in order of preference (higher logit first, then lower id) without sorting, for one block and one row.
+// Selection in order of preference (higher logit first, then lower id) without sorting, for one block and one
+// row.
 //
 // A candidate's weight is a whole number, so that sums of weights are exact and do not depend on the order in
-// which threads add them: the choice is the same every time and in every batch. Candidates are counted and weighed
-// into bins of a 64th of a nat below the best, once; a selection finds the bin in which a prefix reaches what is
-// wanted and then narrows it by digits of (logit, id).
+// which threads add them: the choice is the same every time and in every batch. Candidates are counted and
+// weighed into bins of a 64th of a nat below the best, once; a selection finds the bin in which a prefix
+// reaches what is wanted and then narrows it by digits of (logit, id).
 #pragma once
 
 #include "sampling.cuh"
@@ -89,7 +90,8 @@ DEVICE float from_preference_key(uint32_t key) {
     return __uint_as_float(key >> 31 ? key : ~key & 0x7fffffffu);
 }
 
-// A row whose candidates are drawn from: their preference is by the logit below the best, over the temperature.
+// A row whose candidates are drawn from: their preference is by the logit below the best, over the
+// temperature.
 struct Weighted {
     RowView view;
     float max;
@@ -149,8 +151,8 @@ DEVICE uint64_t warp_prefix_sum(uint64_t x) {
     return x;
 }
 
-// Counts and weighs all candidates into the bins, and in total. The last bin has no upper end: it is counted in
-// registers, since a row may have nearly all its logits there.
+// Counts and weighs all candidates into the bins, and in total. The last bin has no upper end: it is counted
+// in registers, since a row may have nearly all its logits there.
 template <class Row> DEVICE void fill_bins(const Row& row, ChooseShared& s) {
     for (uint32_t i = threadIdx.x; i < NUM_BINS; i += blockDim.x) {
         s.bin_counts[i] = s.bin_low[i] = s.bin_high[i] = 0;
@@ -186,7 +188,8 @@ template <class Row> DEVICE void fill_bins(const Row& row, ChooseShared& s) {
     __syncthreads();
 }
 
-// The first entry at which the sum of counts, or of weights, reaches `wanted` (at least 1, at most the total).
+// The first entry at which the sum of counts, or of weights, reaches `wanted` (at least 1, at most the
+// total).
 DEVICE Found find_entry(const Histogram& histogram, uint32_t entries, bool by_count, uint64_t wanted,
                         ChooseShared& s) {
     if (threadIdx.x < 32) {
@@ -237,8 +240,8 @@ template <class Body> DEVICE void for_each_listed(const ChooseShared& s, Body bo
     }
 }
 
-// Whether the candidates of the bin are listed. Lists them if they are not too many, and with them those of all bins
-// before, among which the next selections will be.
+// Whether the candidates of the bin are listed. Lists them if they are not too many, and with them those of
+// all bins before, among which the next selections will be.
 template <class Row> DEVICE bool list_bin(const Row& row, const Found& found, ChooseShared& s) {
     const uint32_t bin = found.index;
     if (bin >= s.first_listed_bin && bin < s.end_listed_bin) return true;
@@ -273,8 +276,8 @@ DEVICE void for_each_in_bin(const Row& row, uint32_t bin, bool listed, const Cho
 // Lowest bit of each digit of a candidate: four of the key, then three that cover ids below 2^24.
 DEVICE int digit_shift(int level) { return level < 4 ? 56 - 8 * level : 48 - 8 * level; }
 
-// The first candidate in order of preference at which the count, or weight, of all so far reaches `wanted`, which
-// is at least 1 and at most the total of the bins.
+// The first candidate in order of preference at which the count, or weight, of all so far reaches `wanted`,
+// which is at least 1 and at most the total of the bins.
 template <class Row> DEVICE Selected select(const Row& row, bool by_count, uint64_t wanted, ChooseShared& s) {
     Found found = find_entry({s.bin_counts, s.bin_low, s.bin_high}, NUM_BINS, by_count, wanted, s);
     const uint32_t bin = found.index;

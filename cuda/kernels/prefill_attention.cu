@@ -1,61 +1,20 @@
-// Attention of rows of several tokens over the paged KV cache: whole prompts, chunks of them and prompts whose
-// beginning is cached are one and the same thing here, a run of new tokens at some position.
+// Attention of rows of several tokens over the paged KV cache: whole prompts, chunks of them and prompts
+// whose beginning is cached are one and the same thing here, a run of new tokens at some position.
 //
-// A tile is 128 pairs (token, query head of one group), token by token, of one row and one key-value head. So the
-// heads that share keys share their loads, and a row of few tokens fills a tile with its heads. FlashAttention-2
-// otherwise: scores and the output stay in registers, the softmax is online, keys and values come through two
-// stages of shared memory, their blocks looked up one tile ahead.
+// A tile is 128 pairs (token, query head of one group), token by token, of one row and one key-value head. So
+// the heads that share keys share their loads, and a row of few tokens fills a tile with its heads.
+// FlashAttention-2 otherwise: scores and the output stay in registers, the softmax is online, keys and values
+// come through two stages of shared memory, their blocks looked up one tile ahead.
 //
-// Invariance: tiles of keys begin at absolute multiples of their size, are walked from the first to the last, and a
-// tile that a pair does not see leaves its state as it was, bit for bit. So a pair's result does not depend on the
-// other pairs of the tile, on where its token stands in the row, or on how the prompt was cut.
-#include "hardware.cuh"
-#include "step.cuh"
+// Invariance: tiles of keys begin at absolute multiples of their size, are walked from the first to the last,
+// and a tile that a pair does not see leaves its state as it was, bit for bit. So a pair's result does not
+// depend on the other pairs of the tile, on where its token stands in the row, or on how the prompt was cut.
+#include "prefill_attention.cuh"
 
 namespace {
 
-// One piece of work for all key-value heads: pairs [first_pair, first_pair + 128) of a row's `num_pairs`.
-struct PrefillTile {
-    uint32_t slot;
-    uint32_t first_token;  // of the row, among the step's
-    uint32_t position;     // of that token
-    uint32_t num_pairs;
-    uint32_t first_pair;
-};
-static_assert(sizeof(PrefillTile) == 20, "mirrored in src/prefill_attention.rs");
-
-struct PrefillAttentionParams {
-    Step step;
-    const void* qkv;        // [T][q heads | k heads | v heads][head_dim]; only queries are read
-    const void* kv_cache;   // [block][K | V][kv head][token in block][head_dim], by the strides
-    void* out;              // [T][heads][head_dim]
-    const PrefillTile* tiles;
-    const uint32_t* num_tiles;
-    int64_t qkv_stride, out_stride;  // all strides in elements
-    int64_t block_stride, plane_stride, head_stride, token_stride;
-    float exp2_factor;      // softmax weights are 2^(exp2_factor * x), where x is q.k, capped if there is a cap
-    float tanh_factor;      // x = tanh(tanh_factor * q.k), or q.k if this is 0
-    uint32_t window;        // tokens that a token sees, itself included; below 2^31
-    uint32_t block_size, num_heads, num_kv_heads;
-    uint32_t head_dim, min_q_len;  // for the plain kernel
-};
-static_assert(sizeof(PrefillAttentionParams) == 200, "mirrored in src/prefill_attention.rs");
-
-struct PlanPrefillParams {
-    Step step;
-    PrefillTile* tiles;
-    uint32_t* num_tiles;
-    uint32_t heads_per_group;
-    uint32_t min_q_len;  // shorter rows are not ours
-};
-static_assert(sizeof(PlanPrefillParams) == 104, "mirrored in src/prefill_attention.rs");
-
-constexpr uint32_t TILE_PAIRS = 128;
 constexpr uint32_t WARPS = 4;
 constexpr uint32_t THREADS = 32 * WARPS;
-constexpr uint32_t PLAN_THREADS = 512;
-// The size of the tiles of keys, to the planner.
-constexpr uint32_t PLAN_KEYS = 64;
 // Block sizes are multiples of this: tokens whose keys lie one after the other.
 constexpr uint32_t SEGMENT = 16;
 
@@ -68,13 +27,15 @@ template <int HEAD_DIM> struct Tiling {
     static constexpr uint32_t PARTS = TILE_PAIRS / PAIRS;
     static constexpr uint32_t KEYS = HEAD_DIM <= 128 ? 64 : 32;
     static constexpr uint32_t SEGMENTS = KEYS / SEGMENT;
-    // A row of shared memory in chunks of 16 bytes. The eight rows that ldmatrix reads at once must lie in different
-    // banks: by exchanging chunks where a row is a multiple of all banks, else by an odd number of chunks.
+    // A row of shared memory in chunks of 16 bytes. The eight rows that ldmatrix reads at once must lie in
+    // different banks: by exchanging chunks where a row is a multiple of all banks, else by an odd number of
+    // chunks.
     static constexpr uint32_t CHUNKS = HEAD_DIM / 8;
     static constexpr bool SWIZZLED = CHUNKS % 8 == 0;
     static constexpr uint32_t ROW_BYTES = 16 * (SWIZZLED ? CHUNKS : CHUNKS + 1);
     static constexpr uint32_t STAGE_BYTES = 2 * KEYS * ROW_BYTES;
-    // Threads that copy a row together, a whole cache line where possible, and the rows that all copy at once.
+    // Threads that copy a row together, a whole cache line where possible, and the rows that all copy at
+    // once.
     static constexpr uint32_t ROW_THREADS = SWIZZLED ? 8 : 4;
     static constexpr uint32_t PASS_ROWS = THREADS / ROW_THREADS;
 
@@ -95,10 +56,6 @@ struct Work {
     uint32_t kv_begin, kv_end;      // positions that any of the pairs sees
 
     DEVICE uint32_t position(uint32_t pair) const { return tile.position + pair / group; }
-    // The first position that a token sees.
-    DEVICE static uint32_t first_seen(uint32_t position, uint32_t window) {
-        return position + 1 > window ? position + 1 - window : 0;
-    }
 };
 
 template <int HEAD_DIM> struct SharedMemory {
@@ -112,14 +69,15 @@ template <int HEAD_DIM> struct SharedMemory {
     DEVICE unsigned char* values(uint32_t stage) const { return keys(stage) + Tile::STAGE_BYTES / 2; }
     // Where the segments of a stage's tile begin in the cache.
     DEVICE int64_t* offsets(uint32_t stage) const { return (int64_t*)keys(2) + stage * Tile::SEGMENTS; }
-    // Of the pairs.
+    // Of the pairs' tokens.
     DEVICE uint32_t* positions() const { return (uint32_t*)offsets(2); }
     DEVICE Work* work() const { return (Work*)(positions() + Tile::PAIRS); }
 };
 
 // Looks up where a tile's segments lie; tokens that nobody sees may have no block.
 template <int HEAD_DIM>
-DEVICE void find_segments(const PrefillAttentionParams& p, const Work& work, uint32_t kv_tile, int64_t* offsets) {
+DEVICE void find_segments(const PrefillAttentionParams& p, const Work& work, uint32_t kv_tile,
+                          int64_t* offsets) {
     using Tile = Tiling<HEAD_DIM>;
     if (threadIdx.x >= Tile::SEGMENTS) return;
     uint32_t position = kv_tile * Tile::KEYS + threadIdx.x * SEGMENT;
@@ -136,10 +94,11 @@ DEVICE void find_segments(const PrefillAttentionParams& p, const Work& work, uin
     offsets[threadIdx.x] = offset;
 }
 
-// Starts copying a tile's keys and values. Tokens that nobody sees become zeros: whatever their memory holds, NaN
-// times a weight of 0 must not get into a sum.
+// Starts copying a tile's keys and values. Tokens that nobody sees become zeros: whatever their memory holds,
+// NaN times a weight of 0 must not get into a sum.
 template <class T, int HEAD_DIM>
-DEVICE void load_kv(const PrefillAttentionParams& p, const Work& work, uint32_t kv_tile, SharedMemory<HEAD_DIM> shared) {
+DEVICE void load_kv(const PrefillAttentionParams& p, const Work& work, uint32_t kv_tile,
+                    SharedMemory<HEAD_DIM> shared) {
     using Tile = Tiling<HEAD_DIM>;
     uint32_t stage = kv_tile % 2, lane = threadIdx.x % Tile::ROW_THREADS;
     const T* keys = (const T*)p.kv_cache + work.kv_head * p.head_stride;
@@ -173,8 +132,8 @@ DEVICE void load_queries(const PrefillAttentionParams& p, const Work& work, Shar
     }
 }
 
-// A warp's pairs. In the fragments of mma, a thread holds two rows of each (`half`: row lane / 4, and 8 further),
-// and of these in each eight columns the two from lane % 4 * 2 on.
+// A warp's pairs. In the fragments of mma, a thread holds two rows of each (`half`: row lane / 4, and 8
+// further), and of these in each eight columns the two from lane % 4 * 2 on.
 template <int HEAD_DIM> struct WarpState {
     using Tile = Tiling<HEAD_DIM>;
     float out[Tile::FRAGMENTS][HEAD_DIM / 8][4];
@@ -253,7 +212,8 @@ template <int HEAD_DIM> DEVICE void cap_scores(Scores<HEAD_DIM>& scores, float f
 }
 
 template <int HEAD_DIM>
-DEVICE void mask_scores(Scores<HEAD_DIM>& scores, const uint32_t* positions, uint32_t first_key, uint32_t window) {
+DEVICE void mask_scores(Scores<HEAD_DIM>& scores, const uint32_t* positions, uint32_t first_key,
+                        uint32_t window) {
     using Tile = Tiling<HEAD_DIM>;
     uint32_t lane = threadIdx.x % 32;
 #pragma unroll
@@ -271,8 +231,8 @@ DEVICE void mask_scores(Scores<HEAD_DIM>& scores, const uint32_t* positions, uin
     }
 }
 
-// Replaces scores by their softmax numerators, after bringing the state to the new greatest score. For a pair that
-// sees nothing of the tile all numerators are 0, and its state is multiplied by exactly 1.
+// Replaces scores by their softmax numerators, after bringing the state to the new greatest score. For a pair
+// that sees nothing of the tile all numerators are 0, and its state is multiplied by exactly 1.
 template <int HEAD_DIM>
 DEVICE void exponentiate(Scores<HEAD_DIM>& scores, WarpState<HEAD_DIM>& state, float exp2_factor) {
     using Tile = Tiling<HEAD_DIM>;
@@ -315,7 +275,8 @@ DEVICE void exponentiate(Scores<HEAD_DIM>& scores, WarpState<HEAD_DIM>& state, f
 }
 
 template <class T, int HEAD_DIM>
-DEVICE void add_values(WarpState<HEAD_DIM>& state, const Scores<HEAD_DIM>& weights, const unsigned char* values) {
+DEVICE void add_values(WarpState<HEAD_DIM>& state, const Scores<HEAD_DIM>& weights,
+                       const unsigned char* values) {
     using Tile = Tiling<HEAD_DIM>;
     uint32_t lane = threadIdx.x % 32, value = Tile::chunk(lane % 16, lane / 16);
 #pragma unroll
@@ -343,8 +304,8 @@ DEVICE void add_values(WarpState<HEAD_DIM>& state, const Scores<HEAD_DIM>& weigh
 
 // Divides by the sums and writes a warp's rows, through its own rows of the queries' memory.
 template <class T, int HEAD_DIM>
-DEVICE void store(const PrefillAttentionParams& p, const Work& work, WarpState<HEAD_DIM>& state, uint32_t first_row,
-                  unsigned char* staging) {
+DEVICE void store(const PrefillAttentionParams& p, const Work& work, WarpState<HEAD_DIM>& state,
+                  uint32_t first_row, unsigned char* staging) {
     using Tile = Tiling<HEAD_DIM>;
     uint32_t lane = threadIdx.x % 32;
     __syncwarp();
@@ -386,11 +347,11 @@ DEVICE void attend_tile(const PrefillAttentionParams& p, WarpState<HEAD_DIM>& st
     uint32_t first_key = kv_tile * Tile::KEYS, stage = kv_tile % 2;
     const uint32_t* positions = shared.positions() + first_row;
     uint32_t first = positions[0], last = positions[Tile::WARP_PAIRS - 1];
-    if (first_key > last || first_key + Tile::KEYS <= Work::first_seen(first, p.window)) return;
+    if (first_key > last || first_key + Tile::KEYS <= first_seen(first, p.window)) return;
     Scores<HEAD_DIM> scores;
     multiply_keys<T, HEAD_DIM>(scores, shared.queries(), first_row, shared.keys(stage));
     if (p.tanh_factor != 0.0f) cap_scores<HEAD_DIM>(scores, p.tanh_factor);
-    bool seen_by_all = first_key + Tile::KEYS - 1 <= first && first_key >= Work::first_seen(last, p.window);
+    bool seen_by_all = first_key + Tile::KEYS - 1 <= first && first_key >= first_seen(last, p.window);
     if (!seen_by_all) mask_scores<HEAD_DIM>(scores, positions, first_key, p.window);
     exponentiate<HEAD_DIM>(scores, state, p.exp2_factor);
     add_values<T, HEAD_DIM>(state, scores, shared.values(stage));
@@ -407,7 +368,7 @@ template <int HEAD_DIM> DEVICE bool find_work(const PrefillAttentionParams& p, W
     work.first_pair = work.tile.first_pair + part % Tile::PARTS * Tile::PAIRS;
     work.end_pair = min(work.first_pair + Tile::PAIRS, work.tile.num_pairs);
     if (work.first_pair >= work.end_pair) return false;
-    work.kv_begin = Work::first_seen(work.position(work.first_pair), p.window);
+    work.kv_begin = first_seen(work.position(work.first_pair), p.window);
     work.kv_end = work.position(work.end_pair - 1) + 1;
     return true;
 }
@@ -455,9 +416,11 @@ template <class T, int HEAD_DIM> DEVICE void attend(const PrefillAttentionParams
 
 } // namespace
 
-// Grid: [tiles * parts of a tile * key-value heads]; shared memory: `TunedKernel::shared_bytes` in Rust.
-#define PREFILL_ATTENTION(T, HEAD_DIM)                                                                           \
-    KERNEL_BOUNDS(prefill_attention_##T##_d##HEAD_DIM, PrefillAttentionParams, THREADS, 2) { attend<T, HEAD_DIM>(p); }
+// Grid: [tiles * parts of a tile * key-value heads]; shared memory: `Tiling::shared_bytes` in Rust.
+#define PREFILL_ATTENTION(T, HEAD_DIM)                                                                   \
+    KERNEL_BOUNDS(prefill_attention_##T##_d##HEAD_DIM, PrefillAttentionParams, THREADS, 2) {             \
+        attend<T, HEAD_DIM>(p);                                                                          \
+    }
 PREFILL_ATTENTION(bf16, 32)
 PREFILL_ATTENTION(bf16, 64)
 PREFILL_ATTENTION(bf16, 96)
@@ -468,154 +431,3 @@ PREFILL_ATTENTION(f16, 64)
 PREFILL_ATTENTION(f16, 96)
 PREFILL_ATTENTION(f16, 128)
 PREFILL_ATTENTION(f16, 256)
-
-namespace {
-
-// Sum of `x` over the threads before this one; `total` becomes the sum over all. `warp_sums`: shared.
-DEVICE uint32_t sum_before(uint32_t x, uint32_t* warp_sums, uint32_t& total) {
-    uint32_t lane = threadIdx.x % 32, inclusive = x;
-    for (uint32_t distance = 1; distance < 32; distance *= 2) {
-        uint32_t other = __shfl_up_sync(FULL_MASK, inclusive, distance);
-        if (lane >= distance) inclusive += other;
-    }
-    __syncthreads();
-    if (lane == 31) warp_sums[threadIdx.x / 32] = inclusive;
-    __syncthreads();
-    uint32_t before = 0;
-    total = 0;
-    for (uint32_t warp = 0; warp < PLAN_THREADS / 32; warp++) {
-        if (warp == threadIdx.x / 32) before = total;
-        total += warp_sums[warp];
-    }
-    return before + inclusive - x;
-}
-
-// A row of the step, to the planner.
-struct PlanRow {
-    uint32_t first_tile;  // in the order of rows
-    uint32_t position;
-    uint32_t num_pairs;   // 0 if the row is not ours
-
-    DEVICE uint32_t num_tiles() const { return (num_pairs + TILE_PAIRS - 1) / TILE_PAIRS; }
-    // Number of tiles whose last token is at `position` or later: a row's tiles from some one on, which has its
-    // first pair.
-    DEVICE uint32_t tiles_reaching(uint32_t reached, uint32_t group) const {
-        if (reached <= position) return num_tiles();
-        uint32_t tokens = reached - position;
-        if (tokens * group >= num_pairs) return 0;
-        return num_tiles() - tokens * group / TILE_PAIRS;
-    }
-};
-
-} // namespace
-
-// Lists the step's tiles, those with the most keys first (so that no long one is left to the end), else in the
-// order of rows and of tokens. A tile's place follows from counting those before it: of any row, the tiles that
-// reach a position are known without looking at them. One CTA.
-KERNEL_BOUNDS(plan_prefill_attention, PlanPrefillParams, PLAN_THREADS, 1) {
-    uint32_t* warp_sums = (uint32_t*)shared_memory();
-    PlanRow* rows = (PlanRow*)(warp_sums + PLAN_THREADS / 32);
-    uint32_t num_rows = p.step.counts[NUM_ROWS], num_tiles = 0;
-    for (uint32_t first = 0; first < num_rows; first += PLAN_THREADS) {
-        uint32_t r = first + threadIdx.x, total;
-        PlanRow row = {0, 0, 0};
-        if (r < num_rows) {
-            uint32_t len = p.step.row_starts[r + 1] - p.step.row_starts[r];
-            row.position = p.step.row_positions[r];
-            row.num_pairs = len < p.min_q_len ? 0 : len * p.heads_per_group;
-        }
-        row.first_tile = num_tiles + sum_before(row.num_tiles(), warp_sums, total);
-        if (r < num_rows) rows[r] = row;
-        num_tiles += total;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) *p.num_tiles = num_tiles;
-    for (uint32_t tile = threadIdx.x; tile < num_tiles; tile += PLAN_THREADS) {
-        uint32_t r = 0;
-        for (uint32_t end = num_rows; end - r > 1;) {
-            uint32_t middle = (r + end) / 2;
-            if (rows[middle].first_tile <= tile) r = middle;
-            else end = middle;
-        }
-        uint32_t first_pair = (tile - rows[r].first_tile) * TILE_PAIRS;
-        uint32_t last_pair = min(first_pair + TILE_PAIRS, rows[r].num_pairs) - 1;
-        // Tiles go by the number of their tiles of keys; this one's keys end in the tile that begins here.
-        uint32_t reached = (rows[r].position + last_pair / p.heads_per_group) / PLAN_KEYS * PLAN_KEYS;
-        uint32_t place = 0;
-        for (uint32_t other = 0; other < num_rows; other++) {
-            uint32_t least = other < r ? reached : reached + PLAN_KEYS;
-            place += rows[other].tiles_reaching(least, p.heads_per_group);
-        }
-        uint32_t first_equal = rows[r].num_tiles() - rows[r].tiles_reaching(reached, p.heads_per_group);
-        place += tile - rows[r].first_tile - first_equal;
-        PrefillTile out = {p.step.row_slots[r], p.step.row_starts[r], rows[r].position, rows[r].num_pairs, first_pair};
-        p.tiles[place] = out;
-    }
-}
-
-namespace {
-
-// The same operation for any head up to 256 wide, any block size and any type, one warp for a (token, head): tiles
-// of 32 keys, one for each lane. Simple on purpose: what the tuned kernels are checked with. Grid: [T, heads].
-template <class T> DEVICE void attend_plainly(const PrefillAttentionParams& p) {
-    constexpr uint32_t LANE_DIMS = 256 / 32;
-    uint32_t lane = threadIdx.x, token = blockIdx.x, head = blockIdx.y;
-    uint32_t row = 0;
-    for (uint32_t end = p.step.counts[NUM_ROWS]; end - row > 1;) {
-        uint32_t middle = (row + end) / 2;
-        if (p.step.row_starts[middle] <= token) row = middle;
-        else end = middle;
-    }
-    if (p.step.row_starts[row + 1] - p.step.row_starts[row] < p.min_q_len) return;
-    const uint32_t* table = p.step.block_tables + p.step.row_slots[row] * p.step.block_table_stride;
-    const T* query = (const T*)p.qkv + token * p.qkv_stride + head * p.head_dim;
-    const T* cache = (const T*)p.kv_cache + head / (p.num_heads / p.num_kv_heads) * p.head_stride;
-    uint32_t position = p.step.row_positions[row] + token - p.step.row_starts[row];
-    uint32_t begin = Work::first_seen(position, p.window);
-    float* weights = (float*)shared_memory();
-    float* shared_query = weights + 32;
-    for (uint32_t i = lane; i < p.head_dim; i += 32) shared_query[i] = to_float(query[i]);
-    __syncwarp();
-
-    float greatest = -INFINITY_F, sum = 0.0f, out[LANE_DIMS] = {};
-    for (uint32_t first_key = begin / 32 * 32; first_key <= position; first_key += 32) {
-        uint32_t mine = first_key + lane;
-        float score = -INFINITY_F;
-        if (mine >= begin && mine <= position) {
-            const T* key = cache + table[mine / p.block_size] * p.block_stride + mine % p.block_size * p.token_stride;
-            score = 0.0f;
-            for (uint32_t i = 0; i < p.head_dim; i++) score = fmaf(shared_query[i], to_float(key[i]), score);
-            if (p.tanh_factor != 0.0f) score = tanhf(score * p.tanh_factor);
-        }
-        // Each tile has a key that is seen, so this is finite.
-        float before = greatest;
-        greatest = fmaxf(greatest, score);
-        for (int mask = 16; mask > 0; mask /= 2) greatest = fmaxf(greatest, __shfl_xor_sync(FULL_MASK, greatest, mask));
-        float correction = fast_exp2((before - greatest) * p.exp2_factor);
-        __syncwarp();
-        weights[lane] = fast_exp2((score - greatest) * p.exp2_factor);
-        __syncwarp();
-        sum *= correction;
-        for (uint32_t d = 0; d < LANE_DIMS; d++) out[d] *= correction;
-        for (uint32_t i = 0; i < 32; i++) {
-            uint32_t key = first_key + i;
-            if (key < begin || key > position) continue;
-            const T* value = cache + table[key / p.block_size] * p.block_stride + p.plane_stride +
-                             key % p.block_size * p.token_stride;
-            sum += weights[i];
-            for (uint32_t d = 0; d < LANE_DIMS; d++) {
-                if (lane + 32 * d < p.head_dim) out[d] = fmaf(weights[i], to_float(value[lane + 32 * d]), out[d]);
-            }
-        }
-    }
-    T* to = (T*)p.out + token * p.out_stride + head * p.head_dim;
-    for (uint32_t d = 0; d < LANE_DIMS; d++) {
-        if (lane + 32 * d < p.head_dim) to[lane + 32 * d] = from_float<T>(out[d] / sum);
-    }
-}
-
-} // namespace
-
-KERNEL_BOUNDS(prefill_attention_plain_bf16, PrefillAttentionParams, 32, 1) { attend_plainly<bf16>(p); }
-KERNEL_BOUNDS(prefill_attention_plain_f16, PrefillAttentionParams, 32, 1) { attend_plainly<f16>(p); }
-KERNEL_BOUNDS(prefill_attention_plain_f32, PrefillAttentionParams, 32, 1) { attend_plainly<float>(p); }

@@ -1,5 +1,5 @@
-// Sampling, first half: brings requests into slots, and processes logits with as many blocks as a row has parts,
-// so that one row keeps the whole GPU busy. sampling_choose.cu does the rest.
+// Sampling, first half: brings requests into slots, and processes logits with as many blocks as a row has
+// parts, so that one row keeps the whole GPU busy. sampling_choose.cu does the rest.
 
 #include "sampling.cuh"
 
@@ -50,7 +50,9 @@ KERNEL_BOUNDS(sampling_admit, AdmitParams, 256, 1) {
         atomicOr(counts + words[i], IN_PROMPT);
     }
     words += update.num_prompt_tokens;
-    for (uint32_t i = threadIdx.x; i < update.num_output_tokens; i += blockDim.x) atomicAdd(counts + words[i], 1u);
+    for (uint32_t i = threadIdx.x; i < update.num_output_tokens; i += blockDim.x) {
+        atomicAdd(counts + words[i], 1u);
+    }
 }
 
 // Best logit so far; the lower id among equals.
@@ -126,7 +128,8 @@ DEVICE double block_sum(double x, double* shared) {
 
 DEVICE Best block_best(Best best, Best* shared) {
     for (int step = 16; step > 0; step /= 2) {
-        Best other = {__shfl_xor_sync(FULL_MASK, best.logit, step), __shfl_xor_sync(FULL_MASK, best.id, step)};
+        Best other = {__shfl_xor_sync(FULL_MASK, best.logit, step),
+                      __shfl_xor_sync(FULL_MASK, best.id, step)};
         best = better(best, other);
     }
     __syncthreads();
@@ -136,8 +139,8 @@ DEVICE Best block_best(Best best, Best* shared) {
     return best;
 }
 
-// Changes the logits of the part that the rules name. Rules of one token are neighbours: the thread of the first
-// does them all in their order.
+// Changes the logits of the part that the rules name. Rules of one token are neighbours: the thread of the
+// first does them all in their order.
 DEVICE void apply_rules(const SampleParams& p, const SamplingRow& row, const SlotParams& how, float* logits,
                         uint32_t begin, uint32_t end) {
     const SamplingArrays& a = p.arrays;

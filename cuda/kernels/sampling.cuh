@@ -1,8 +1,8 @@
 // What the kernels of sampling share: the state by slot, the rows of a step, and how a logit is read.
 //
-// A row of logits stays as the model gave it, apart from the few logits that the request's rules change; their
-// raw values are kept aside, so that log-probabilities can be taken of the raw distribution afterwards. Masks and
-// penalties of the whole vocabulary are applied whenever a logit is read.
+// A row of logits stays as the model gave it, apart from the few logits that the request's rules change;
+// their raw values are kept aside, so that log-probabilities can be taken of the raw distribution afterwards.
+// Masks and penalties of the whole vocabulary are applied whenever a logit is read.
 #pragma once
 
 #include "hardware.cuh"
@@ -44,7 +44,7 @@ static_assert(sizeof(SlotParams) == 48, "mirrored in src/sampling/slot_state.rs"
 struct TokenRule {
     uint32_t token;
     uint32_t kind;      // RuleKind in the lowest byte; for RULE_WORD the number of the word above it
-    uint32_t argument;  // RULE_BIAS: bits of the f32, -inf to mask; RULE_WORD: the token that must come before
+    uint32_t argument;  // RULE_BIAS: bits of the f32, -inf to mask; RULE_WORD: the token that comes before
 };
 static_assert(sizeof(TokenRule) == 12, "mirrored in src/sampling/slot_state.rs");
 
@@ -141,7 +141,8 @@ DEVICE RowView raw_view(const SampleParams& p, uint32_t launch_row) {
     return view;
 }
 
-DEVICE RowView processed_view(const SampleParams& p, uint32_t launch_row, uint32_t slot, const SlotParams& how) {
+DEVICE RowView processed_view(const SampleParams& p, uint32_t launch_row, uint32_t slot,
+                              const SlotParams& how) {
     RowView view = raw_view(p, launch_row);
     const SamplingArrays& a = p.arrays;
     if (how.flags & HAS_PENALTIES) view.counts = a.counts + (int64_t)slot * a.vocab;
@@ -192,7 +193,8 @@ DEVICE void read_logits(const RowView& view, uint32_t first, uint32_t end, float
 }
 
 // Whether a rule is in force for this row.
-DEVICE bool applies(const TokenRule& rule, const SamplingRow& row, const SlotParams& how, uint32_t last_token) {
+DEVICE bool applies(const TokenRule& rule, const SamplingRow& row, const SlotParams& how,
+                    uint32_t last_token) {
     switch (rule.kind & 0xff) {
     case RULE_BIAS: return true;
     case RULE_STOP: return row.output_position < how.min_tokens;

@@ -4,8 +4,8 @@
 #include "philox.cuh"
 #include "preference.cuh"
 
-// The whole part of `total` times the number in [0, 1) that decides the output token at `output_position`: the same
-// 53 random bits as `uniform` in model/src/philox.rs, here the upper ones of 64.
+// The whole part of `total` times the number in [0, 1) that decides the output token at `output_position`:
+// the same 53 random bits as `uniform` in model/src/philox.rs, here the upper ones of 64.
 DEVICE uint64_t draw(uint32_t output_position, uint64_t seed, uint64_t total) {
     uint32_t words[4] = {output_position, 0, 0, 0};
     philox4x32(words, (uint32_t)seed, (uint32_t)(seed >> 32));
@@ -52,7 +52,8 @@ DEVICE void join_parts(const PartSummary* parts, uint32_t num_parts, bool wants_
 }
 
 // Draws from what min-p, top-k and top-p leave, by inverse CDF in order of preference.
-DEVICE uint32_t draw_filtered(const Weighted& row, const SlotParams& how, uint32_t output_position, ChooseShared& s) {
+DEVICE uint32_t draw_filtered(const Weighted& row, const SlotParams& how, uint32_t output_position,
+                              ChooseShared& s) {
     fill_bins(row, s);
     uint64_t mass = wide(s.total_low, s.total_high);
     Selected selected = {mass, 0};
@@ -77,8 +78,8 @@ DEVICE uint32_t draw_filtered(const Weighted& row, const SlotParams& how, uint32
     return token_of(selected.candidate);
 }
 
-// Draws by inverse CDF in the order of ids. Each warp weighs whole segments of the row; the segment in which the
-// draw falls is gone through once more.
+// Draws by inverse CDF in the order of ids. Each warp weighs whole segments of the row; the segment in which
+// the draw falls is gone through once more.
 DEVICE uint32_t draw_unfiltered(const Weighted& row, const SlotParams& how, uint32_t output_position,
                                 ChooseShared& s) {
     const uint32_t vocab = row.view.vocab, lane = threadIdx.x % 32, warps = blockDim.x / 32;
@@ -124,7 +125,8 @@ DEVICE uint32_t draw_unfiltered(const Weighted& row, const SlotParams& how, uint
     return s.token;
 }
 
-DEVICE uint32_t choose(const SampleParams& p, const SamplingRow& row, const SlotParams& how, ChooseShared& s) {
+DEVICE uint32_t choose(const SampleParams& p, const SamplingRow& row, const SlotParams& how,
+                       ChooseShared& s) {
     if (how.temperature == 0.0f) return s.best_id;
     Weighted weighted = {processed_view(p, blockIdx.x, row.slot, how), s.max, how.temperature, how.min_p};
     bool filtered = (how.top_k > 0 && how.top_k < p.arrays.vocab) || how.top_p < 1.0f;

@@ -15,6 +15,7 @@ use crate::driver::{Context, Graph, Stream};
 use crate::gemm::{Gemm, GemmShape, Operands};
 use crate::kernels::Kernels;
 use crate::options::CudaOptions;
+use crate::packet::Packet;
 use crate::prefill_attention::{AttentionOperands, PrefillAttention, PrefillGrid, PrefillKernel};
 use crate::sampling::Sampler;
 use crate::small_kernels::{
@@ -45,6 +46,7 @@ pub struct CudaBackend {
 #[derive(Debug)]
 struct Prepared {
     limits: StepLimits,
+    packet: Packet,
     step: StepBuffers,
     decode: DecodeAttention,
     prefill: PrefillAttention,
@@ -91,6 +93,12 @@ impl CudaBackend {
     /// The kernels in use, with where they come from.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// Where everything is enqueued. For measurements: what is enqueued between [`Stream::begin_capture`] and
+    /// [`Stream::end_capture`] is recorded.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
     }
 
     /// Waits, then reads a buffer. For tests and diagnosis, not for steps.
@@ -164,13 +172,14 @@ impl Backend for CudaBackend {
     }
 
     fn prepare(&mut self, limits: &StepLimits, linears: &[LinearShape]) -> Result<(), BackendError> {
-        let width = linears.iter().map(|linear| linear.k).max().unwrap_or(0);
         if let Some(odd) = linears.iter().find(|linear| linear.k % WIDTH_MULTIPLE != 0) {
             let reason =
                 format!("the model has rows of {}; the GPU's are multiples of {WIDTH_MULTIPLE}", odd.k);
             return Err(error(reason));
         }
-        self.small.allow_norm_width(width)?;
+        // What is normalised is what the logits are made from: the residual stream.
+        let of_logits = linears.iter().find(|linear| linear.output == BufferRole::Logits);
+        self.small.allow_norm_width(of_logits.map_or(0, |linear| linear.k))?;
         let shapes: Vec<GemmShape> = linears.iter().map(|linear| self.gemm_shape(linear)).collect();
         let (gemm, report) = Gemm::new(&self.stream, &shapes, &self.options.gemm())?;
         for warning in &report.warnings {
@@ -178,13 +187,15 @@ impl Backend for CudaBackend {
         }
         let num_sms = self.context.attributes().num_sms;
         let (context, kernels, dtype) = (&self.context, &self.kernels, self.options.dtype);
+        let packet = Packet::new(context, StepBuffers::max_words(limits) + Sampler::max_words(limits))?;
         let step = StepBuffers::new(context, &self.stream, kernels, limits)?;
         let min_q_len = if self.options.batch_invariant { 1 } else { 2 };
         self.prepared = Some(Prepared {
             limits: *limits,
             decode: DecodeAttention::new(context, &self.stream, kernels, limits, num_sms, dtype)?,
             prefill: PrefillAttention::new(context, kernels, limits, dtype, min_q_len)?,
-            sampler: Sampler::new(&self.stream, kernels, limits, step.last_tokens())?,
+            sampler: Sampler::new(&self.stream, kernels, limits, step.last_tokens(), &packet)?,
+            packet,
             step,
             gemm,
             graphs: BTreeMap::new(),
@@ -207,9 +218,12 @@ impl Backend for CudaBackend {
         prepared.current = prepared.step_of(inputs, batch_invariant);
         let padded = prepared.current.num_rows;
         let padding = padded - inputs.row_slots().len();
-        prepared.step.upload(stream, inputs, padded)?;
-        prepared.sampler.upload(stream, rows, slots, rows.len() + padding)?;
-        prepared.begin(stream)
+        let packet = &mut prepared.packet;
+        prepared.step.send_excess(stream, packet, inputs)?;
+        packet.begin()?;
+        prepared.sampler.upload(stream, packet, rows, slots, rows.len() + padding)?;
+        prepared.step.send(stream, packet, inputs, padded)?;
+        prepared.plan_attention(stream)
     }
 
     fn capture_sizes(&self) -> Vec<usize> {
@@ -231,7 +245,7 @@ impl Backend for CudaBackend {
             num_sampled: 0,
         };
         stream.begin_capture()?;
-        prepared.begin(stream)
+        prepared.plan_attention(stream)
     }
 
     fn end_capture(&mut self) -> Result<(), BackendError> {
@@ -471,7 +485,7 @@ impl Prepared {
     }
 
     /// Plans the attention of the step whose arrays have been enqueued.
-    fn begin(&mut self, stream: &Stream) -> Result<(), BackendError> {
+    fn plan_attention(&mut self, stream: &Stream) -> Result<(), BackendError> {
         self.decode.begin_step();
         if self.current.prefill.num_tiles > 0 {
             self.prefill.plan(stream, self.step.pointers())?;

@@ -1,5 +1,8 @@
 //! For tests on machines without a GPU: the libraries that stand in for NVIDIA's (see emulator/README.md), and what
 //! they were asked.
+//!
+//! With `QUIRE_TEST_DEVICE=real` in the environment the same tests run on the GPU that is there. Those that need the
+//! stand-in then fail, and say [`ABOUT_THE_STAND_IN`], by which check/run.sh leaves them out.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ops::RangeInclusive;
@@ -12,12 +15,23 @@ pub fn library_dir() -> PathBuf {
     Path::new(env!("QUIRE_EMULATOR_LIBRARIES")).to_owned()
 }
 
+/// What a test says on a real device if it is about the stand-in, or plants mistakes in it.
+pub const ABOUT_THE_STAND_IN: &str = "this is about the stand-in, and QUIRE_TEST_DEVICE=real";
+
+/// Whether NVIDIA's own libraries are to be used, and not the stand-ins.
+fn is_device_real() -> bool {
+    std::env::var_os("QUIRE_TEST_DEVICE").is_some_and(|value| value == "real")
+}
+
 /// Makes this process use the stand-ins. To be called before anything else of this crate: a library that is open
-/// already stays what it is.
+/// already stays what it is. On a real device it does nothing.
 ///
 /// # Panics
 /// If they cannot be opened: this is for tests.
 pub fn use_stand_in() {
+    if is_device_real() {
+        return;
+    }
     let driver = open("libcuda.so");
     open("libnvrtc.so");
     open("libcublasLt.so");
@@ -37,6 +51,9 @@ pub fn count(function: &str) -> u64 {
 
 /// Forgets counts and log.
 pub fn log_clear() {
+    if is_device_real() {
+        return;
+    }
     // SAFETY: it has no parameters.
     #[allow(unsafe_code)]
     unsafe {
@@ -84,8 +101,22 @@ pub fn change_cublaslt_algorithm(number: u32, rows: RangeInclusive<u32>, delay_u
     }
 }
 
-/// Undoes all of [`change_cublaslt_algorithm`].
+/// Makes the stand-in for cuBLASLt refuse to run an algorithm, by its number, that its checks accept, until
+/// [`reset_cublaslt`].
+pub fn fail_cublaslt_algorithm(number: u32) {
+    let function = find(open("libcublasLt.so"), c"emulator_cublaslt_fail");
+    // SAFETY: the type is that of the function in emulator/cublaslt.cc, which is built with this crate.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C" fn(u32)>(function)(number);
+    }
+}
+
+/// Undoes [`change_cublaslt_algorithm`] and [`fail_cublaslt_algorithm`].
 pub fn reset_cublaslt() {
+    if is_device_real() {
+        return;
+    }
     let function = find(open("libcublasLt.so"), c"emulator_cublaslt_reset");
     // SAFETY: the type is that of the function in emulator/cublaslt.cc, which is built with this crate.
     #[allow(unsafe_code)]
@@ -97,6 +128,9 @@ pub fn reset_cublaslt() {
 /// Whether kernels asked for from here on are those with a mistake planted, where there is one (see
 /// emulator/planted.cu): what a test of kernels must see.
 pub fn plant_mistakes(on: bool) {
+    if !on && is_device_real() {
+        return;
+    }
     let function = find(open("libcuda.so"), c"emulator_plant_mistakes");
     // SAFETY: the type is that of the function in emulator/driver.cc, which is built with this crate.
     #[allow(unsafe_code)]
@@ -118,6 +152,7 @@ static RECORDER: OnceLock<Recorder> = OnceLock::new();
 
 impl Recorder {
     fn get() -> &'static Self {
+        assert!(!is_device_real(), "{ABOUT_THE_STAND_IN}");
         RECORDER.get().expect("use_stand_in() was called")
     }
 
@@ -148,6 +183,7 @@ unsafe extern "C" {
 const NOW_AND_GLOBAL: c_int = 0x102;
 
 fn open(name: &str) -> *mut c_void {
+    assert!(!is_device_real(), "{ABOUT_THE_STAND_IN}");
     let path = library_dir().join(name);
     let text = CString::new(path.to_str().expect("a path in UTF-8")).expect("no NUL in paths");
     // SAFETY: opening our own library runs only its constructors, which register kernels.

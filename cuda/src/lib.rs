@@ -20,6 +20,7 @@ pub mod linear_plain;
 mod memory_plan;
 mod nvrtc;
 mod options;
+pub mod packet;
 pub mod prefill_attention;
 mod ring;
 pub mod sampling;

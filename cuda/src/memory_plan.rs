@@ -53,6 +53,7 @@ impl MemoryPlan {
         let positions = limits.max_blocks_per_seq * limits.block_size;
         let num_sms = context.attributes().num_sms;
         let scratch = StepBuffers::device_bytes(limits)
+            + 4 * (StepBuffers::max_words(limits) + Sampler::max_words(limits))
             + DecodeAttention::scratch_bytes(limits, num_sms, dtype)
             + PrefillAttention::scratch_bytes(limits)
             + Sampler::scratch_bytes(limits)

@@ -2,9 +2,9 @@
 //! log-probabilities asked for come back. The kernels are kernels/sampling.cu and kernels/sampling_choose.cu.
 //!
 //! What belongs to a request (parameters, rules for single logits, allowed tokens, what occurred) lies on the
-//! device by slot and is sent when the request comes; a step sends 40 bytes a row. A choice is the host's, to the
-//! token, except where the two machines' exp differ in the last place and the draw falls between the two sums:
-//! about one draw in ten million.
+//! device by slot and is sent when the request comes; a step sends 40 bytes a row. A choice is the host's, to
+//! the token, except where the two machines' exp differ in the last place and the draw falls between the two
+//! sums: about one draw in ten million.
 
 mod results;
 mod slot_state;
@@ -14,6 +14,7 @@ use quire_model::{BackendError, LogitsRow, RowResult, Slot, StepLimits};
 
 use crate::driver::{CudaError, DeviceMemory, Function, Stream};
 use crate::kernels::{KernelError, Kernels};
+use crate::packet::Packet;
 
 use results::Results;
 use upload::{Upload, UploadLayout};
@@ -27,7 +28,8 @@ pub const TOP_MAX: usize = 64;
 /// Steps that may be between [`Sampler::upload`] and [`Sampler::collect`].
 pub const MAX_IN_FLIGHT: usize = 2;
 
-/// The largest vocabulary: sums of so many weights of 2^44 fit into 64 bits, and so many ids into their digits.
+/// The largest vocabulary: sums of so many weights of 2^44 fit into 64 bits, and so many ids into their
+/// digits.
 pub const MAX_VOCAB_SIZE: usize = 1 << 19;
 
 /// Logits of a row that one block of the first kernel works on; `PART_LOGITS` there.
@@ -39,8 +41,8 @@ const CHOOSE_SHARED_BYTES: u32 = 44_648;
 
 /// Everything that sampling needs, allocated once.
 ///
-/// A step calls [`Self::upload`], then for each range of its rows the model's work, [`Self::launch`] (or a recorded
-/// graph that contains it) and [`Self::read_wide_rows`], then [`Self::download`]; sooner or later
+/// A step calls [`Self::upload`], then for each range of its rows the model's work, [`Self::launch`] (or a
+/// recorded graph that contains it) and [`Self::read_wide_rows`], then [`Self::download`]; sooner or later
 /// [`Self::collect`].
 #[derive(Debug)]
 pub struct Sampler {
@@ -55,7 +57,8 @@ pub struct Sampler {
     _memory: DeviceMemory,
 }
 
-/// Device addresses of everything; the mirror of `SamplingArrays` in kernels/sampling.cuh, which says their shapes.
+/// Device addresses of everything; the mirror of `SamplingArrays` in kernels/sampling.cuh, which says their
+/// shapes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 struct SamplingArrays {
@@ -89,19 +92,21 @@ const _: () = {
 
 impl Sampler {
     /// Bytes of device memory that [`Self::new`] takes: by slot mostly the occurrences of each token of the
-    /// vocabulary (4 bytes each), by token of the largest step 1/2 KiB of results, which is little beside that
-    /// token's activations.
+    /// vocabulary (4 bytes each), by token of the largest step 1/2 KiB of results, which is little beside
+    /// that token's activations.
     pub fn scratch_bytes(limits: &StepLimits) -> usize {
         Layout::new(limits).bytes
     }
 
     /// For steps within `limits`. `last_tokens` is the address of `[max_num_seqs + 1]` words, by slot; the last
-    /// slot is that of padding rows. Logits are at the address given to [`Self::launch`], a multiple of 16.
+    /// slot is that of padding rows. `packet` is what each step's rows come in. Logits are at the address
+    /// given to [`Self::launch`], a multiple of 16.
     pub fn new(
         stream: &Stream,
         kernels: &Kernels,
         limits: &StepLimits,
         last_tokens: u64,
+        packet: &Packet,
     ) -> Result<Self, BackendError> {
         let vocab = limits.vocab_size;
         if vocab > MAX_VOCAB_SIZE {
@@ -111,7 +116,7 @@ impl Sampler {
         }
         let layout = Layout::new(limits);
         let memory = DeviceMemory::alloc(stream.context(), layout.bytes)?;
-        let arrays = layout.arrays(memory.address(), limits, last_tokens);
+        let arrays = layout.arrays(memory.address(), limits, last_tokens, packet);
         // All zeros is greedy without conditions, as padding rows are.
         stream.fill(arrays.slots, 0, layout.slots_bytes())?;
         let function = |name| -> Result<Function, KernelError> { kernels.function(name) };
@@ -120,7 +125,7 @@ impl Sampler {
             process: function("sampling_process")?,
             choose: function("sampling_choose")?,
             choose_threads: choose_threads(vocab),
-            upload: Upload::new(stream.context(), limits, layout.upload, arrays.rows)?,
+            upload: Upload::new(stream.context(), limits, layout.upload, layout.image(memory.address()))?,
             results: Results::new(stream.context(), layout.rows, arrays.results, arrays.top)?,
             num_parts: num_parts(vocab) as u32,
             arrays,
@@ -128,25 +133,34 @@ impl Sampler {
         })
     }
 
-    /// Starts a step whose logits are for `rows`: tells the device of them, of the requests among them that it does
-    /// not know, and of padding up to `padded_rows` rows. `slots` is by [`LogitsRow::slot`].
+    /// Words of a packet at most.
+    pub fn max_words(limits: &StepLimits) -> usize {
+        max_rows(limits) * slot_state::ROW_WORDS
+    }
+
+    /// Starts a step whose logits are for `rows`: adds them, and padding up to `padded_rows` rows, to the packet, which
+    /// must be empty; and tells the device of the requests among them that it does not know. `slots` is by
+    /// [`LogitsRow::slot`].
     ///
-    /// One copy, and a second if there are requests that came; waits for the device only if these do not fit into
-    /// one entry of the ring (very long prompts with penalties).
+    /// Enqueues nothing if all are known. Waits for the device only if what is new does not fit into one entry of a
+    /// ring (very long prompts with penalties).
     pub fn upload(
         &mut self,
         stream: &Stream,
+        packet: &mut Packet,
         rows: &[LogitsRow],
         slots: &[Slot],
         padded_rows: usize,
     ) -> Result<(), BackendError> {
         self.results.begin(rows, slots, self.arrays.vocab as usize)?;
-        self.upload.send(stream, &self.admit, &self.arrays, rows, slots, padded_rows)
+        self.upload.push_rows(packet, rows, slots, padded_rows)?;
+        self.upload.send(stream, &self.admit, &self.arrays, rows, slots)
     }
 
-    /// Enqueues the kernels for the step's rows `first_row ..  first_row + num_rows`, at most `max_logits_rows`,
-    /// whose logits `[num_rows][vocab_size]` are at `logits`. They write the results, the slots' last tokens and
-    /// occurrences, and leave rows with log-probabilities as they were. May be recorded in a graph.
+    /// Enqueues the kernels for the step's rows `first_row ..  first_row + num_rows`, at most
+    /// `max_logits_rows`, whose logits `[num_rows][vocab_size]` are at `logits`. They write the results, the
+    /// slots' last tokens and occurrences, and leave rows with log-probabilities as they were. May be
+    /// recorded in a graph.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -171,8 +185,9 @@ impl Sampler {
         stream.launch(&self.choose, [rows, 1, 1], self.choose_threads, CHOOSE_SHARED_BYTES, &params)
     }
 
-    /// After the kernels of these rows: takes the alternatives of those that ask for more than [`TOP_MAX`] from
-    /// their logits, on the host. Waits for the device if there are such rows, and does nothing if there are none.
+    /// After the kernels of these rows: takes the alternatives of those that ask for more than [`TOP_MAX`]
+    /// from their logits, on the host. Waits for the device if there are such rows, and does nothing if there
+    /// are none.
     pub fn read_wide_rows(
         &mut self,
         stream: &Stream,
@@ -204,8 +219,8 @@ fn num_parts(vocab_size: usize) -> usize {
     vocab_size.div_ceil(PART_LOGITS)
 }
 
-/// Threads of the block that chooses: up to eight logits each for small vocabularies, as many as there are for
-/// large ones. What is chosen does not depend on it.
+/// Threads of the block that chooses: up to eight logits each for small vocabularies, as many as there are
+/// for large ones. What is chosen does not depend on it.
 fn choose_threads(vocab_size: usize) -> u32 {
     (vocab_size.div_ceil(8)).next_multiple_of(32).clamp(128, 1024) as u32
 }
@@ -222,11 +237,16 @@ struct Layout {
 
 const ALIGNMENT: usize = 256;
 
+/// Rows that a step can have.
+fn max_rows(limits: &StepLimits) -> usize {
+    limits.max_num_batched_tokens.max(limits.max_logits_rows)
+}
+
 impl Layout {
     fn new(limits: &StepLimits) -> Self {
         let (vocab, num_slots) = (limits.vocab_size, limits.max_num_seqs + 1);
-        let rows = limits.max_num_batched_tokens.max(limits.max_logits_rows);
-        let upload = UploadLayout::new(limits, rows);
+        let rows = max_rows(limits);
+        let upload = UploadLayout::new(limits);
         let sizes = [
             num_slots * 4 * slot_state::PARAMS_WORDS,
             num_slots * MAX_RULES * 4 * slot_state::RULE_WORDS,
@@ -250,8 +270,13 @@ impl Layout {
         self.num_slots * 4 * slot_state::PARAMS_WORDS
     }
 
-    fn arrays(&self, start: u64, limits: &StepLimits, last_tokens: u64) -> SamplingArrays {
-        let [slots, rules, counts, allowed, rows, parts, results, top] =
+    /// Where news of slots come to lie.
+    fn image(&self, start: u64) -> u64 {
+        start + self.offsets[4] as u64
+    }
+
+    fn arrays(&self, start: u64, limits: &StepLimits, last_tokens: u64, packet: &Packet) -> SamplingArrays {
+        let [slots, rules, counts, allowed, _image, parts, results, top] =
             self.offsets.map(|offset| start + offset as u64);
         let parts_bytes = limits.max_logits_rows * num_parts(limits.vocab_size) * PART_SUMMARY_BYTES;
         SamplingArrays {
@@ -260,7 +285,7 @@ impl Layout {
             counts,
             allowed,
             last_tokens,
-            rows,
+            rows: packet.address(),
             parts,
             kept_logits: parts + parts_bytes as u64,
             results,

@@ -1,5 +1,4 @@
-//! [`StepBuffers`]: the metadata of the step on the device, and its way there: one packed copy from pinned
-//! memory, spread by one kernel.
+//! [`StepBuffers`]: the metadata of the step on the device, spread by one kernel from the step's packet.
 
 use std::sync::Arc;
 
@@ -7,7 +6,7 @@ use quire_model::{BackendError, StepInputs, StepLimits};
 
 use crate::driver::{Context, CudaError, DeviceMemory, Function, Stream};
 use crate::kernels::Kernels;
-use crate::ring::PinnedRing;
+use crate::packet::Packet;
 
 /// Device addresses of the step's arrays, as kernels take them; the mirror of `Step` in kernels/step.cuh, which
 /// says their shapes. They are the same for every step.
@@ -70,14 +69,12 @@ const _: () = {
 const NUM_COUNTS: usize = 8;
 const PREPARE_THREADS: u32 = 1024;
 
-/// The arrays, and the staging that they are filled from.
+/// The arrays.
 #[derive(Debug)]
 pub(crate) struct StepBuffers {
     /// Holds what `pointers` and `last_tokens` point at.
     _arrays: DeviceMemory,
     last_tokens: u64,
-    staging: DeviceMemory,
-    ring: PinnedRing,
     pointers: StepPointers,
     prepare: Function,
     write_blocks: Function,
@@ -100,8 +97,6 @@ impl StepBuffers {
             pointers: layout.pointers(arrays.address(), limits),
             last_tokens: arrays.address() + layout.last_tokens_offset(),
             _arrays: arrays,
-            staging: DeviceMemory::alloc(context, 4 * max_words(limits))?,
-            ring: PinnedRing::new(context, 4 * max_words(limits))?,
             prepare: kernels.function("prepare_step")?,
             write_blocks: kernels.function("write_blocks")?,
             max_block_writes: max_block_writes(limits),
@@ -111,7 +106,12 @@ impl StepBuffers {
 
     /// Bytes on the device for steps within `limits`.
     pub(crate) fn device_bytes(limits: &StepLimits) -> usize {
-        Layout::new(limits).bytes() + 4 * max_words(limits)
+        Layout::new(limits).bytes()
+    }
+
+    /// Words of a packet at most.
+    pub(crate) fn max_words(limits: &StepLimits) -> usize {
+        4 * limits.max_num_batched_tokens + 2 * limits.max_num_seqs + 3 * max_block_writes(limits)
     }
 
     /// Where the arrays are.
@@ -124,44 +124,58 @@ impl StepBuffers {
         self.last_tokens
     }
 
-    /// Enqueues the copy and the kernel. A decode step is padded to `padded_rows` rows; other steps say their
-    /// own number.
-    pub(crate) fn upload(
-        &mut self,
+    /// Sends the entries of block tables that the step's own packet has no room for, in packets of their own: before
+    /// that one is begun. Only steps that admit many long requests have any.
+    pub(crate) fn send_excess(
+        &self,
         stream: &Stream,
+        packet: &mut Packet,
+        inputs: &StepInputs,
+    ) -> Result<(), CudaError> {
+        let writes = inputs.block_writes();
+        for writes in writes[writes.len().min(self.max_block_writes)..].chunks(self.max_block_writes) {
+            packet.begin()?;
+            let (words, address) = packet.push(writes.as_flattened().len());
+            words.copy_from_slice(writes.as_flattened());
+            packet.send(stream)?;
+            let params = WriteBlocksParams {
+                step: self.pointers,
+                writes: address,
+                count: writes.len() as u32,
+                unused: 0,
+            };
+            stream.launch(&self.write_blocks, [1, 1, 1], PREPARE_THREADS, 0, &params)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the last section to the packet, sends it, and enqueues the kernel. A decode step is padded to
+    /// `padded_rows` rows; other steps say their own number.
+    pub(crate) fn send(
+        &self,
+        stream: &Stream,
+        packet: &mut Packet,
         inputs: &StepInputs,
         padded_rows: usize,
     ) -> Result<(), CudaError> {
-        let writes = inputs.block_writes();
-        let (packed, rest) = writes.split_at(writes.len().min(self.max_block_writes));
-        for writes in rest.chunks(self.max_block_writes) {
-            self.stage(stream, writes.as_flattened())?;
-            let (step, count) = (self.pointers, writes.len() as u32);
-            let params = WriteBlocksParams { step, writes: self.staging.address(), count, unused: 0 };
-            stream.launch(&self.write_blocks, [1, 1, 1], PREPARE_THREADS, 0, &params)?;
-        }
-        let words = inputs.words();
-        self.stage(stream, &words[..words.len() - rest.as_flattened().len()])?;
+        let num_block_writes = inputs.block_writes().len().min(self.max_block_writes);
+        let excess = inputs.block_writes()[num_block_writes..].as_flattened().len();
+        let words = &inputs.words()[..inputs.words().len() - excess];
+        let (section, address) = packet.push(words.len());
+        section.copy_from_slice(words);
+        packet.send(stream)?;
         let params = PrepareStepParams {
-            words: self.staging.address(),
+            words: address,
             last_tokens: self.last_tokens,
             step: self.pointers,
             num_tokens: inputs.num_tokens() as u32,
             num_rows: inputs.row_ends().len() as u32,
             num_logits: inputs.logits_tokens().len() as u32,
-            num_block_writes: packed.len() as u32,
+            num_block_writes: num_block_writes as u32,
             padded_rows: padded_rows as u32,
             padding_slot: self.padding_slot,
         };
         stream.launch(&self.prepare, [1, 1, 1], PREPARE_THREADS, 0, &params)
-    }
-
-    /// Enqueues the copy of words into the staging.
-    fn stage(&mut self, stream: &Stream, words: &[u32]) -> Result<(), CudaError> {
-        let entry = self.ring.next()?;
-        entry.words_mut()[..words.len()].copy_from_slice(words);
-        stream.copy_to_device(self.staging.address(), entry, 0..size_of_val(words))?;
-        self.ring.copied(stream)
     }
 }
 
@@ -211,11 +225,6 @@ impl Layout {
 /// So that every array begins at a multiple of 256 bytes.
 fn aligned(words: usize) -> usize {
     words.next_multiple_of(64)
-}
-
-/// Words that are staged at a time.
-fn max_words(limits: &StepLimits) -> usize {
-    4 * limits.max_num_batched_tokens + 2 * limits.max_num_seqs + 3 * max_block_writes(limits)
 }
 
 /// Every token may open a block, and admitted requests may bring whole tables; more than this many writes go in

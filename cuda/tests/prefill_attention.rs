@@ -121,10 +121,9 @@ impl Case {
     }
 }
 
-/// A request, token by token: queries `[len][heads][head_dim]`, keys and values `[len][kv_heads][head_dim]`, all
+/// A request, token by token: queries `[tokens][heads][head_dim]`, keys and values `[tokens][kv_heads][head_dim]`, all
 /// values of the elements' type.
 struct Sequence {
-    len: usize,
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -140,7 +139,6 @@ impl Sequence {
             case.values_of(&case.bytes_of(&values.collect::<Vec<_>>()))
         };
         Self {
-            len,
             queries: random(num_heads, sharpness),
             keys: random(num_kv_heads, 1.0),
             values: random(num_kv_heads, 1.0),

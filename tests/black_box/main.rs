@@ -14,6 +14,8 @@ mod bad_grpc;
 mod bad_http;
 mod bad_requests;
 mod chat;
+#[cfg(feature = "cuda")]
+mod compile_kernels;
 mod completions;
 mod disconnect;
 mod endpoints;

@@ -101,11 +101,9 @@ impl<'a> Bench<'a> {
         let mut bursts = Vec::new();
         let mut fastest_ms = f32::INFINITY;
         for (i, algorithm) in algorithms.iter().copied().enumerate() {
-            match self.launch(product, rows, &algorithm) {
-                // The first launch loads the kernel.
-                Ok(()) => self.stream.synchronize()?,
-                Err(GemmError::Product { error: CublasLtError::Call { .. }, .. }) => continue,
-                Err(error) => return Err(error),
+            // The first launch loads the kernel.
+            if !self.runs(product, rows, &algorithm)? {
+                continue;
             }
             let single = Burst { algorithm, launches: 1, graph: None };
             times[i] = self.measure(product, rows, &single)?;
@@ -130,6 +128,20 @@ impl<'a> Bench<'a> {
             times[*i] = samples[ROUNDS / 2];
         }
         Ok(times)
+    }
+
+    /// Launches once and waits; false if the library refuses.
+    pub fn runs(
+        &mut self,
+        product: &mut Product,
+        rows: u32,
+        algorithm: &Algorithm,
+    ) -> Result<bool, GemmError> {
+        match self.launch(product, rows, algorithm) {
+            Ok(()) => self.stream.synchronize().map(|()| true).map_err(GemmError::from),
+            Err(GemmError::Product { error: CublasLtError::Call { .. }, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether the algorithm gives a row the same bits at every place of batches of every size: an input whose

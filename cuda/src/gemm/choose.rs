@@ -33,8 +33,17 @@ pub(super) fn choose(
     });
     let workspace = gemm.workspace();
     let shapes: Vec<GemmShape> = gemm.products.iter().map(|product| product.shape).collect();
-    let mut chooser =
-        Chooser { stream, options, workspace, shapes: &shapes, table, bench: None, started, report };
+    let mut chooser = Chooser {
+        stream,
+        options,
+        workspace,
+        shapes: &shapes,
+        table,
+        bench: None,
+        loaded: Vec::new(),
+        started,
+        report,
+    };
     for product in &mut gemm.products {
         product.choices = chooser.product(product)?;
     }
@@ -57,6 +66,8 @@ struct Chooser<'a> {
     table: Option<Table>,
     /// Made when first needed: it takes memory.
     bench: Option<Bench<'a>>,
+    /// Algorithms of the product at hand that have run.
+    loaded: Vec<Algorithm>,
     started: Instant,
     report: GemmReport,
 }
@@ -71,6 +82,7 @@ impl<'a> Chooser<'a> {
     fn product(&mut self, product: &mut Product) -> Result<Vec<Choice>, GemmError> {
         let rows_max = product.shape.rows_max;
         let mut choices = Vec::new();
+        self.loaded.clear();
         let mut first = 1;
         while first <= rows_max {
             let last = match self.options.batch_invariant {
@@ -235,23 +247,43 @@ impl<'a> Chooser<'a> {
         Ok(ranked.into_iter().map(|(_, ranked)| ranked).collect())
     }
 
-    /// Whether the algorithm can compute every number of rows of the range in the way that is asked for. All
-    /// are tried, as nothing says that one who can do 64 and 128 can do 65; it takes microseconds each.
-    fn accepts(&self, product: &mut Product, key: &Key, algorithm: &Algorithm) -> Result<bool, GemmError> {
-        let operation = &mut product.operation;
-        let (first, last) = key.rows;
-        let mut accepts = || -> Result<bool, CublasLtError> {
-            if key.batch_invariant && (algorithm.split_k()? > 1 || algorithm.reduction_scheme()? != 0) {
+    /// Whether the algorithm can compute every number of rows of the range in the way that is asked for. The
+    /// library is asked about all of them, as nothing says that one who can do 64 and 128 can do 65; it takes
+    /// microseconds each. Then one is computed, which also loads the kernel: a later capture could not.
+    fn accepts(
+        &mut self,
+        product: &mut Product,
+        key: &Key,
+        algorithm: &Algorithm,
+    ) -> Result<bool, GemmError> {
+        if !self.checks(&mut product.operation, key, algorithm).map_err(of(product.shape))? {
+            return Ok(false);
+        }
+        if self.loaded.contains(algorithm) {
+            return Ok(true);
+        }
+        let runs = self.bench()?.runs(product, key.rows.0, algorithm)?;
+        if runs {
+            self.loaded.push(*algorithm);
+        }
+        Ok(runs)
+    }
+
+    fn checks(
+        &self,
+        operation: &mut Operation,
+        key: &Key,
+        algorithm: &Algorithm,
+    ) -> Result<bool, CublasLtError> {
+        if key.batch_invariant && (algorithm.split_k()? > 1 || algorithm.reduction_scheme()? != 0) {
+            return Ok(false);
+        }
+        for rows in key.rows.0..=key.rows.1 {
+            if !fits(operation, rows, algorithm, self.workspace.1)? {
                 return Ok(false);
             }
-            for rows in first..=last {
-                if !fits(operation, rows, algorithm, self.workspace.1)? {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        };
-        accepts().map_err(of(product.shape))
+        }
+        Ok(true)
     }
 
     fn bench(&mut self) -> Result<&mut Bench<'a>, GemmError> {

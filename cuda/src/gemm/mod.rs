@@ -185,9 +185,9 @@ struct Choice {
 }
 
 impl Gemm {
-    /// Prepares products. Shapes that differ in `rows_max` alone are one product, of the larger. If algorithms
-    /// must be timed or compared, this takes device memory for the time of the call (the largest weight or four
-    /// times the level 2 cache, and the largest input and output), so it belongs before the KV cache.
+    /// Prepares products. Shapes that differ in `rows_max` alone are one product, of the larger. Takes device memory
+    /// for the time of the call: the largest weight (with tuning, at least four times the level 2 cache), the largest
+    /// input and the largest output. So it belongs before the KV cache.
     pub fn new(
         stream: &Stream,
         shapes: &[GemmShape],
@@ -218,8 +218,8 @@ impl Gemm {
         self.products.iter().position(|product| product.shape.is_but_for_rows(shape)).map(GemmId)
     }
 
-    /// Enqueues a product. Of no rows, it does nothing. What is to be captured should have run once before with
-    /// as many rows: the library loads a kernel when it is first launched, which a capture may forbid.
+    /// Enqueues a product. Of no rows, it does nothing. May be captured: every algorithm has run once in
+    /// [`Self::new`], so that no kernel must be loaded.
     pub fn run(
         &mut self,
         stream: &Stream,

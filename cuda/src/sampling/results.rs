@@ -59,8 +59,8 @@ impl Results {
         })
     }
 
-    /// Remembers what the rows of a new step ask for. A step that was begun and not downloaded is forgotten: it
-    /// could not be enqueued.
+    /// Remembers what the rows of a new step ask for. A step that was begun and not downloaded is forgotten:
+    /// it could not be enqueued.
     pub(super) fn begin(
         &mut self,
         rows: &[LogitsRow],

@@ -5,8 +5,9 @@ use quire_model::{BackendError, LogitsRow, LogitsTask, Slot, UNKNOWN_TOKEN};
 
 use super::{TOP_MAX, refusal};
 
-/// Logits that one request may single out: `logit_bias`, `bad_words`, and with `min_tokens` the end tokens. More
-/// than the doors of the server let in (4096 biases, 4096 stop tokens, 128 words), so that memory by slot is fixed.
+/// Logits that one request may single out: `logit_bias`, `bad_words`, and with `min_tokens` the end tokens.
+/// More than the doors of the server let in (4096 biases, 4096 stop tokens, 128 words), so that memory by
+/// slot is fixed.
 pub const MAX_RULES: usize = 8448;
 
 /// Bad words of more than one token that a request may have; the doors let in 128.

@@ -1,5 +1,5 @@
-//! [`Upload`]: what a step tells the device before it samples: the step's rows, and what is new of slots whose
-//! request changed.
+//! [`Upload`]: what a step tells the device before it samples: the step's rows, in its packet, and what is new of
+//! slots whose request changed.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::slot_state::{
     params_words, row_words, set_allowed, wanted_top,
 };
 use crate::driver::{Context, Function, Stream};
+use crate::packet::Packet;
 use crate::ring::PinnedRing;
 
 /// `SlotUpdate` in kernels/sampling.cu.
@@ -22,11 +23,10 @@ const ADMIT_THREADS: u32 = 256;
 /// Tokens of prompts and outputs that one entry of the ring has room for beside one request's rules.
 const TOKENS_PER_ENTRY: usize = 16_384;
 
-/// An entry of the ring and its image on the device, in words: `[rows][ROW_WORDS]`, `[updates][UPDATE_WORDS]`,
-/// then the updates' own words.
+/// An entry of the ring and its image on the device, in words: `[updates][UPDATE_WORDS]`, then the updates' own
+/// words.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UploadLayout {
-    rows: usize,
     updates: usize,
     words: usize,
 }
@@ -78,9 +78,9 @@ struct News<'a> {
 }
 
 impl UploadLayout {
-    pub(super) fn new(limits: &StepLimits, rows: usize) -> Self {
+    pub(super) fn new(limits: &StepLimits) -> Self {
         let state = MAX_RULES * RULE_WORDS + limits.vocab_size.div_ceil(32);
-        Self { rows, updates: limits.max_num_seqs, words: state + TOKENS_PER_ENTRY }
+        Self { updates: limits.max_num_seqs, words: state + TOKENS_PER_ENTRY }
     }
 
     /// Of an entry, and of its image.
@@ -88,12 +88,8 @@ impl UploadLayout {
         4 * (self.first_word() + self.words)
     }
 
-    fn first_update(&self) -> usize {
-        self.rows * ROW_WORDS
-    }
-
     fn first_word(&self) -> usize {
-        self.first_update() + self.updates * UPDATE_WORDS
+        self.updates * UPDATE_WORDS
     }
 }
 
@@ -116,6 +112,20 @@ impl Upload {
         })
     }
 
+    /// Adds the step's rows to its packet, of which they are the first section.
+    pub(super) fn push_rows(
+        &self,
+        packet: &mut Packet,
+        rows: &[LogitsRow],
+        slots: &[Slot],
+        padded_rows: usize,
+    ) -> Result<(), BackendError> {
+        let (words, _) = packet.push(rows.len().max(padded_rows) * ROW_WORDS);
+        write_rows(words, rows, slots, self.vocab_size, self.padding_slot);
+        Ok(())
+    }
+
+    /// Tells the device of requests that it does not know.
     pub(super) fn send(
         &mut self,
         stream: &Stream,
@@ -123,20 +133,18 @@ impl Upload {
         arrays: &SamplingArrays,
         rows: &[LogitsRow],
         slots: &[Slot],
-        padded_rows: usize,
     ) -> Result<(), BackendError> {
-        self.ring.next()?;
         self.find_changed_slots(rows, slots);
+        if self.changed_slots.is_empty() {
+            return Ok(());
+        }
+        self.ring.next()?;
         let params = AdmitParams {
             arrays: *arrays,
-            updates: self.image + 4 * self.layout.first_update() as u64,
+            updates: self.image,
             words: self.image + 4 * self.layout.first_word() as u64,
         };
         let chunk = self.write_news(stream, admit, &params, slots)?;
-        let num_rows = rows.len().max(padded_rows);
-        let words = &mut self.ring.current_mut().words_mut()[..num_rows * ROW_WORDS];
-        write_rows(words, rows, slots, self.vocab_size, self.padding_slot);
-        stream.copy_to_device(self.image, self.ring.current(), 0..4 * num_rows * ROW_WORDS)?;
         self.send_news(stream, admit, &params, &chunk)?;
         for slot in &self.changed_slots {
             self.known_generations[*slot as usize] = slots[*slot as usize].generation();
@@ -155,8 +163,8 @@ impl Upload {
         }
     }
 
-    /// Writes what is new of the changed slots into the current entry. If it is too small, sends it and goes on in
-    /// the next.
+    /// Writes what is new of the changed slots into the current entry. If it is too small, sends it and goes
+    /// on in the next.
     fn write_news(
         &mut self,
         stream: &Stream,
@@ -181,7 +189,7 @@ impl Upload {
         Ok(chunk)
     }
 
-    /// The last copy from the current entry: the updates that are in it, for the device to take in.
+    /// Copies the updates in the current entry, for the device to take in.
     fn send_news(
         &self,
         stream: &Stream,
@@ -189,11 +197,9 @@ impl Upload {
         params: &AdmitParams,
         chunk: &Chunk,
     ) -> Result<(), BackendError> {
-        if chunk.num_updates > 0 {
-            let bytes = 4 * self.layout.first_update()..4 * (self.layout.first_word() + chunk.num_words);
-            stream.copy_to_device(params.updates, self.ring.current(), bytes)?;
-            stream.launch(admit, [chunk.num_updates as u32, 1, 1], ADMIT_THREADS, 0, params)?;
-        }
+        let bytes = 4 * (self.layout.first_word() + chunk.num_words);
+        stream.copy_to_device(params.updates, self.ring.current(), 0..bytes)?;
+        stream.launch(admit, [chunk.num_updates as u32, 1, 1], ADMIT_THREADS, 0, params)?;
         Ok(self.ring.copied(stream)?)
     }
 }
@@ -234,8 +240,8 @@ impl<'a> News<'a> {
 }
 
 impl Chunk {
-    /// Takes in as much of the news as there is room for; whether that was all. What is left begins a chunk of its
-    /// own, so that each launch has one update a slot.
+    /// Takes in as much of the news as there is room for; whether that was all. What is left begins a chunk
+    /// of its own, so that each launch has one update a slot.
     fn take(&mut self, layout: &UploadLayout, entry: &mut [u32], news: &mut News, vocab_size: usize) -> bool {
         let num_allowed_words = news.allowed.map_or(0, |_| vocab_size.div_ceil(32));
         let state_words = news.rules.len() * RULE_WORDS + num_allowed_words;
@@ -254,7 +260,7 @@ impl Chunk {
         let num_output = news.output.len().min(words.len() - num_prompt);
         words[num_prompt..num_prompt + num_output].copy_from_slice(&news.output[..num_output]);
 
-        let at = layout.first_update() + self.num_updates * UPDATE_WORDS;
+        let at = self.num_updates * UPDATE_WORDS;
         let (params, rest) = head[at..at + UPDATE_WORDS].split_at_mut(PARAMS_WORDS);
         params.copy_from_slice(&news.params);
         let counts = [self.num_words, news.rules.len(), num_allowed_words, num_prompt, num_output, 0];

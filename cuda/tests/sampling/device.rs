@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use quire_cuda::driver::{Context, DeviceMemory, Stream};
+use quire_cuda::packet::Packet;
 use quire_cuda::sampling::{MAX_IN_FLIGHT, Sampler};
 use quire_cuda::{Kernels, emulator};
 use quire_model::{
@@ -16,6 +17,7 @@ use crate::reference::{is_within_tolerance, processed};
 pub struct Device {
     pub stream: Stream,
     pub sampler: Sampler,
+    packet: Packet,
     pub limits: StepLimits,
     logits: DeviceMemory,
     last_tokens: DeviceMemory,
@@ -64,10 +66,12 @@ impl Device {
         let logits = DeviceMemory::alloc(&context, max_logits_rows * vocab_size * 4).unwrap();
         let last_tokens = DeviceMemory::alloc(&context, (max_num_seqs + 1) * 4).unwrap();
         stream.fill(last_tokens.address(), 0, last_tokens.len()).unwrap();
-        let sampler = Sampler::new(&stream, &kernels, &limits, last_tokens.address()).unwrap();
+        let packet = Packet::new(&context, Sampler::max_words(&limits)).unwrap();
+        let sampler = Sampler::new(&stream, &kernels, &limits, last_tokens.address(), &packet).unwrap();
         Self {
             stream,
             sampler,
+            packet,
             logits,
             last_tokens,
             ahead: InputBatch::new(limits),
@@ -90,7 +94,10 @@ impl Device {
         self.ahead.apply(&plan).unwrap();
         let rows = self.ahead.logits_rows().to_vec();
         let logits: Vec<Vec<f32>> = rows.iter().map(&mut logits).collect();
-        self.sampler.upload(&self.stream, &rows, self.ahead.slots(), padded_rows).unwrap();
+        self.packet.begin().unwrap();
+        let packet = &mut self.packet;
+        self.sampler.upload(&self.stream, packet, &rows, self.ahead.slots(), padded_rows).unwrap();
+        packet.send(&self.stream).unwrap();
         let num_rows = rows.len().max(padded_rows);
         for first in (0..num_rows).step_by(self.limits.max_logits_rows) {
             let count = self.limits.max_logits_rows.min(num_rows - first);
@@ -156,8 +163,8 @@ impl Device {
     }
 }
 
-/// The device drew another token: that must be within what the last places explain, and everything else is then
-/// expected of that token.
+/// The device drew another token: that must be within what the last places explain, and everything else is
+/// then expected of that token.
 fn expect_within_tolerance(
     row: &LogitsRow,
     slot: &Slot,

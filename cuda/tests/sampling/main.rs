@@ -1,5 +1,5 @@
-//! Sampling on the device against the host's rule, `sample_row`: random requests, and each thing that only a device
-//! with state of its own can get wrong.
+//! Sampling on the device against the host's rule, `sample_row`: random requests, and each thing that only a
+//! device with state of its own can get wrong.
 
 mod device;
 mod reference;

@@ -1,5 +1,5 @@
-//! What the tests know of sampling beside `sample_row`: whether a draw that differs from it lies so close to the
-//! boundary between two tokens that the last places of exp decide.
+//! What the tests know of sampling beside `sample_row`: whether a draw that differs from it lies so close to
+//! the boundary between two tokens that the last places of exp decide.
 
 use quire_model::{Slot, uniform};
 use quire_scheduler::SamplingParams;
