@@ -5,6 +5,8 @@
 #     cuda/check/build.sh               into target/gpu-check, for a GPU; needs an nvcc (cuda/check/compile.sh fetches one)
 #     cuda/check/build.sh --stand-in    into target/gpu-check-stand-in, to try run.sh on a machine without a GPU
 #
+# Beside the folder lies the same packed, to be carried.
+#
 # Kernels are compiled for QUIRE_CUDA_ARCHS, by default sm_90a alone, to keep the folder small.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -35,8 +37,10 @@ for line in sys.stdin:
     if message["reason"] == "compiler-artifact" and message["target"]["kind"] == ["test"] and message["executable"]:
         print(message["target"]["name"], message["executable"])
 ' | while read -r name program; do
-    # These are about the stand-ins themselves.
-    [ "$name" = emulator ] || cp "$program" "$folder/tests/$name"
+    case $name in
+        emulator | server) ;; # Over the stand-ins, whatever the machine has.
+        *) cp "$program" "$folder/tests/$name" ;;
+    esac
 done
 
 for program in "$folder"/{quire,gpu_bench} "$folder"/tests/*; do
@@ -64,4 +68,5 @@ commit=$(git rev-parse HEAD)
 git diff --quiet HEAD || commit="$commit, with changes"
 printf '{"commit": "%s", "archs": "%s", "glibc": "%s"}\n' "$commit" "${QUIRE_CUDA_ARCHS-}" "$glibc" \
     >"$folder/build.json"
-echo "$folder: $(du -sh "$folder" | cut -f 1), needs $glibc"
+tar -C target -czf "$folder.tgz" "${folder#target/}"
+echo "$folder: $(du -sh "$folder" | cut -f 1), needs $glibc; packed $(du -h "$folder.tgz" | cut -f 1)"

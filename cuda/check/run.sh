@@ -80,7 +80,7 @@ tell_tests() {
 piece_kernels() {
     # Over the stand-ins the tests themselves are part of every change's checks; here it is their way to a GPU.
     local filter=. jobs=4
-    [ -n "$stand_in" ] && filter='^gemm::(products|a_second)' jobs=1
+    [ -n "$stand_in" ] && filter='^gemm::(products|choice::a_second)' jobs=1
     tests | grep -E "$filter" | xargs -P "$jobs" -I{} bash -c 'run_test "$1" 60' - {} | tell_tests
 }
 
@@ -89,8 +89,10 @@ memcheck=(decode_attention::a_recorded_launch_serves_rows_of_other_lengths
     decode_attention::layers_of_different_windows_share_a_step
     prefill_attention::recorded_decode_steps_can_be_repeated
     sampling::a_slot_forgets_the_request_before
-    gemm::the_plain_kernel_computes_products_too
-    golden::greedy_tokens_and_logprobs_are_those_of_transformers)
+    operations::norms_and_activation_are_the_cpus
+    operations::embedding_and_gather_are_the_cpus
+    operations::rotation_and_attention_of_tuned_kernels_are_the_cpus
+    small_kernels::blocks_are_copied_whole_and_others_left_alone)
 racecheck=(decode_attention::a_recorded_launch_serves_rows_of_other_lengths
     prefill_attention::recorded_decode_steps_can_be_repeated
     sampling::a_slot_forgets_the_request_before)
@@ -137,7 +139,7 @@ start_server() {
     local began reply
     began=$(now)
     "$bin/quire" serve "$here/configs/${models[0]}" --load-format dummy --tokenizer "$root/assets/pebble/model" \
-        --device cuda --dtype bfloat16 --host 127.0.0.1 --port "$port" --no-grpc --max-model-len "$1" \
+        --device cuda --dtype bfloat16 --host 127.0.0.1 --port "$port" --no-grpc "${serve_words[@]}" \
         2>>"$out/log.txt" &
     server=$!
     while kill -0 $server 2>/dev/null; do
@@ -145,8 +147,8 @@ start_server() {
             2>/dev/null)
         case "$reply" in
             *" 200 "*)
-                echo "$2 start: $(since "$began") s until it answers"
-                emit "{\"piece\": \"server\", \"what\": \"$2 start\", \"model\": \"${models[0]}\", \"seconds\": $(since "$began")}"
+                echo "$1 start: $(since "$began") s until it answers"
+                emit "{\"piece\": \"server\", \"what\": \"$1 start\", \"model\": \"${models[0]}\", \"seconds\": $(since "$began")}"
                 return 0 ;;
         esac
         sleep 0.05
@@ -156,16 +158,20 @@ start_server() {
 }
 
 piece_server() {
-    local prompts=320 len=1000 model_len=4096
-    [ -n "$stand_in" ] && prompts=3 len=8 model_len=128
+    local prompts=320 len=1000
+    serve_words=(--max-model-len 4096)
+    if [ -n "$stand_in" ]; then
+        prompts=3 len=8
+        serve_words=(--max-model-len 128 --max-num-batched-tokens 32 --max-num-seqs 4)
+    fi
     port=$((20000 + RANDOM % 10000))
     trap 'kill $server 2>/dev/null' EXIT
     # A cache of its own, so that the first start is one.
     export XDG_CACHE_HOME=$cache/server
     rm -rf "$XDG_CACHE_HOME"
-    start_server $model_len first || return 1
+    start_server first || return 1
     kill $server && wait $server
-    start_server $model_len second || return 1
+    start_server second || return 1
     "$bin/quire" bench serve --port "$port" --dataset-name random --num-prompts "$prompts" --random-input-len "$len" \
         --random-output-len "$len" --random-range-ratio 0.2 --ignore-eos --disable-tqdm --save-result \
         --result-dir "$cache" --result-filename serve.json 2>>"$out/log.txt" || return 1
@@ -245,4 +251,9 @@ for piece in "${pieces[@]}"; do
     echo "=== $piece: $result after $(since "$began") s" | tee -a "$out/table.txt"
     emit "{\"piece\": \"$piece\", \"result\": \"$result\", \"seconds\": $(since "$began")}"
 done
+# A figure that nobody can read is none.
+if ! python3 -c 'import json, sys; [json.loads(line) for line in open(sys.argv[1])]' "$out/results.jsonl"; then
+    echo "a line of results.jsonl is not JSON" >&2
+    failed=1
+fi
 exit $failed

@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 /// The folder that holds libcuda, libnvrtc and libcublasLt. A program that was built for NVIDIA's takes these
 /// when it is started with this folder as `LD_LIBRARY_PATH`.
 pub fn library_dir() -> PathBuf {
+    assert!(!is_device_real(), "{ABOUT_THE_STAND_IN}");
     Path::new(env!("QUIRE_EMULATOR_LIBRARIES")).to_owned()
 }
 
@@ -19,7 +20,7 @@ pub fn library_dir() -> PathBuf {
 pub const ABOUT_THE_STAND_IN: &str = "this is about the stand-in, and QUIRE_TEST_DEVICE=real";
 
 /// Whether NVIDIA's own libraries are to be used, and not the stand-ins.
-fn is_device_real() -> bool {
+pub fn is_device_real() -> bool {
     std::env::var_os("QUIRE_TEST_DEVICE").is_some_and(|value| value == "real")
 }
 

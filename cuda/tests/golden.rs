@@ -139,5 +139,6 @@ fn f32_tokens_and_logprobs_are_those_of_transformers() {
 #[test]
 fn bf16_tokens_and_logprobs_are_nearly_those_of_transformers() {
     check(options(Dtype::Bf16), 3, &Tolerance { logprob: 0.1, near_tie: 0.1, compared_percent: 80 });
-    assert!(emulator::count("cuGraphLaunch") > 0, "decode steps were not recorded");
+    let recorded = emulator::is_device_real() || emulator::count("cuGraphLaunch") > 0;
+    assert!(recorded, "decode steps were not recorded");
 }

@@ -252,7 +252,8 @@ fn check(dtype: Dtype, num_seeds: u64, head_dims: &[usize], block_sizes: &[usize
         num_compared * 100 >= num_tokens * 80,
         "near ties cut off too much: {num_compared} of {num_tokens}"
     );
-    assert!(preemptions > 0 && hits > 0 && emulator::count("cuGraphLaunch") > 0);
+    let recorded = emulator::is_device_real() || emulator::count("cuGraphLaunch") > 0;
+    assert!(preemptions > 0 && hits > 0 && recorded);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use quire_model::{
 };
 
 /// Elements made by the host and repeated.
-const PATTERN_LEN: usize = 1 << 20;
+const PATTERN_LEN: usize = 1 << 16;
 
 /// Fills `len` bytes with elements of `dtype` as of dummy weights.
 pub(crate) fn fill_random(
