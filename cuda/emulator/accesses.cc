@@ -80,19 +80,25 @@ DEVICE Stamp merged(Stamp last, Stamp now) {
     return now | (last & MANY_WARPS);
 }
 
-void touch_shared(size_t at, size_t count, bool write, const void* place) {
+bool same_block_epoch(Stamp a, Stamp b) { return (a ^ b) >> BLOCK_EPOCH_AT == 0; }
+
+__attribute__((noinline)) void touch_shared(size_t at, size_t count, bool write, const void* place) {
     uint32_t thread = current->warp->number * 32 + current->lane;
     Stamp now = Stamp(block_epoch) << BLOCK_EPOCH_AT | Stamp(warp_epochs[thread / 32]) << WARP_EPOCH_AT |
                 Stamp(thread) << THREAD_AT | (atomic_now ? ATOMIC : 0) |
                 Stamp((const char*)place - __ehdr_start);
     for (size_t unit = at / UNIT; unit < (at + count) / UNIT; unit++) {
-        if (races(written[unit], now))
+        if (same_block_epoch(written[unit], now) && races(written[unit], now))
             report_race("wrote", write ? "writes" : "reads", written[unit], unit * UNIT, place);
         if (!write) {
-            read[unit] = merged(read[unit], now);
+            // What several warps have read cannot become worse.
+            Stamp last = read[unit];
+            if (!same_block_epoch(last, now) || (last & (MANY_WARPS | ATOMIC)) != MANY_WARPS)
+                read[unit] = merged(last, now);
             continue;
         }
-        if (races(read[unit], now)) report_race("read", "writes", read[unit], unit * UNIT, place);
+        if (same_block_epoch(read[unit], now) && races(read[unit], now))
+            report_race("read", "writes", read[unit], unit * UNIT, place);
         written[unit] = now;
     }
 }
@@ -103,11 +109,8 @@ DEVICE bool holds(const Extent& extent, const char* at, size_t count) {
     return extent.start <= at && at + count <= extent.end;
 }
 
-// For what is not where the instruction was before.
+// For global memory that is not where the instruction was before.
 __attribute__((noinline)) void find(const char* at, size_t count, bool write, const void* place) {
-    size_t in_shared = size_t((const unsigned char*)at - shared);
-    if (in_shared < shared_bytes && in_shared + count <= shared_bytes)
-        return touch_shared(in_shared, count, write, place);
     if (current->fiber.is_on_stack(at)) return;
     Extent& found = known_to(place);
     for (const Extent& constant : {params, Extent{__ehdr_start, _end}})
@@ -125,6 +128,9 @@ __attribute__((noinline)) void find(const char* at, size_t count, bool write, co
 
 DEVICE void touch(const void* address, size_t count, bool write, const void* place) {
     const char* at = (const char*)address;
+    size_t in_shared = size_t((const unsigned char*)at - shared);
+    if (in_shared < shared_bytes && in_shared + count <= shared_bytes)
+        return touch_shared(in_shared, count, write, place);
     if (!holds(known_to(place), at, count)) find(at, count, write, place);
 }
 
