@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use quire_cuda::driver::{Context, DeviceMemory};
+use quire_cuda::packet::Packet;
 use quire_cuda::sampling::Sampler;
 use quire_cuda::{CudaBackend, CudaBuffer, CudaWeight};
 use quire_model::{
@@ -38,6 +39,7 @@ pub(crate) struct KernelBench<'a> {
     timer: Timer,
     steps: Steps,
     sampler: Sampler,
+    packet: Packet,
     /// The sampler's, by slot.
     _last_tokens: DeviceMemory,
     sizes: Sizes,
@@ -86,12 +88,15 @@ impl<'a> KernelBench<'a> {
         let announced = StepLimits { max_num_batched_tokens: sizes.step_tokens.max(max_rows), ..limits };
         backend.prepare(&limits, &spec.linear_shapes(&announced))?;
         let last_tokens = DeviceMemory::alloc(context, 4 * (limits.max_num_seqs + 1))?;
-        let sampler = Sampler::new(backend.stream(), backend.kernels(), &limits, last_tokens.address())?;
+        let packet = Packet::new(context, Sampler::max_words(&limits))?;
+        let sampler =
+            Sampler::new(backend.stream(), backend.kernels(), &limits, last_tokens.address(), &packet)?;
         Ok(Self {
             timer: Timer::new(&backend, sizes)?,
             backend,
             steps: Steps::new(limits),
             sampler,
+            packet,
             _last_tokens: last_tokens,
             sizes,
             spec,
@@ -269,7 +274,10 @@ impl<'a> KernelBench<'a> {
         let (logits_rows, slots) = (self.steps.logits_rows(), self.steps.slots());
         let logits = random_logits(&mut self.backend, rows.len() * self.spec.vocab_size)?;
         // A sampler of its own: the backend's samples each row of a step once.
-        self.sampler.upload(self.backend.stream(), logits_rows, slots, rows.len())?;
+        let (stream, packet) = (self.backend.stream(), &mut self.packet);
+        packet.begin()?;
+        self.sampler.upload(stream, packet, logits_rows, slots, rows.len())?;
+        packet.send(stream)?;
         let sampler = &self.sampler;
         let us = self.timer.time_us(&mut self.backend, &mut |backend, _| {
             Ok(sampler.launch(backend.stream(), logits.address(), 0, rows.len())?)
