@@ -342,7 +342,7 @@ impl Backend for CudaBackend {
         kv_cache: &mut CudaBuffer,
     ) -> Result<(), BackendError> {
         let Self { stream, small, prepared: Some(prepared), .. } = self else { return Err(unprepared()) };
-        if shape.head_dim % HEAD_DIM_MULTIPLE != 0 {
+        if !shape.head_dim.is_multiple_of(HEAD_DIM_MULTIPLE) {
             let reason = format!(
                 "head_dim is {}; the GPU's rotation takes multiples of {HEAD_DIM_MULTIPLE}",
                 shape.head_dim
