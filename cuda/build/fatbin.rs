@@ -52,7 +52,10 @@ pub fn embed() -> Result<(), String> {
         },
         _ => return Err(format!("QUIRE_CUDA_AOT={mode}: must be auto, require or off")),
     };
-    write_table(compiled.as_deref().map(|images| (&*archs, images)));
+    match compiled {
+        Some(images) => write_table(&archs, &images),
+        None => write_table(&[], &[]),
+    }
     Ok(())
 }
 
@@ -131,8 +134,7 @@ fn compile_one(nvcc: &Path, flags: &[String], file: &Path) -> Result<(), String>
     written.map_err(|e| format!("{}: {e}", image.display()))
 }
 
-fn write_table(compiled: Option<(&[&str], &[(String, PathBuf)])>) {
-    let (archs, images) = compiled.unwrap_or_default();
+fn write_table(archs: &[&str], images: &[(String, PathBuf)]) {
     let mut table =
         format!("static FATBIN_ARCHS: &[&str] = &{archs:?};\nstatic FATBINS: &[(&str, &[u8])] = &[\n");
     for (stem, image) in images {

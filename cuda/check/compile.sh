@@ -22,7 +22,8 @@ case "${1-}" in
 esac
 
 if [ ! -d .cuda/nvidia_cuda_nvcc-13.0.88.dist-info ] || [ ! -d .cuda/nvidia_cuda_nvrtc-13.0.88.dist-info ]; then
-    python3 -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .cuda "${wheels[@]}"
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore \
+        --no-deps --upgrade --target .cuda "${wheels[@]}"
 fi
 
 # The crate's own build script, with no cargo around it: the very images that a release has in it. What it makes is

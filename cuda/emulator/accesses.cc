@@ -1,10 +1,11 @@
-// Each load and store of a kernel, checked: the address lies in an allocation, byte for byte, and no other thread
-// uses the same byte of shared memory in a way that nothing orders. So a missing barrier is found whether or not the
-// order of this run makes a wrong value of it.
+// Each load and store of a kernel, checked: the address lies in an allocation, byte for byte, and no other
+// thread uses the same byte of shared memory in a way that nothing orders. So a missing barrier is found
+// whether or not the order of this run makes a wrong value of it.
 //
-// The compiler calls these functions before every access of code compiled with -fsanitize=thread, whose runtime
-// library is not used. What orders accesses: __syncthreads, and __syncwarp between lanes of a warp. Shuffles and
-// votes do not: CUDA does not promise it. Accesses of global memory by different threads are not compared.
+// The compiler calls these functions before every access of code compiled with -fsanitize=thread, whose
+// runtime library is not used. What orders accesses: __syncthreads, and __syncwarp between lanes of a warp.
+// Shuffles and votes do not: CUDA does not promise it. Accesses of global memory by different threads are not
+// compared.
 
 #include "accesses.h"
 
@@ -49,7 +50,8 @@ bool atomic_now;
 
 uint32_t thread_of(Stamp stamp) { return uint32_t(stamp >> THREAD_AT) & 1023; }
 
-[[noreturn]] void report_race(const char* first, const char* second, Stamp other, size_t at, const void* place) {
+[[noreturn]] void report_race(const char* first, const char* second, Stamp other, size_t at,
+                              const void* place) {
     fprintf(stderr, "emulator: %s byte %zu of shared memory:\n", second, at);
     print_source(place);
     fprintf(stderr, "emulator: and nothing orders it after thread %u %s it:\n", thread_of(other), first);
@@ -57,12 +59,13 @@ uint32_t thread_of(Stamp stamp) { return uint32_t(stamp >> THREAD_AT) & 1023; }
     fail("a race");
 }
 
-// Whether something of this block may have been at the same time as an access with the stamp `now`. Two atomic
-// operations may.
+// Whether something of this block may have been at the same time as an access with the stamp `now`. Two
+// atomic operations may.
 DEVICE bool races(Stamp other, Stamp now) {
     if (other >> BLOCK_EPOCH_AT != now >> BLOCK_EPOCH_AT || (other & now & ATOMIC)) return false;
     if (other & MANY_WARPS || thread_of(other) / 32 != thread_of(now) / 32) return true;
-    return other >> WARP_EPOCH_AT == now >> WARP_EPOCH_AT && (other & MANY || thread_of(other) != thread_of(now));
+    return other >> WARP_EPOCH_AT == now >> WARP_EPOCH_AT &&
+           (other & MANY || thread_of(other) != thread_of(now));
 }
 
 // The stamp of a read, given that of the last one: it must still tell of that one what may race.
@@ -77,17 +80,25 @@ DEVICE Stamp merged(Stamp last, Stamp now) {
     return now | (last & MANY_WARPS);
 }
 
-void touch_shared(size_t at, size_t count, bool write, const void* place) {
+bool same_block_epoch(Stamp a, Stamp b) { return (a ^ b) >> BLOCK_EPOCH_AT == 0; }
+
+__attribute__((noinline)) void touch_shared(size_t at, size_t count, bool write, const void* place) {
     uint32_t thread = current->warp->number * 32 + current->lane;
     Stamp now = Stamp(block_epoch) << BLOCK_EPOCH_AT | Stamp(warp_epochs[thread / 32]) << WARP_EPOCH_AT |
-                Stamp(thread) << THREAD_AT | (atomic_now ? ATOMIC : 0) | Stamp((const char*)place - __ehdr_start);
+                Stamp(thread) << THREAD_AT | (atomic_now ? ATOMIC : 0) |
+                Stamp((const char*)place - __ehdr_start);
     for (size_t unit = at / UNIT; unit < (at + count) / UNIT; unit++) {
-        if (races(written[unit], now)) report_race("wrote", write ? "writes" : "reads", written[unit], unit * UNIT, place);
+        if (same_block_epoch(written[unit], now) && races(written[unit], now))
+            report_race("wrote", write ? "writes" : "reads", written[unit], unit * UNIT, place);
         if (!write) {
-            read[unit] = merged(read[unit], now);
+            // What several warps have read cannot become worse.
+            Stamp last = read[unit];
+            if (!same_block_epoch(last, now) || (last & (MANY_WARPS | ATOMIC)) != MANY_WARPS)
+                read[unit] = merged(last, now);
             continue;
         }
-        if (races(read[unit], now)) report_race("read", "writes", read[unit], unit * UNIT, place);
+        if (same_block_epoch(read[unit], now) && races(read[unit], now))
+            report_race("read", "writes", read[unit], unit * UNIT, place);
         written[unit] = now;
     }
 }
@@ -98,11 +109,8 @@ DEVICE bool holds(const Extent& extent, const char* at, size_t count) {
     return extent.start <= at && at + count <= extent.end;
 }
 
-// For what is not where the instruction was before.
+// For global memory that is not where the instruction was before.
 __attribute__((noinline)) void find(const char* at, size_t count, bool write, const void* place) {
-    size_t in_shared = size_t((const unsigned char*)at - shared);
-    if (in_shared < shared_bytes && in_shared + count <= shared_bytes)
-        return touch_shared(in_shared, count, write, place);
     if (current->fiber.is_on_stack(at)) return;
     Extent& found = known_to(place);
     for (const Extent& constant : {params, Extent{__ehdr_start, _end}})
@@ -113,12 +121,16 @@ __attribute__((noinline)) void find(const char* at, size_t count, bool write, co
     if (guarded_extent(at, count, &found.start, &found.end)) return;
     char text[256];
     print_source(place);
-    if (describe_place(at, text, sizeof text)) fail("%s of %zu bytes: %s", write ? "store" : "load", count, text);
+    if (describe_place(at, text, sizeof text))
+        fail("%s of %zu bytes: %s", write ? "store" : "load", count, text);
     fail("%s of %zu bytes, %s", write ? "store" : "load", count, guarded_describe(at));
 }
 
 DEVICE void touch(const void* address, size_t count, bool write, const void* place) {
     const char* at = (const char*)address;
+    size_t in_shared = size_t((const unsigned char*)at - shared);
+    if (in_shared < shared_bytes && in_shared + count <= shared_bytes)
+        return touch_shared(in_shared, count, write, place);
     if (!holds(known_to(place), at, count)) find(at, count, write, place);
 }
 
@@ -157,14 +169,14 @@ void accesses_end_atomic() { atomic_now = false; }
 
 } // namespace emulator
 
-#define WATCH(bytes)                                                                                             \
-    extern "C" void __tsan_read##bytes(const void* address) {                                                    \
-        if (!emulator::atomic_now) emulator::touch(address, bytes, false, __builtin_return_address(0));          \
-    }                                                                                                            \
-    extern "C" void __tsan_write##bytes(const void* address) {                                                   \
-        if (!emulator::atomic_now) emulator::touch(address, bytes, true, __builtin_return_address(0));           \
-    }                                                                                                            \
-    extern "C" void __tsan_unaligned_read##bytes(const void* address) { __tsan_read##bytes(address); }           \
+#define WATCH(bytes)                                                                                         \
+    extern "C" void __tsan_read##bytes(const void* address) {                                                \
+        if (!emulator::atomic_now) emulator::touch(address, bytes, false, __builtin_return_address(0));      \
+    }                                                                                                        \
+    extern "C" void __tsan_write##bytes(const void* address) {                                               \
+        if (!emulator::atomic_now) emulator::touch(address, bytes, true, __builtin_return_address(0));       \
+    }                                                                                                        \
+    extern "C" void __tsan_unaligned_read##bytes(const void* address) { __tsan_read##bytes(address); }       \
     extern "C" void __tsan_unaligned_write##bytes(const void* address) { __tsan_write##bytes(address); }
 WATCH(1)
 WATCH(2)

@@ -14,7 +14,8 @@ void accesses_begin_launch(bool checked, const void* params, size_t params_bytes
 void accesses_order_block();
 // The same for the lanes of a warp.
 void accesses_order_warp(unsigned warp);
-// An access by an operation of the emulation's own, such as ldmatrix. `place` is a code address for the report.
+// An access by an operation of the emulation's own, such as ldmatrix. `place` is a code address for the
+// report.
 void accesses_touch(const void* address, size_t bytes, bool write, const void* place);
 
 } // namespace emulator

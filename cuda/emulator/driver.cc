@@ -1,9 +1,9 @@
-// The stand-in for the CUDA driver, libcuda.so: one device whose memory is memory of this process. Streams and
-// graphs are in stream.cc. Functions that nobody has needed yet are absent, and cudarc names them when they are
-// called.
+// The stand-in for the CUDA driver, libcuda.so: one device whose memory is memory of this process. Streams
+// and graphs are in stream.cc. Functions that nobody has needed yet are absent, and cudarc names them when
+// they are called.
 //
-// What the device is can be varied with the environment: QUIRE_EMULATOR_COMPUTE_CAPABILITY (8.0, 8.6, 8.9, 9.0, ...),
-// QUIRE_EMULATOR_SMS, QUIRE_EMULATOR_MEMORY_BYTES.
+// What the device is can be varied with the environment: QUIRE_EMULATOR_COMPUTE_CAPABILITY
+// (8.0, 8.6, 8.9, 9.0, ...), QUIRE_EMULATOR_SMS, QUIRE_EMULATOR_MEMORY_BYTES.
 
 #include "driver.h"
 
@@ -34,7 +34,8 @@ struct Device {
             if (sscanf(text, "%d.%d", &major, &minor) != 2)
                 emulator::fail("QUIRE_EMULATOR_COMPUTE_CAPABILITY=%s: must be like 9.0", text);
         if (const char* text = getenv("QUIRE_EMULATOR_SMS")) sms = atoi(text);
-        if (const char* text = getenv("QUIRE_EMULATOR_MEMORY_BYTES")) memory_bytes = strtoull(text, nullptr, 10);
+        if (const char* text = getenv("QUIRE_EMULATOR_MEMORY_BYTES"))
+            memory_bytes = strtoull(text, nullptr, 10);
         if (sms < 1) emulator::fail("QUIRE_EMULATOR_SMS: must be at least 1");
         // CUDA C++ Programming Guide, table of technical specifications per compute capability.
         bool small = major == 8 ? minor != 0 && minor != 7 : major >= 12;
@@ -112,7 +113,8 @@ Result refuse(Result result, const char* call, const char* format, ...) {
 Result begin(const char* call, bool needs_context) {
     emulator_record_call(call);
     if (!initialised) return refuse(NOT_INITIALIZED, call, "cuInit was not called");
-    if (needs_context && !current_context) return refuse(INVALID_CONTEXT, call, "this thread has no current context");
+    if (needs_context && !current_context)
+        return refuse(INVALID_CONTEXT, call, "this thread has no current context");
     return SUCCESS;
 }
 
@@ -175,34 +177,43 @@ EXPORT Result cuDeviceTotalMem_v2(size_t* bytes, int) {
 EXPORT Result cuDeviceGetAttribute(int* value, int attribute, int) {
     BEGIN_WITHOUT_CONTEXT("cuDeviceGetAttribute")
     const Device& d = device();
-    switch (attribute) {
-    case 1: *value = 1024; break;                                     // threads per block
-    case 2: case 3: *value = 1024; break;                             // block x, y
-    case 4: *value = 64; break;                                       // block z
-    case 5: *value = 0x7fffffff; break;                               // grid x
-    case 6: case 7: *value = 65535; break;                            // grid y, z
-    case 8: *value = SHARED_BYTES_WITHOUT_LEAVE; break;               // shared memory per block
-    case 10: *value = 32; break;                                      // warp size
-    case 12: *value = 65536; break;                                   // registers per block
-    case 13: *value = 1980000; break;                                 // clock, kHz
-    case 16: *value = d.sms; break;                                   // multiprocessors
-    case 31: *value = 1; break;                                       // concurrent kernels
-    case 36: *value = 2619000; break;                                 // memory clock, kHz
-    case 37: *value = 5120; break;                                    // memory bus, bits
-    case 38: *value = 50 << 20; break;                                // level 2 cache, bytes
-    case 39: *value = d.threads_per_sm; break;                        // threads per multiprocessor
-    case 41: *value = 1; break;                                       // unified addressing
-    case 75: *value = d.major; break;
-    case 76: *value = d.minor; break;
-    case 81: *value = d.shared_bytes_per_sm; break;
-    case 82: *value = 65536; break;                                   // registers per multiprocessor
-    case 97: *value = d.shared_bytes_per_block; break;                // with leave
-    case 106: *value = d.blocks_per_sm; break;
-    case 111: *value = 1024; break;                                   // shared memory reserved per block
-    case 115: *value = 0; break;                                      // memory pools
-    default: return refuse(INVALID_VALUE, "cuDeviceGetAttribute", "attribute %d is not known here", attribute);
-    }
-    return SUCCESS;
+    // By the numbers of CUdevice_attribute.
+    const struct {
+        int attribute, value;
+    } values[] = {
+        {1, 1024},                            // threads per block
+        {2, 1024},                            // block x
+        {3, 1024},                            // block y
+        {4, 64},                              // block z
+        {5, 0x7fffffff},                      // grid x
+        {6, 65535},                           // grid y
+        {7, 65535},                           // grid z
+        {8, int(SHARED_BYTES_WITHOUT_LEAVE)}, // shared memory per block
+        {10, 32},                             // warp size
+        {12, 65536},                          // registers per block
+        {13, 1980000},                        // clock, kHz
+        {16, d.sms},                          // multiprocessors
+        {31, 1},                              // concurrent kernels
+        {36, 2619000},                        // memory clock, kHz
+        {37, 5120},                           // memory bus, bits
+        {38, 50 << 20},                       // level 2 cache, bytes
+        {39, d.threads_per_sm},               // threads per multiprocessor
+        {41, 1},                              // unified addressing
+        {75, d.major},                        // compute capability
+        {76, d.minor},
+        {81, d.shared_bytes_per_sm},    // shared memory per multiprocessor
+        {82, 65536},                    // registers per multiprocessor
+        {97, d.shared_bytes_per_block}, // shared memory per block, with leave
+        {106, d.blocks_per_sm},         // blocks per multiprocessor
+        {111, 1024},                    // shared memory reserved per block
+        {115, 0},                       // memory pools
+    };
+    for (auto& known : values)
+        if (known.attribute == attribute) {
+            *value = known.value;
+            return SUCCESS;
+        }
+    return refuse(INVALID_VALUE, "cuDeviceGetAttribute", "attribute %d is not known here", attribute);
 }
 
 EXPORT Result cuDevicePrimaryCtxRetain(void** context, int) {
@@ -225,7 +236,8 @@ EXPORT Result cuCtxGetCurrent(void** context) {
 
 EXPORT Result cuCtxSetCurrent(void* context) {
     BEGIN_WITHOUT_CONTEXT("cuCtxSetCurrent")
-    if (context && context != PRIMARY_CONTEXT) return refuse(INVALID_CONTEXT, "cuCtxSetCurrent", "%p", context);
+    if (context && context != PRIMARY_CONTEXT)
+        return refuse(INVALID_CONTEXT, "cuCtxSetCurrent", "%p", context);
     current_context = context;
     return SUCCESS;
 }
@@ -315,8 +327,8 @@ Result fill(const char* call, Address address, unsigned char value, size_t bytes
     work.to = (void*)address;
     work.bytes = bytes;
     work.value = value;
-    emulator_record("%s bytes=%zu to=%p value=%u stream=%u captured=%d", call, bytes, work.to, value, stream->number,
-                    stream->capture != Capture::NONE);
+    emulator_record("%s bytes=%zu to=%p value=%u stream=%u captured=%d", call, bytes, work.to, value,
+                    stream->number, stream->capture != Capture::NONE);
     return stream->enqueue(std::move(work), call);
 }
 
@@ -377,13 +389,14 @@ EXPORT Result cuModuleLoadData(void** module, const void* image) {
     // ELF (a cubin), a fatbin, a fatbin's wrapper, or what the stand-in for NVRTC makes.
     static const unsigned char KNOWN[4][4] = {
         {0x7f, 'E', 'L', 'F'}, {0x50, 0xed, 0x55, 0xba}, {0xb1, 0x43, 0x62, 0x46}, {'E', 'M', 'U', 'L'}};
-    bool known = image && std::any_of(KNOWN, KNOWN + 4, [&](auto& magic) { return !memcmp(image, magic, 4); });
+    bool known =
+        image && std::any_of(KNOWN, KNOWN + 4, [&](auto& magic) { return !memcmp(image, magic, 4); });
     if (!known) return refuse(INVALID_IMAGE, "cuModuleLoadData", "no cubin and no fatbin");
     int architecture;
     if (sscanf((const char*)image, "EMULATED %d", &architecture) == 1 &&
         (architecture / 10 != device().major || architecture % 10 > device().minor))
-        return refuse(NO_BINARY_FOR_GPU, "cuModuleLoadData", "the image is for sm_%d, the device has %d.%d", architecture,
-                      device().major, device().minor);
+        return refuse(NO_BINARY_FOR_GPU, "cuModuleLoadData", "the image is for sm_%d, the device has %d.%d",
+                      architecture, device().major, device().minor);
     static uintptr_t loaded = 0x200;
     *module = (void*)(loaded += 16);
     emulator_record("cuModuleLoadData module=%p", *module);
@@ -396,7 +409,8 @@ EXPORT Result cuModuleUnload(void*) {
     return SUCCESS;
 }
 
-// From here on functions are those with a mistake, where there is one (emulator/planted.cu), or the right ones again.
+// From here on functions are those with a mistake, where there is one (emulator/planted.cu), or the right
+// ones again.
 EXPORT void emulator_plant_mistakes(int on) { are_mistakes_planted = on != 0; }
 
 EXPORT Result cuModuleGetFunction(void** handle, void*, const char* name) {
@@ -426,10 +440,11 @@ EXPORT Result cuFuncSetAttribute(void* handle, int attribute, int value) {
     Function* function;
     if (Result wrong = find_function("cuFuncSetAttribute", handle, &function)) return wrong;
     if (attribute == 9) return SUCCESS; // how the cache is shared: a wish
-    if (attribute != 8) return refuse(INVALID_VALUE, "cuFuncSetAttribute", "attribute %d is not known here", attribute);
+    if (attribute != 8)
+        return refuse(INVALID_VALUE, "cuFuncSetAttribute", "attribute %d is not known here", attribute);
     if (value < 0 || value > device().shared_bytes_per_block)
-        return refuse(INVALID_VALUE, "cuFuncSetAttribute", "%d bytes of shared memory for %s; at most %d", value,
-                      function->kernel->name, device().shared_bytes_per_block);
+        return refuse(INVALID_VALUE, "cuFuncSetAttribute", "%d bytes of shared memory for %s; at most %d",
+                      value, function->kernel->name, device().shared_bytes_per_block);
     function->shared_bytes_max = std::max(size_t(value), SHARED_BYTES_WITHOUT_LEAVE);
     emulator_record("cuFuncSetAttribute kernel=%s shared_bytes=%d", function->kernel->name, value);
     return SUCCESS;
@@ -449,11 +464,14 @@ EXPORT Result cuFuncGetAttribute(int* value, int attribute, void* handle) {
 }
 
 // Registers, which a compiler for the host cannot know, are left out of it.
-EXPORT Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, int threads, size_t shared_bytes) {
+EXPORT Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, int threads,
+                                                          size_t shared_bytes) {
     BEGIN("cuOccupancyMaxActiveBlocksPerMultiprocessor")
     Function* function;
-    if (Result wrong = find_function("cuOccupancyMaxActiveBlocksPerMultiprocessor", handle, &function)) return wrong;
-    if (threads < 1) return refuse(INVALID_VALUE, "cuOccupancyMaxActiveBlocksPerMultiprocessor", "%d threads", threads);
+    if (Result wrong = find_function("cuOccupancyMaxActiveBlocksPerMultiprocessor", handle, &function))
+        return wrong;
+    if (threads < 1)
+        return refuse(INVALID_VALUE, "cuOccupancyMaxActiveBlocksPerMultiprocessor", "%d threads", threads);
     int by_threads = device().threads_per_sm / ((threads + 31) / 32 * 32);
     int by_shared = int(size_t(device().shared_bytes_per_sm) / (shared_bytes + 1024));
     *blocks = shared_bytes > function->shared_bytes_max || threads > int(function->kernel->threads_max)
@@ -464,8 +482,8 @@ EXPORT Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* han
 
 namespace {
 
-Result launch(const char* call, void* handle, uint3 grid, uint3 block, unsigned shared_bytes, void* stream_handle,
-              void** params) {
+Result launch(const char* call, void* handle, uint3 grid, uint3 block, unsigned shared_bytes,
+              void* stream_handle, void** params) {
     std::shared_ptr<Stream> stream = find_stream(stream_handle);
     if (!stream) return refuse(INVALID_HANDLE, call, "%p is no stream", stream_handle);
     Function* function;
@@ -475,13 +493,15 @@ Result launch(const char* call, void* handle, uint3 grid, uint3 block, unsigned 
         return refuse(INVALID_VALUE, call, "%s: a grid of (%u, %u, %u)", kernel.name, grid.x, grid.y, grid.z);
     size_t threads = size_t(block.x) * block.y * block.z;
     if (!threads || threads > 1024 || block.z > 64)
-        return refuse(INVALID_VALUE, call, "%s: a block of (%u, %u, %u)", kernel.name, block.x, block.y, block.z);
+        return refuse(INVALID_VALUE, call, "%s: a block of (%u, %u, %u)", kernel.name, block.x, block.y,
+                      block.z);
     if (threads > kernel.threads_max)
-        return refuse(LAUNCH_OUT_OF_RESOURCES, call, "%s: %zu threads; its KERNEL_BOUNDS say %u", kernel.name, threads,
-                      kernel.threads_max);
+        return refuse(LAUNCH_OUT_OF_RESOURCES, call, "%s: %zu threads; its KERNEL_BOUNDS say %u", kernel.name,
+                      threads, kernel.threads_max);
     if (shared_bytes > function->shared_bytes_max)
-        return refuse(INVALID_VALUE, call, "%s: %u bytes of shared memory; it is allowed %zu (cuFuncSetAttribute)",
-                      kernel.name, shared_bytes, function->shared_bytes_max);
+        return refuse(INVALID_VALUE, call,
+                      "%s: %u bytes of shared memory; it is allowed %zu (cuFuncSetAttribute)", kernel.name,
+                      shared_bytes, function->shared_bytes_max);
     if (!params || !params[0]) return refuse(INVALID_VALUE, call, "%s: no parameter", kernel.name);
     Work work(Work::KERNEL);
     work.function = function;
@@ -490,21 +510,21 @@ Result launch(const char* call, void* handle, uint3 grid, uint3 block, unsigned 
     work.shared_bytes = shared_bytes;
     const unsigned char* bytes = (const unsigned char*)params[0];
     work.params.assign(bytes, bytes + kernel.params_bytes);
-    emulator_record("%s kernel=%s grid=%u,%u,%u block=%u,%u,%u shared_bytes=%u stream=%u captured=%d", call, kernel.name,
-                    grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes, stream->number,
-                    stream->capture != Capture::NONE);
+    emulator_record("%s kernel=%s grid=%u,%u,%u block=%u,%u,%u shared_bytes=%u stream=%u captured=%d", call,
+                    kernel.name, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes,
+                    stream->number, stream->capture != Capture::NONE);
     return stream->enqueue(std::move(work), call);
 }
 
 } // namespace
 
-EXPORT Result cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                             unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** params,
-                             void** extra) {
+EXPORT Result cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                             unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                             void* stream, void** params, void** extra) {
     BEGIN("cuLaunchKernel")
     if (extra) return refuse(NOT_SUPPORTED, "cuLaunchKernel", "parameters by `extra`");
-    return launch("cuLaunchKernel", function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream,
-                  params);
+    return launch("cuLaunchKernel", function, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z},
+                  shared_bytes, stream, params);
 }
 
 struct LaunchConfig { // CUlaunchConfig
@@ -519,13 +539,14 @@ EXPORT Result cuLaunchKernelEx(const LaunchConfig* config, void* function, void*
     BEGIN("cuLaunchKernelEx")
     if (extra || config->attributes_count)
         return refuse(NOT_SUPPORTED, "cuLaunchKernelEx", "attributes, or parameters by `extra`");
-    return launch("cuLaunchKernelEx", function, config->grid, config->block, config->shared_bytes, config->stream, params);
+    return launch("cuLaunchKernelEx", function, config->grid, config->block, config->shared_bytes,
+                  config->stream, params);
 }
 
-// For the stand-in libraries beside this one: work of a library's own, `run` with a copy of `params`. Checked like a
-// kernel's parameter. `name` is for the log.
-EXPORT int emulator_enqueue(void* stream_handle, const char* name, void (*run)(const void*), const void* params,
-                            size_t params_bytes) {
+// For the stand-in libraries beside this one: work of a library's own, `run` with a copy of `params`. Checked
+// like a kernel's parameter. `name` is for the log.
+EXPORT int emulator_enqueue(void* stream_handle, const char* name, void (*run)(const void*),
+                            const void* params, size_t params_bytes) {
     BEGIN(name)
     std::shared_ptr<Stream> stream = find_stream(stream_handle);
     if (!stream) return refuse(INVALID_HANDLE, name, "%p is no stream", stream_handle);
@@ -539,11 +560,4 @@ EXPORT int emulator_enqueue(void* stream_handle, const char* name, void (*run)(c
 EXPORT int emulator_is_device_memory(const void* start, size_t bytes) {
     std::lock_guard<std::recursive_mutex> guard(driver::lock);
     return emulator::guarded_kind(start, bytes) == DEVICE_MEMORY;
-}
-
-// Whether work on this stream is being recorded.
-EXPORT int emulator_is_capturing(void* stream_handle) {
-    std::lock_guard<std::recursive_mutex> guard(driver::lock);
-    std::shared_ptr<Stream> stream = find_stream(stream_handle);
-    return stream && stream->capture != Capture::NONE;
 }

@@ -117,13 +117,13 @@ Result begin(const char* call, bool needs_context = true);
 } // namespace driver
 
 // Opens a function of the driver: counted, under the lock, with a current context.
-#define BEGIN(name)                                                                                              \
-    std::lock_guard<std::recursive_mutex> guard(driver::lock);                                                   \
+#define BEGIN(name)                                                                                          \
+    std::lock_guard<std::recursive_mutex> guard(driver::lock);                                               \
     if (Result begun = driver::begin(name)) return begun;
-#define BEGIN_WITHOUT_CONTEXT(name)                                                                              \
-    std::lock_guard<std::recursive_mutex> guard(driver::lock);                                                   \
+#define BEGIN_WITHOUT_CONTEXT(name)                                                                          \
+    std::lock_guard<std::recursive_mutex> guard(driver::lock);                                               \
     if (Result begun = driver::begin(name, false)) return begun;
 // The same for those that may wait for the device or change its memory.
-#define BEGIN_OUTSIDE_CAPTURE(name)                                                                              \
-    BEGIN(name)                                                                                                  \
+#define BEGIN_OUTSIDE_CAPTURE(name)                                                                          \
+    BEGIN(name)                                                                                              \
     if (Result refused = driver::refuse_in_capture(name)) return refused;

@@ -1,9 +1,9 @@
-// The scheduler: one fiber for each thread of a block. A fiber runs until it must wait for others; then another
-// lane, now and then of another warp, goes on, chosen at random from a seed. Blocks run one after another in random
-// order.
+// The scheduler: one fiber for each thread of a block. A fiber runs until it must wait for others; then
+// another lane, now and then of another warp, goes on, chosen at random from a seed. Blocks run one after
+// another in random order.
 //
-// Switching is a few instructions and no system call, and a fiber gives way directly to the next one: a served
-// model needs some ten million switches a second. Fibers and their stacks are kept for the next block.
+// Switching is a few instructions and no system call, and a fiber gives way directly to the next one: a
+// served model needs some ten million switches a second. Fibers and their stacks are kept for the next block.
 
 #include "host.h"
 
@@ -127,7 +127,8 @@ void release_block() {
         for (Thread& t : warps[w].threads)
             if (warps[w].existing >> t.lane & 1 && !same(t.site, first.site)) {
                 print_waiting();
-                fail_at(t.site, "divergent barriers: thread (0, 0, 0) is at %s:%u", first.site.file, first.site.line);
+                fail_at(t.site, "divergent barriers: thread (0, 0, 0) is at %s:%u", first.site.file,
+                        first.site.line);
             }
         warps[w].at_barrier = 0;
         make_ready(&warps[w], warps[w].existing);
@@ -164,13 +165,15 @@ void make_fibers(unsigned threads) {
 // Shared memory ends where inaccessible pages begin, but for its alignment.
 unsigned char* place_shared(size_t bytes) {
     if (!shared_area) {
-        void* made = mmap(nullptr, SHARED_BYTES_MAX + 2 * SHARED_GUARD_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* made = mmap(nullptr, SHARED_BYTES_MAX + 2 * SHARED_GUARD_BYTES, PROT_NONE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (made == MAP_FAILED ||
             mprotect((char*)made + SHARED_GUARD_BYTES, SHARED_BYTES_MAX, PROT_READ | PROT_WRITE))
             fail("no memory for shared memory");
         shared_area = (unsigned char*)made + SHARED_GUARD_BYTES;
     }
-    if (bytes > SHARED_BYTES_MAX) fail("%zu bytes of shared memory; a block can have %zu", bytes, SHARED_BYTES_MAX);
+    if (bytes > SHARED_BYTES_MAX)
+        fail("%zu bytes of shared memory; a block can have %zu", bytes, SHARED_BYTES_MAX);
     return shared_area + SHARED_BYTES_MAX - (bytes + 15) / 16 * 16;
 }
 
@@ -227,9 +230,11 @@ bool describe_place(const void* address, char* text, size_t text_bytes) {
         return true;
     }
     const unsigned char* at = (const unsigned char*)address;
-    if (!shared_area || at < shared_area - SHARED_GUARD_BYTES || at >= shared_area + SHARED_BYTES_MAX + SHARED_GUARD_BYTES)
+    if (!shared_area || at < shared_area - SHARED_GUARD_BYTES ||
+        at >= shared_area + SHARED_BYTES_MAX + SHARED_GUARD_BYTES)
         return false;
-    snprintf(text, text_bytes, "byte %td of the block's %zu bytes of shared memory", at - shared, shared_bytes);
+    snprintf(text, text_bytes, "byte %td of the block's %zu bytes of shared memory", at - shared,
+             shared_bytes);
     return true;
 }
 
@@ -313,7 +318,9 @@ void exchange(uint32_t mask, Exchange run, void* operand, Site site) {
             Thread& other = warp->threads[__builtin_ctz(rest)];
             if (other.mask != mask || !same(other.site, site)) {
                 print_waiting();
-                fail_at(site, "lanes meet at different operations: lane %u is at %s:%u with mask %08x, lane %u has %08x",
+                fail_at(site,
+                        "lanes meet at different operations: lane %u is at %s:%u with mask %08x, lane %u has "
+                        "%08x",
                         other.lane, other.site.file, other.site.line, other.mask, self->lane, mask);
             }
         }
@@ -324,11 +331,10 @@ void exchange(uint32_t mask, Exchange run, void* operand, Site site) {
     give_way();
 }
 
-void trap(Site site) { fail_at(site, "__trap"); }
-
 [[noreturn]] static void report(Site site, const char* format, va_list arguments) {
-    if (kernel) fprintf(stderr, "emulator: kernel %s, block (%u, %u, %u)", kernel->name, block_index.x, block_index.y,
-                        block_index.z);
+    if (kernel)
+        fprintf(stderr, "emulator: kernel %s, block (%u, %u, %u)", kernel->name, block_index.x, block_index.y,
+                block_index.z);
     if (kernel && current) {
         Site at = site.file ? site : current->site;
         fprintf(stderr, ", thread (%u, %u, %u)", current->index.x, current->index.y, current->index.z);

@@ -1,6 +1,7 @@
-// What kernels see of the emulated machine: the other half of kernels/hardware.cuh, plus those CUDA built-ins that
-// our kernels use. Kernels are compiled as plain C++; each CUDA thread is a fiber (emulator.cc) which gives way only
-// at barriers and at operations of a whole warp. README.md says what this shows and what it cannot show.
+// What kernels see of the emulated machine: the other half of kernels/hardware.cuh, plus those CUDA built-ins
+// that our kernels use. Kernels are compiled as plain C++; each CUDA thread is a fiber (emulator.cc) which
+// gives way only at barriers and at operations of a whole warp. README.md says what this shows and what it
+// cannot show.
 //
 // Every call that waits for other threads carries its file and line, so that a report can name them.
 #pragma once
@@ -15,21 +16,23 @@
 
 // Always inlined, as on the GPU: two .cu files may then use one name for different functions.
 #define DEVICE inline __attribute__((always_inline))
-#define __device__
-#define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 
-struct uint2 { unsigned x, y; };
-struct uint3 { unsigned x, y, z; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct uint3 {
+    unsigned x, y, z;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 DEVICE uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-DEVICE uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-DEVICE int2 make_int2(int x, int y) { return {x, y}; }
-DEVICE int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 DEVICE float2 make_float2(float x, float y) { return {x, y}; }
 DEVICE float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -60,7 +63,6 @@ extern uint3 thread_index, block_index, block_size, grid_size;
 extern uint32_t lane;
 extern unsigned char* shared;
 
-[[noreturn]] void trap(Site);
 void sync_threads(Site);
 // How many threads of the block came with a true `predicate`.
 int sync_threads_count(int predicate, Site);
@@ -74,8 +76,8 @@ void load_matrices(uint32_t (&r)[4], const void* row, bool transposed, Site);
 void multiply_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Site);
 void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Site);
 
-// With -fsanitize=thread every load and store is watched (accesses.cc); what happens while an Atomic lives is one
-// atomic access.
+// With -fsanitize=thread every load and store is watched (accesses.cc); what happens while an Atomic lives is
+// one atomic access.
 void accesses_begin_atomic(const void* address, size_t bytes);
 void accesses_end_atomic();
 #if defined(__SANITIZE_THREAD__)
@@ -111,11 +113,11 @@ template <class T> DEVICE T from_bits(uint64_t bits) {
 
 } // namespace emulator
 
-#define EMULATOR_KERNEL(name, Params, threads_max)                                                               \
-    static void emulated_##name(const Params& p);                                                                \
-    static const emulator::Registration registered_##name(                                                       \
-        #name, sizeof(Params), threads_max, emulator::ACCESSES_WATCHED,                                          \
-        [](const void* p) { emulated_##name(*(const Params*)p); });                                              \
+#define EMULATOR_KERNEL(name, Params, threads_max)                                                           \
+    static void emulated_##name(const Params& p);                                                            \
+    static const emulator::Registration registered_##name(                                                   \
+        #name, sizeof(Params), threads_max, emulator::ACCESSES_WATCHED,                                      \
+        [](const void* p) { emulated_##name(*(const Params*)p); });                                          \
     static void emulated_##name([[maybe_unused]] const Params& p)
 #define KERNEL(name, Params) EMULATOR_KERNEL(name, Params, 1024)
 #define KERNEL_BOUNDS(name, Params, threads, blocks_per_sm) EMULATOR_KERNEL(name, Params, threads)
@@ -126,14 +128,11 @@ template <class T> DEVICE T from_bits(uint64_t bits) {
 #define gridDim (emulator::grid_size)
 
 DEVICE void __syncthreads(EMULATOR_HERE) { emulator::sync_threads(site); }
-DEVICE int __syncthreads_count(int x, EMULATOR_HERE) { return emulator::sync_threads_count(x, site); }
 DEVICE int __syncthreads_or(int x, EMULATOR_HERE) { return emulator::sync_threads_count(x, site) != 0; }
-DEVICE int __syncthreads_and(int x, EMULATOR_HERE) { return emulator::sync_threads_count(!x, site) == 0; }
 DEVICE void __syncwarp(uint32_t mask = ~0u, EMULATOR_HERE) { emulator::sync_warp(mask, site); }
 DEVICE uint32_t __ballot_sync(uint32_t mask, int x, EMULATOR_HERE) { return emulator::ballot(mask, x, site); }
 DEVICE int __any_sync(uint32_t mask, int x, EMULATOR_HERE) { return emulator::ballot(mask, x, site) != 0; }
 DEVICE int __all_sync(uint32_t mask, int x, EMULATOR_HERE) { return emulator::ballot(mask, !x, site) == 0; }
-[[noreturn]] DEVICE void __trap(EMULATOR_HERE) { emulator::trap(site); }
 
 // Shuffles: a source outside of the lane's group of `width` means the lane's own value.
 template <class T> DEVICE T __shfl_sync(uint32_t mask, T value, int lane, int width = 32, EMULATOR_HERE) {
@@ -146,12 +145,14 @@ template <class T> DEVICE T __shfl_xor_sync(uint32_t mask, T value, int bits, in
     if (source / uint32_t(width) > lane / uint32_t(width)) source = lane;
     return emulator::from_bits<T>(emulator::shuffle(mask, emulator::to_bits(value), source, site));
 }
-template <class T> DEVICE T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATOR_HERE) {
+template <class T>
+DEVICE T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATOR_HERE) {
     uint32_t lane = emulator::lane, place = lane & uint32_t(width - 1);
     uint32_t source = place + delta < uint32_t(width) ? lane + delta : lane;
     return emulator::from_bits<T>(emulator::shuffle(mask, emulator::to_bits(value), source, site));
 }
-template <class T> DEVICE T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATOR_HERE) {
+template <class T>
+DEVICE T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATOR_HERE) {
     uint32_t lane = emulator::lane, place = lane & uint32_t(width - 1);
     uint32_t source = place >= delta ? lane - delta : lane;
     return emulator::from_bits<T>(emulator::shuffle(mask, emulator::to_bits(value), source, site));
@@ -175,9 +176,7 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row, EMULATOR
 }
 
 DEVICE uint32_t __float_as_uint(float x) { return uint32_t(emulator::to_bits(x)); }
-DEVICE int __float_as_int(float x) { return int(emulator::to_bits(x)); }
 DEVICE float __uint_as_float(uint32_t x) { return emulator::from_bits<float>(x); }
-DEVICE float __int_as_float(int x) { return emulator::from_bits<float>(uint32_t(x)); }
 
 DEVICE float to_float(float x) { return x; }
 DEVICE float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
@@ -215,68 +214,58 @@ template <class T> DEVICE uint32_t pack2(float low, float high) {
 template <class T>
 DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EMULATOR_HERE);
 template <>
-DEVICE void mma_m16n8k16<bf16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, emulator::Site site) {
+DEVICE void mma_m16n8k16<bf16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                               emulator::Site site) {
     emulator::multiply_bf16(d, a, b0, b1, site);
 }
 template <>
-DEVICE void mma_m16n8k16<f16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, emulator::Site site) {
+DEVICE void mma_m16n8k16<f16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                              emulator::Site site) {
     emulator::multiply_f16(d, a, b0, b1, site);
 }
 
 DEVICE float fast_exp2(float x) { return exp2f(x); }
 
 // Blocks run one after another and fibers never in the middle of one of these, so plain code is atomic.
-#define EMULATOR_ATOMIC(T, name, changed)                                                                        \
-    DEVICE T name(T* at, T x) {                                                                                  \
-        [[maybe_unused]] emulator::Atomic one(at, sizeof(T));                                                    \
-        T old = *at;                                                                                             \
-        *at = (T)(changed);                                                                                      \
-        return old;                                                                                              \
+#define EMULATOR_ATOMIC(T, name, changed)                                                                    \
+    DEVICE T name(T* at, T x) {                                                                              \
+        [[maybe_unused]] emulator::Atomic one(at, sizeof(T));                                                \
+        T old = *at;                                                                                         \
+        *at = (T)(changed);                                                                                  \
+        return old;                                                                                          \
     }
 #define EMULATOR_ATOMICS(T) EMULATOR_ATOMIC(T, atomicAdd, old + x) EMULATOR_ATOMIC(T, atomicExch, x)
-#define EMULATOR_INTEGER_ATOMICS(T)                                                                              \
-    EMULATOR_ATOMICS(T)                                                                                          \
-    EMULATOR_ATOMIC(T, atomicMax, old < x ? x : old)                                                             \
-    EMULATOR_ATOMIC(T, atomicMin, x < old ? x : old)                                                             \
-    EMULATOR_ATOMIC(T, atomicOr, old | x)                                                                        \
-    EMULATOR_ATOMIC(T, atomicAnd, old & x)                                                                       \
-    EMULATOR_ATOMIC(T, atomicXor, old ^ x)                                                                       \
-    DEVICE T atomicCAS(T* at, T expected, T x) {                                                                 \
-        [[maybe_unused]] emulator::Atomic one(at, sizeof(T));                                                    \
-        T old = *at;                                                                                             \
-        *at = old == expected ? x : old;                                                                         \
-        return old;                                                                                              \
+#define EMULATOR_INTEGER_ATOMICS(T)                                                                          \
+    EMULATOR_ATOMICS(T)                                                                                      \
+    EMULATOR_ATOMIC(T, atomicMax, old < x ? x : old)                                                         \
+    EMULATOR_ATOMIC(T, atomicMin, x < old ? x : old)                                                         \
+    EMULATOR_ATOMIC(T, atomicOr, old | x)                                                                    \
+    DEVICE T atomicCAS(T* at, T expected, T x) {                                                             \
+        [[maybe_unused]] emulator::Atomic one(at, sizeof(T));                                                \
+        T old = *at;                                                                                         \
+        *at = old == expected ? x : old;                                                                     \
+        return old;                                                                                          \
     }
 EMULATOR_INTEGER_ATOMICS(int)
 EMULATOR_INTEGER_ATOMICS(unsigned)
 EMULATOR_INTEGER_ATOMICS(unsigned long long)
 EMULATOR_ATOMICS(float)
-EMULATOR_ATOMIC(double, atomicAdd, old + x)
-EMULATOR_ATOMIC(unsigned, atomicInc, old >= x ? 0 : old + 1)
 DEVICE void __threadfence() {}
-DEVICE void __threadfence_block() {}
 
 DEVICE int __popc(unsigned x) { return __builtin_popcount(x); }
-DEVICE int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 DEVICE int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
-DEVICE int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
 DEVICE int __ffs(int x) { return __builtin_ffs(x); }
-DEVICE int __ffsll(long long x) { return __builtin_ffsll(x); }
 DEVICE unsigned __umulhi(unsigned a, unsigned b) { return unsigned((unsigned long long)a * b >> 32); }
 DEVICE unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return (unsigned long long)((unsigned __int128)a * b >> 64);
 }
 DEVICE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 DEVICE float __fdividef(float a, float b) { return a / b; }
-DEVICE float __expf(float x) { return expf(x); }
-DEVICE float __logf(float x) { return logf(x); }
 // Rounded each by itself: never fused into one operation.
 DEVICE float __fadd_rn(float a, float b) { return a + b; }
 DEVICE float __fmul_rn(float a, float b) { return a * b; }
-DEVICE float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-template <class T> DEVICE T __ldg(const T* at) { return *at; }
-#define EMULATOR_MIN_MAX(A, B, C)                                                                                \
-    DEVICE C min(A a, B b) { return (C)a < (C)b ? (C)a : (C)b; }                                                 \
+#define EMULATOR_MIN_MAX(A, B, C)                                                                            \
+    DEVICE C min(A a, B b) { return (C)a < (C)b ? (C)a : (C)b; }                                             \
     DEVICE C max(A a, B b) { return (C)a < (C)b ? (C)b : (C)a; }
 EMULATOR_MIN_MAX(int, int, int)
 EMULATOR_MIN_MAX(unsigned, unsigned, unsigned)

@@ -1,6 +1,6 @@
-// A stack of its own and the way to it: the smallest thing that can be left in the middle and gone on with later.
-// x86-64 switches by hand, everything else by ucontext (which makes two system calls a switch, and is that much
-// slower).
+// A stack of its own and the way to it: the smallest thing that can be left in the middle and gone on with
+// later. x86-64 switches by hand, everything else by ucontext (which makes two system calls a switch, and is
+// that much slower).
 #pragma once
 
 #include <stddef.h>
@@ -18,7 +18,9 @@ class Fiber {
     // Whether the address is in the pages below the stack.
     bool is_below(const void* address) const;
     // Whether the address is on the stack.
-    bool is_on_stack(const void* address) const { return stack <= address && (const char*)address < stack + bytes; }
+    bool is_on_stack(const void* address) const {
+        return stack <= address && (const char*)address < stack + bytes;
+    }
     // Leaves this fiber, which must be the running one, for `next`.
     void switch_to(Fiber& next);
 

@@ -20,7 +20,8 @@ void launch(const Kernel&, uint3 grid, uint3 block, size_t shared_bytes, const v
 // Orders of blocks, warps and lanes follow from this (first: environment QUIRE_EMULATOR_SEED, or 1).
 void set_seed(uint64_t seed);
 
-// For tests of kernels without a driver: launches with a parameter struct, or fails if there is no such kernel.
+// For tests of kernels without a driver: launches with a parameter struct, or fails if there is no such
+// kernel.
 void launch_named(const char* name, uint3 grid, uint3 block, size_t shared_bytes, const void* params);
 template <class Params>
 void launch(const char* name, uint3 grid, unsigned threads, size_t shared_bytes, const Params& params) {
@@ -31,8 +32,8 @@ void launch(const char* name, uint3 grid, unsigned threads, size_t shared_bytes,
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 [[noreturn]] void fail_at(Site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
-// Bytes in a mapping of their own, full of 0xff, with inaccessible pages before and after; the end is as near to
-// the page after as the alignment, a power of two up to 4096, allows. `kind` is kept as it is.
+// Bytes in a mapping of their own, full of 0xff, with inaccessible pages before and after; the end is as near
+// to the page after as the alignment, a power of two up to 4096, allows. `kind` is kept as it is.
 void* guarded_allocate(size_t bytes, const char* kind, size_t alignment = 256);
 // Checks the bytes between the end and the page after, and makes all inaccessible: later use is a fault.
 // Returns false if it is not the start of a live allocation of that kind.

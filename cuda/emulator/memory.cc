@@ -1,6 +1,6 @@
-// Memory that reports its misuse: every allocation is a mapping of its own between inaccessible pages, full of 0xff
-// (a NaN in every float type), checked for writes just past its end, and inaccessible again once it is freed. A fault
-// is reported with the kernel, the thread and the nearest allocation.
+// Memory that reports its misuse: every allocation is a mapping of its own between inaccessible pages, full
+// of 0xff (a NaN in every float type), checked for writes just past its end, and inaccessible again once it
+// is freed. A fault is reported with the kernel, the thread and the nearest allocation.
 
 #include "host.h"
 
@@ -83,13 +83,15 @@ void on_fault(int signal, siginfo_t* info, [[maybe_unused]] void* context) {
 void* guarded_allocate(size_t bytes, const char* kind, size_t alignment) {
     size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     size_t inner = (rounded + PAGE - 1) / PAGE * PAGE;
-    char* mapping = (char*)mmap(nullptr, inner + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char* mapping =
+        (char*)mmap(nullptr, inner + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED || (inner && mprotect(mapping + PAGE, inner, PROT_READ | PROT_WRITE)))
         fail("no memory for %zu bytes of %s", bytes, kind);
     unsigned char* start = (unsigned char*)mapping + PAGE + inner - rounded;
     memset(start, 0xff, bytes);
     memset(start + bytes, CANARY, rounded - bytes);
-    allocations()[(uintptr_t)start] = {bytes, kind, allocations_made++, rounded - bytes, mapping, inner + 2 * PAGE, true};
+    allocations()[(uintptr_t)start] = {
+        bytes, kind, allocations_made++, rounded - bytes, mapping, inner + 2 * PAGE, true};
     return start;
 }
 
@@ -100,8 +102,8 @@ bool guarded_free(void* start, const char* kind) {
     check(found->first, a);
     a.live = false;
     // Gives the memory back and keeps the addresses for a while.
-    if (mmap(a.mapping, a.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
-        MAP_FAILED)
+    if (mmap(a.mapping, a.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+             -1, 0) == MAP_FAILED)
         fail("freeing memory failed");
     freed.push_back(found->first);
     if (freed.size() > FREED_MAX) {
@@ -156,8 +158,8 @@ const char* guarded_describe(const void* address) {
     if (at < start) snprintf(place, sizeof place, "%zu bytes before", size_t(start - at));
     else if (at >= end) snprintf(place, sizeof place, "%zu bytes past the end of", size_t(at - end));
     else snprintf(place, sizeof place, "at byte %zu of", size_t(at - start));
-    snprintf(text, sizeof text, "%s %zu bytes of %s%s at %p (allocation %zu); the address is %p", place, a.bytes,
-             a.live ? "" : "freed ", a.kind, (void*)start, a.number, address);
+    snprintf(text, sizeof text, "%s %zu bytes of %s%s at %p (allocation %zu); the address is %p", place,
+             a.bytes, a.live ? "" : "freed ", a.kind, (void*)start, a.number, address);
     return text;
 }
 
@@ -180,7 +182,8 @@ void print_source(const void* code) {
 void catch_faults() {
     static thread_local char* stack;
     if (!stack) {
-        // A stack that has run out needs another one for the report. As long as the process: a thread may end late.
+        // A stack that has run out needs another one for the report. As long as the process: a thread may end
+        // late.
         constexpr size_t BYTES = 64 << 10;
         stack_t alternative = {};
         alternative.ss_sp = stack = (char*)malloc(BYTES);

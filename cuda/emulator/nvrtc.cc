@@ -1,6 +1,6 @@
-// The stand-in for NVRTC, libnvrtc.so: takes any source that has no `#error` and makes an "image" that names the
-// architecture, which the stand-in for the driver accepts on a device of it. Compilations are counted and logged, so
-// that a test can tell whether a cache was used.
+// The stand-in for NVRTC, libnvrtc.so: takes any source that has no `#error` and makes an "image" that names
+// the architecture, which the stand-in for the driver accepts on a device of it. Compilations are counted and
+// logged, so that a test can tell whether a cache was used.
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,7 +94,8 @@ EXPORT Result nvrtcCompileProgram(Program* program, int options_count, const cha
         for (const char* prefix : {"--gpu-architecture=", "-arch="})
             if (!strncmp(options[i], prefix, strlen(prefix))) architecture = options[i] + strlen(prefix);
     int number = 0;
-    if (sscanf(architecture.c_str(), "sm_%d", &number) != 1 && sscanf(architecture.c_str(), "compute_%d", &number) != 1) {
+    if (sscanf(architecture.c_str(), "sm_%d", &number) != 1 &&
+        sscanf(architecture.c_str(), "compute_%d", &number) != 1) {
         program->log = "nvrtc: error: invalid value for --gpu-architecture (-arch)\n";
         return INVALID_OPTION;
     }

@@ -1,5 +1,5 @@
-// Kernels that show what the emulation catches: one that is right, and one for each kind of mistake. This file alone
-// is compiled without watching each load and store, which would catch some of them first.
+// Kernels that show what the emulation catches: one that is right, and one for each kind of mistake. This
+// file alone is compiled without watching each load and store, which would catch some of them first.
 
 #include "../kernels/hardware.cuh"
 
@@ -70,8 +70,8 @@ KERNEL(selftest_shared_overrun, SelftestParams) {
     values[threadIdx.x + 1] = p.in[threadIdx.x];
 }
 
-// Launched with `count` bytes of shared memory. The byte behind them is within the 16 bytes to which they are rounded
-// up: found when the block ends.
+// Launched with `count` bytes of shared memory. The byte behind them is within the 16 bytes to which they are
+// rounded up: found when the block ends.
 KERNEL(selftest_shared_overrun_by_a_byte, SelftestParams) {
     shared_memory()[p.count] = 0;
     p.out[threadIdx.x] = 1;
@@ -88,7 +88,9 @@ KERNEL(selftest_misaligned_ldmatrix, SelftestParams) {
     p.out[threadIdx.x] = __uint_as_float(r[0]);
 }
 
-KERNEL(selftest_misaligned_load, SelftestParams) { ((float4*)p.out)[threadIdx.x] = *(const float4*)(p.in + 1); }
+KERNEL(selftest_misaligned_load, SelftestParams) {
+    ((float4*)p.out)[threadIdx.x] = *(const float4*)(p.in + 1);
+}
 
 // Past the end by more than what the alignment of allocations leaves.
 KERNEL(selftest_out_of_bounds, SelftestParams) {

@@ -1,5 +1,5 @@
-// Kernels that are right in some order of threads or by luck, and are caught because each load and store is watched
-// (see accesses.cc).
+// Kernels that are right in some order of threads or by luck, and are caught because each load and store is
+// watched (see accesses.cc).
 
 #include "../kernels/hardware.cuh"
 

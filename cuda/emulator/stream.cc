@@ -1,8 +1,8 @@
-// Streams that do their work as late as they may: only when somebody waits for it. So a buffer of the host that is
-// overwritten too early, or read too early, is wrong every time and not once a month.
+// Streams that do their work as late as they may: only when somebody waits for it. So a buffer of the host
+// that is overwritten too early, or read too early, is wrong every time and not once a month.
 //
-// The environment variable QUIRE_EMULATOR_TIMING chooses: `late` (the default), `early` (work is done when it is
-// enqueued), or `random` (some of it then). Programs must come to the same results with all of them.
+// The environment variable QUIRE_EMULATOR_TIMING chooses: `late` (the default), `early` (work is done when it
+// is enqueued), or `random` (some of it then). Programs must come to the same results with all of them.
 
 #include <map>
 #include <stdlib.h>
@@ -92,7 +92,8 @@ void poison_targets(const Work& work) {
 void run(const Work& work) {
     switch (work.kind) {
     case Work::KERNEL:
-        emulator::launch(*work.function->kernel, work.grid, work.block, work.shared_bytes, work.params.data());
+        emulator::launch(*work.function->kernel, work.grid, work.block, work.shared_bytes,
+                         work.params.data());
         break;
     case Work::COPY: memmove(work.to, work.from, work.bytes); break;
     case Work::FILL: memset(work.to, work.value, work.bytes); break;
@@ -120,8 +121,9 @@ Result check_params(const Work& work, const char* call) {
         unsigned char resident;
         void* page = (void*)(word & ~uint64_t(4095));
         if (!emulator::guarded_is_near(address) && mincore(page, 1, &resident) == 0)
-            return refuse(INVALID_VALUE, call, "byte %zu of the parameter of %s points to memory of the host, %p", at,
-                          what, address);
+            return refuse(INVALID_VALUE, call,
+                          "byte %zu of the parameter of %s points to memory of the host, %p", at, what,
+                          address);
     }
     return SUCCESS;
 }
@@ -139,7 +141,8 @@ Result check(const Work& work, const char* call) {
             if (Result wrong = check(part, call)) return wrong;
     if (work.kind == Work::COPY)
         if (Result wrong = check_range(work.from, work.bytes, work.from_host, call)) return wrong;
-    if (work.kind == Work::COPY || work.kind == Work::FILL) return check_range(work.to, work.bytes, work.to_host, call);
+    if (work.kind == Work::COPY || work.kind == Work::FILL)
+        return check_range(work.to, work.bytes, work.to_host, call);
     return SUCCESS;
 }
 
@@ -153,8 +156,8 @@ Result Stream::enqueue(Work work, const char* call) {
             capture = Capture::INVALIDATED;
             return refuse(CAPTURE_UNSUPPORTED, call, "not possible while the stream captures");
         }
-        if (work.kind == Work::COPY &&
-            (!emulator::guarded_kind(work.to, work.bytes) || !emulator::guarded_kind(work.from, work.bytes))) {
+        if (work.kind == Work::COPY && (!emulator::guarded_kind(work.to, work.bytes) ||
+                                        !emulator::guarded_kind(work.from, work.bytes))) {
             capture = Capture::INVALIDATED;
             return refuse(CAPTURE_UNSUPPORTED, call, "a captured copy needs pinned memory");
         }
@@ -207,11 +210,11 @@ Result refuse_in_capture(const char* call) {
 
 using namespace driver;
 
-#define FIND_STREAM(call)                                                                                        \
-    std::shared_ptr<Stream> stream = find_stream(handle);                                                        \
+#define FIND_STREAM(call)                                                                                    \
+    std::shared_ptr<Stream> stream = find_stream(handle);                                                    \
     if (!stream) return refuse(INVALID_HANDLE, call, "%p is no stream", handle);
-#define FIND_EVENT(call)                                                                                         \
-    std::shared_ptr<Event> event = find(events(), event_handle);                                                 \
+#define FIND_EVENT(call)                                                                                     \
+    std::shared_ptr<Event> event = find(events(), event_handle);                                             \
     if (!event) return refuse(INVALID_HANDLE, call, "%p is no event", event_handle);
 
 EXPORT Result cuStreamCreate(void** handle, unsigned flags) {
@@ -224,7 +227,9 @@ EXPORT Result cuStreamCreate(void** handle, unsigned flags) {
     return SUCCESS;
 }
 
-EXPORT Result cuStreamCreateWithPriority(void** handle, unsigned flags, int) { return cuStreamCreate(handle, flags); }
+EXPORT Result cuStreamCreateWithPriority(void** handle, unsigned flags, int) {
+    return cuStreamCreate(handle, flags);
+}
 
 EXPORT Result cuStreamDestroy_v2(void* handle) {
     BEGIN_OUTSIDE_CAPTURE("cuStreamDestroy")
@@ -323,13 +328,16 @@ EXPORT Result cuEventElapsedTime_v2(float* ms, void* from, void* to) {
     return SUCCESS;
 }
 
-EXPORT Result cuEventElapsedTime(float* ms, void* from, void* to) { return cuEventElapsedTime_v2(ms, from, to); }
+EXPORT Result cuEventElapsedTime(float* ms, void* from, void* to) {
+    return cuEventElapsedTime_v2(ms, from, to);
+}
 
 EXPORT Result cuStreamBeginCapture_v2(void* handle, unsigned) {
     BEGIN("cuStreamBeginCapture")
     FIND_STREAM("cuStreamBeginCapture")
     if (!handle) return refuse(CAPTURE_UNSUPPORTED, "cuStreamBeginCapture", "the null stream cannot capture");
-    if (stream->capture != Capture::NONE) return refuse(INVALID_VALUE, "cuStreamBeginCapture", "it captures already");
+    if (stream->capture != Capture::NONE)
+        return refuse(INVALID_VALUE, "cuStreamBeginCapture", "it captures already");
     emulator_record("cuStreamBeginCapture stream=%u", stream->number);
     stream->capture = Capture::ACTIVE;
     stream->capture_thread = this_thread();
@@ -341,15 +349,18 @@ EXPORT Result cuStreamEndCapture(void* handle, void** graph) {
     BEGIN("cuStreamEndCapture")
     FIND_STREAM("cuStreamEndCapture")
     Capture was = stream->capture;
-    if (was == Capture::NONE) return refuse(INVALID_VALUE, "cuStreamEndCapture", "the stream does not capture");
+    if (was == Capture::NONE)
+        return refuse(INVALID_VALUE, "cuStreamEndCapture", "the stream does not capture");
     if (stream->capture_thread != this_thread())
         return refuse(CAPTURE_WRONG_THREAD, "cuStreamEndCapture", "another thread began it");
     stream->capture = Capture::NONE;
     std::shared_ptr<Graph> recorded = std::move(stream->recording);
     *graph = nullptr;
-    if (was == Capture::INVALIDATED) return refuse(CAPTURE_INVALIDATED, "cuStreamEndCapture", "it was spoiled");
+    if (was == Capture::INVALIDATED)
+        return refuse(CAPTURE_INVALIDATED, "cuStreamEndCapture", "it was spoiled");
     *graph = insert(graphs(), recorded);
-    emulator_record("cuStreamEndCapture stream=%u graph=%p nodes=%zu", stream->number, *graph, recorded->work.size());
+    emulator_record("cuStreamEndCapture stream=%u graph=%p nodes=%zu", stream->number, *graph,
+                    recorded->work.size());
     return SUCCESS;
 }
 
@@ -367,7 +378,8 @@ EXPORT Result cuGraphInstantiateWithFlags(void** executable, void* graph, unsign
     for (const Work& work : recorded->work)
         if (Result wrong = check(work, "cuGraphInstantiate")) return wrong;
     *executable = insert(executables(), recorded);
-    emulator_record("cuGraphInstantiate graph=%p executable=%p nodes=%zu", graph, *executable, recorded->work.size());
+    emulator_record("cuGraphInstantiate graph=%p executable=%p nodes=%zu", graph, *executable,
+                    recorded->work.size());
     return SUCCESS;
 }
 
@@ -383,7 +395,8 @@ EXPORT Result cuGraphGetNodes(void* graph, void** nodes, size_t* count) {
 EXPORT Result cuGraphUpload(void* executable, void* handle) {
     BEGIN("cuGraphUpload")
     FIND_STREAM("cuGraphUpload")
-    if (!find(executables(), executable)) return refuse(INVALID_HANDLE, "cuGraphUpload", "%p is no graph", executable);
+    if (!find(executables(), executable))
+        return refuse(INVALID_HANDLE, "cuGraphUpload", "%p is no graph", executable);
     return SUCCESS;
 }
 
@@ -392,7 +405,8 @@ EXPORT Result cuGraphLaunch(void* executable, void* handle) {
     FIND_STREAM("cuGraphLaunch")
     std::shared_ptr<Graph> graph = find(executables(), executable);
     if (!graph) return refuse(INVALID_HANDLE, "cuGraphLaunch", "%p is no instantiated graph", executable);
-    emulator_record("cuGraphLaunch executable=%p nodes=%zu stream=%u", executable, graph->work.size(), stream->number);
+    emulator_record("cuGraphLaunch executable=%p nodes=%zu stream=%u", executable, graph->work.size(),
+                    stream->number);
     Work work(Work::GRAPH);
     work.graph = graph;
     return stream->enqueue(std::move(work), "cuGraphLaunch");
@@ -406,6 +420,7 @@ EXPORT Result cuGraphDestroy(void* graph) {
 
 EXPORT Result cuGraphExecDestroy(void* executable) {
     BEGIN("cuGraphExecDestroy")
-    if (!executables().erase(executable)) return refuse(INVALID_HANDLE, "cuGraphExecDestroy", "%p is no graph", executable);
+    if (!executables().erase(executable))
+        return refuse(INVALID_HANDLE, "cuGraphExecDestroy", "%p is no graph", executable);
     return SUCCESS;
 }

@@ -1,5 +1,5 @@
-// What the lanes of a warp do together: shuffles, votes, matrix loads and products; and the asynchronous copies of
-// a thread.
+// What the lanes of a warp do together: shuffles, votes, matrix loads and products; and the asynchronous
+// copies of a thread.
 
 #include "warp.h"
 
@@ -29,7 +29,8 @@ void run_shuffle(Thread* lanes, uint32_t mask, uint32_t existing) {
         uint32_t source = mine->source;
         if (mask >> source & 1) mine->value = values[source];
         else if (existing >> source & 1)
-            fail_at(lanes[l].site, "lane %u reads from lane %u, which is not in the mask %08x", l, source, mask);
+            fail_at(lanes[l].site, "lane %u reads from lane %u, which is not in the mask %08x", l, source,
+                    mask);
         else mine->value = ~uint64_t(0); // undefined on the GPU, too
     }
 }
@@ -79,8 +80,9 @@ struct Product {
 
 template <class T> float element(uint32_t pair, unsigned i) { return to_float(T{uint16_t(pair >> 16 * i)}); }
 
-// PTX's fragments: lane l holds of A the rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next, then the same 8
-// columns on; of B the column l / 4 and those as rows; of D the rows of A's and columns 2 (l % 4) and the next.
+// PTX's fragments: lane l holds of A the rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the next, then the
+// same 8 columns on; of B the column l / 4 and those as rows; of D the rows of A's and columns 2 (l % 4) and
+// the next.
 template <class T> void run_multiply(Thread* lanes, uint32_t, uint32_t) {
     float a[16][16], b[16][8], d[16][8];
     for (unsigned l = 0; l < 32; l++) {
@@ -115,7 +117,8 @@ void full_warp(Site site, const char* operation) {
 }
 
 void check_shared(const void* address, Site site, const char* operation) {
-    if ((uintptr_t)address % 16) fail_at(site, "%s: the address %p in shared memory is no multiple of 16", operation, address);
+    if ((uintptr_t)address % 16)
+        fail_at(site, "%s: the address %p in shared memory is no multiple of 16", operation, address);
     const unsigned char* at = (const unsigned char*)address;
     if (at < shared || at + 16 > shared + shared_bytes)
         fail_at(site, "%s: byte %td is not in the %zu bytes of shared memory", operation, at - shared,
@@ -158,7 +161,8 @@ void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     exchange(~0u, run_multiply<f16>, &mine, site);
 }
 
-// The bytes arrive only at the wait, but what was there is gone at once: on the GPU either may happen any time.
+// The bytes arrive only at the wait, but what was there is gone at once: on the GPU either may happen any
+// time.
 void async_copy16(void* to, const void* global, bool valid, Site site) {
     check_shared(to, site, "cp.async");
     if ((uintptr_t)global % 16) fail_at(site, "cp.async: the address %p is no multiple of 16", global);

@@ -76,7 +76,6 @@ static_assert(sizeof(DecodeAttentionParams) == 152, "mirrored in src/decode_atte
 
 DEVICE uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
-
 // ---- The plan ----
 
 // Sum of `x` over the threads before this one; `total` becomes that over all. `shared` has a word for each
@@ -151,17 +150,17 @@ template <int D> struct Layout {
     static constexpr int WARPS = D <= 128 ? 4 : 2;
     static constexpr int THREADS = 32 * WARPS;
     static constexpr int BLOCKS_PER_SM = D <= 64 ? 4 : 2;
-    // Runs of 16 bytes in a token's key.
+    // Pieces of 16 bytes in a token's key.
     static constexpr int CHUNKS = D / 8;
     // Bytes of one stage of a warp's ring: keys, then values.
     static constexpr int PLANE_BYTES = SUB_TOKENS * D * 2;
     static constexpr int STAGE_BYTES = 2 * PLANE_BYTES;
-    // Floats in a row of a `State`.
+    // Floats in a state (see below), of one head and of all.
     static constexpr int STATE_STRIDE = D + 4;
     static constexpr int STATE_LEN = TILE_HEADS * STATE_STRIDE;
     static_assert(STATE_LEN * 4 <= STAGES * STAGE_BYTES, "a warp's state takes the place of its ring");
 
-    // Where run `chunk` of a token lies in its plane. The eight rows of a matrix that ldmatrix reads lie in
+    // Where a chunk of a token lies in its plane. The eight rows of a matrix that ldmatrix reads lie in
     // different banks: rows of a multiple of 128 bytes are told apart by three bits of the token, those of an
     // odd multiple of 64 already alternate between two halves and need two.
     DEVICE static uint32_t offset(uint32_t token, uint32_t chunk) {
@@ -170,7 +169,7 @@ template <int D> struct Layout {
     }
 };
 
-// A State is what attention over some of the tokens leaves: for each query head of the tile D sums of
+// A state is what attention over some of the tokens leaves: for each query head of the tile D sums of
 // weighted values, the greatest score m (times log2 e) that the weights 2^(score - m) are relative to, and
 // the sum of the weights; `Layout::STATE_STRIDE` floats a head.
 
@@ -179,7 +178,7 @@ struct Segment {
     uint32_t kv_head;
     uint32_t first_query_head;
     uint32_t num_query_heads;
-    uint32_t begin;  // tokens
+    uint32_t begin;        // positions
     uint32_t end;
     uint32_t first_block;  // of the grid, among those that work on this row and head
     uint32_t parts;        // how many these are
@@ -198,6 +197,7 @@ DEVICE uint32_t find_row(const DecodePlan& plan, uint32_t num_rows, uint32_t til
     return first;
 }
 
+// What a warp keeps while it streams its share of a segment.
 template <class T, int D> struct Warp {
     using L = Layout<D>;
     float out[D / 8][4];  // sums of weighted values, as mma's d: heads lane / 4 and lane / 4 + 8
@@ -293,7 +293,7 @@ template <class T, int D> struct Warp {
 
     DEVICE void add_values(const unsigned char* values, const float (&s)[2][4]) {
         uint32_t lane = threadIdx.x % 32, token = lane % 16;
-        // Sums in the layout of d are factors in that of a.
+        // Pairs of neighbours in mma's d are what its a has in a word.
         uint32_t weights[4] = {pack2<T>(s[0][0], s[0][1]), pack2<T>(s[0][2], s[0][3]),
                                pack2<T>(s[1][0], s[1][1]), pack2<T>(s[1][2], s[1][3])};
 #pragma unroll
@@ -455,6 +455,7 @@ DEVICE bool is_last_to_arrive(const DecodeAttentionParams& p, const Segment& seg
     return last;
 }
 
+// The result from the partial ones, added in the order of the tokens.
 template <class T, int D>
 DEVICE void merge_parts(const DecodeAttentionParams& p, const Segment& segment, T* out) {
     using L = Layout<D>;

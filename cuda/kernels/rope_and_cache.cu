@@ -16,7 +16,7 @@ struct RopeParams {
     int64_t token_stride;
     int32_t num_heads;
     int32_t num_kv_heads;
-    int32_t head_dim;  // a multiple of 8
+    int32_t head_dim;  // a multiple of 4
     int32_t block_size;
     float eps;
     int32_t unused;

@@ -28,6 +28,8 @@ use crate::weight::{CudaWeight, Loader};
 const MAX_IN_FLIGHT: usize = 2;
 /// Widths of rows are multiples of this, so that every row begins where a vector of elements may.
 const WIDTH_MULTIPLE: usize = 8;
+/// The rotation takes neighbours of each half of a head two at a time.
+const HEAD_DIM_MULTIPLE: usize = 4;
 
 /// An NVIDIA GPU as a device.
 #[derive(Debug)]
@@ -340,6 +342,13 @@ impl Backend for CudaBackend {
         kv_cache: &mut CudaBuffer,
     ) -> Result<(), BackendError> {
         let Self { stream, small, prepared: Some(prepared), .. } = self else { return Err(unprepared()) };
+        if !shape.head_dim.is_multiple_of(HEAD_DIM_MULTIPLE) {
+            let reason = format!(
+                "head_dim is {}; the GPU's rotation takes multiples of {HEAD_DIM_MULTIPLE}",
+                shape.head_dim
+            );
+            return Err(error(reason));
+        }
         let block_size = prepared.limits.block_size;
         let params = RopeParams {
             step: prepared.step.pointers(),

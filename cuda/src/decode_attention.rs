@@ -313,10 +313,13 @@ impl Plan {
 /// What the kernels cannot do, in words.
 fn check(shape: &AttentionShape) -> Result<(), BackendError> {
     let &AttentionShape { num_heads, num_kv_heads, head_dim, .. } = shape;
+    let is_positive = |x: f32| x > 0.0 && x.is_finite();
     let reason = if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
         format!("head_dim {head_dim} is not among 1 to {MAX_HEAD_DIM}")
     } else if num_kv_heads == 0 || num_heads % num_kv_heads != 0 {
         format!("{num_heads} query heads are no multiple of {num_kv_heads} key-value heads")
+    } else if !is_positive(shape.scale) || !shape.softcap.is_none_or(is_positive) {
+        format!("scale {} and soft cap {:?} of attention must be positive", shape.scale, shape.softcap)
     } else if shape.sliding_window == Some(0) {
         "a sliding window of 0 tokens hides a token from itself".to_owned()
     } else {

@@ -140,13 +140,19 @@ pub fn plant_mistakes(on: bool) {
     }
 }
 
+type Count = unsafe extern "C" fn(*const c_char) -> u64;
+type Clear = unsafe extern "C" fn();
+type Mark = unsafe extern "C" fn(*const c_char);
+type End = unsafe extern "C" fn() -> u64;
+type Entry = unsafe extern "C" fn(u64, *mut c_char, usize) -> i64;
+
 /// The exported functions of emulator/record.h.
 struct Recorder {
-    count: unsafe extern "C" fn(*const c_char) -> u64,
-    clear: unsafe extern "C" fn(),
-    mark: unsafe extern "C" fn(*const c_char),
-    end: unsafe extern "C" fn() -> u64,
-    entry: unsafe extern "C" fn(u64, *mut c_char, usize) -> i64,
+    count: Count,
+    clear: Clear,
+    mark: Mark,
+    end: End,
+    entry: Entry,
 }
 
 static RECORDER: OnceLock<Recorder> = OnceLock::new();
@@ -163,11 +169,11 @@ impl Recorder {
             #[allow(unsafe_code)]
             unsafe {
                 Self {
-                    count: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_count")),
-                    clear: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_log_clear")),
-                    mark: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_mark")),
-                    end: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_log_end")),
-                    entry: std::mem::transmute::<*mut c_void, _>(find(driver, c"emulator_log_entry")),
+                    count: std::mem::transmute::<*mut c_void, Count>(find(driver, c"emulator_count")),
+                    clear: std::mem::transmute::<*mut c_void, Clear>(find(driver, c"emulator_log_clear")),
+                    mark: std::mem::transmute::<*mut c_void, Mark>(find(driver, c"emulator_mark")),
+                    end: std::mem::transmute::<*mut c_void, End>(find(driver, c"emulator_log_end")),
+                    entry: std::mem::transmute::<*mut c_void, Entry>(find(driver, c"emulator_log_entry")),
                 }
             }
         });

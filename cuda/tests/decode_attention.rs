@@ -395,7 +395,7 @@ fn words_to_bytes(words: &[u32]) -> Vec<u8> {
 #[test]
 fn tuned_kernels_are_right() {
     let device = Device::open();
-    for seed in 0..24 {
+    for seed in 0..16 {
         let mut rng = StdRng::seed_from_u64(seed);
         for dtype in [Dtype::Bf16, Dtype::F16] {
             for head_dim in TUNED_HEAD_DIMS {
@@ -410,7 +410,7 @@ fn tuned_kernels_are_right() {
 #[test]
 fn plain_kernels_are_right() {
     let device = Device::open();
-    for seed in 0..40 {
+    for seed in 0..16 {
         let mut rng = StdRng::seed_from_u64(seed);
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
             let (head_dim, block_size) = (rng.random_range(1..=256), rng.random_range(1..=40));
@@ -524,6 +524,7 @@ fn shapes_that_no_kernel_takes_are_refused() {
         (AttentionShape { head_dim: 257, ..good }, "head_dim 257"),
         (AttentionShape { num_heads: 5, num_kv_heads: 2, ..good }, "no multiple of 2"),
         (AttentionShape { sliding_window: Some(0), ..good }, "window of 0"),
+        (AttentionShape { softcap: Some(0.0), ..good }, "soft cap Some(0.0)"),
     ];
     for (shape, what) in bad {
         let operands = AttentionOperands {

@@ -389,7 +389,7 @@ fn check_attention(devices: &mut Devices, rng: &mut StdRng, shape: &AttentionSha
 #[test]
 fn rotation_and_attention_of_plain_kernels_are_the_cpus() {
     for_all(10, |devices, rng, _| {
-        let head_dim = [8, 16, 24, 40, 64, 80, 136][rng.random_range(0..7)];
+        let head_dim = [4, 8, 20, 24, 40, 64, 80, 136][rng.random_range(0..8)];
         let shape = random_shape(rng, head_dim);
         let block_size = [1, 3, 4, 8, 16][rng.random_range(0..5)];
         check_attention(devices, rng, &shape, block_size);
@@ -410,4 +410,17 @@ fn rotation_and_attention_of_tuned_kernels_are_the_cpus() {
             }
         }
     }
+}
+
+#[test]
+fn heads_of_an_odd_number_of_pairs_are_refused() {
+    for_all(1, |devices, rng, _| {
+        let shape = AttentionShape { num_heads: 4, num_kv_heads: 4, ..random_shape(rng, 6) };
+        devices.prepare(&limits(MAX_SEQS, 16, 90, 1), &[]);
+        let table = devices.cuda.load_table(&[0.0; 60], 6).unwrap();
+        let mut qkv = devices.output(BufferRole::Activation, 72);
+        let mut cache = devices.output(BufferRole::KvCache, 768);
+        let result = devices.cuda.rope_and_cache(&shape, None, &table, &mut qkv.cuda, &mut cache.cuda);
+        assert!(result.unwrap_err().to_string().contains("head_dim is 6"));
+    });
 }

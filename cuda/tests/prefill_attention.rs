@@ -352,8 +352,7 @@ fn difference(case: &Case, row: &Row, got: &[f32], kernel: PrefillKernel) -> Opt
         for (d, (got, (expected, size))) in got.iter().zip(means).enumerate() {
             let tolerance = (weight_unit + 2e-5) * size + case.unit() * expected.abs() + subnormal + 1e-7;
             let error = (f64::from(*got) - expected).abs();
-            // Not `error > tolerance`, which NaN would pass.
-            if !(error <= tolerance) {
+            if error.is_nan() || error > tolerance {
                 let place = format!("position {position}, head {head}, dimension {d}");
                 return Some(format!("{place}: {got}, but {expected} ± {tolerance} is right; {case:?}"));
             }
@@ -416,12 +415,12 @@ fn tuned_kernels_are_right() {
 
 #[test]
 fn plain_kernels_are_right() {
-    assert_eq!(search(&Device::open(), 0..40, PrefillKernel::Plain, Case::plain), None);
+    assert_eq!(search(&Device::open(), 0..16, PrefillKernel::Plain, Case::plain), None);
 }
 
 #[test]
 fn shapes_without_a_tuned_kernel_get_the_plain_one() {
-    assert_eq!(search(&Device::open(), 100..120, PrefillKernel::Best, Case::plain), None);
+    assert_eq!(search(&Device::open(), 100..108, PrefillKernel::Best, Case::plain), None);
 }
 
 #[test]
@@ -435,9 +434,10 @@ fn a_mistake_in_the_page_walk_is_seen() {
 #[test]
 fn results_depend_on_nothing_but_the_sequence() {
     let device = Device::open();
-    for seed in 0..40 {
+    for seed in 0..32 {
         let rng = &mut StdRng::seed_from_u64(1000 + seed);
-        let kernel = [PrefillKernel::Best, PrefillKernel::Plain][(seed % 4 == 3) as usize];
+        // The plain kernels take long.
+        let kernel = if seed % 8 == 7 { PrefillKernel::Plain } else { PrefillKernel::Best };
         let case = Case { min_q_len: 1, ..Case::tuned(rng) };
         let mut sequences = Vec::new();
         let rows = random_rows(rng, &case, &mut sequences);

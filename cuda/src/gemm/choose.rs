@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::bench::Bench;
 use super::table::{Key, Table};
-use super::{Choice, Gemm, GemmError, GemmOptions, GemmReport, GemmShape, GemmTime, Product};
+use super::{Choice, Gemm, GemmError, GemmOptions, GemmReport, GemmShape, Product};
 use crate::cublaslt::{Algorithm, CublasLt, CublasLtError, Operation, Search};
 use crate::driver::Stream;
 
@@ -70,12 +70,6 @@ struct Chooser<'a> {
     loaded: Vec<Algorithm>,
     started: Instant,
     report: GemmReport,
-}
-
-/// An algorithm and the milliseconds it takes for each of the numbers of rows that were timed.
-struct Ranked {
-    algorithm: Algorithm,
-    ms: Vec<f32>,
 }
 
 impl<'a> Chooser<'a> {
@@ -155,11 +149,8 @@ impl<'a> Chooser<'a> {
         let proposed = self.propose(product, key, &typical)?;
         let tuning = self.options.tuning.as_ref();
         let timed = tuning.is_some_and(|tuning| self.started.elapsed().as_secs_f64() < tuning.seconds_max);
-        let ranked = match timed {
-            true => self.rank(product, &typical, proposed)?,
-            false => proposed.into_iter().map(|algorithm| Ranked { algorithm, ms: Vec::new() }).collect(),
-        };
-        for Ranked { algorithm, ms } in ranked {
+        let ranked = if timed { self.rank(product, &typical, proposed)? } else { proposed };
+        for algorithm in ranked {
             if !self.accepts(product, key, &algorithm)? {
                 continue;
             }
@@ -174,12 +165,6 @@ impl<'a> Chooser<'a> {
                 true => self.report.timed += 1,
                 false => self.report.first_proposals += 1,
             }
-            let shape = product.shape;
-            self.report.times.extend(typical.iter().zip(ms).map(|(rows, ms)| GemmTime {
-                shape,
-                rows: *rows,
-                ms,
-            }));
             if let Some(table) = self.table.as_mut().filter(|_| timed) {
                 table.insert(key, algorithm);
             }
@@ -218,7 +203,7 @@ impl<'a> Chooser<'a> {
         product: &mut Product,
         typical: &[u32],
         mut algorithms: Vec<Algorithm>,
-    ) -> Result<Vec<Ranked>, GemmError> {
+    ) -> Result<Vec<Algorithm>, GemmError> {
         for rows in typical {
             let mut able = Vec::new();
             for algorithm in algorithms {
@@ -230,21 +215,18 @@ impl<'a> Chooser<'a> {
             }
             algorithms = able;
         }
-        let mut ranked: Vec<(f32, Ranked)> = algorithms
-            .iter()
-            .map(|algorithm| (0.0, Ranked { algorithm: *algorithm, ms: Vec::new() }))
-            .collect();
+        let mut ranked: Vec<(f32, Algorithm)> =
+            algorithms.iter().map(|algorithm| (0.0, *algorithm)).collect();
         for rows in typical {
             let times = self.bench()?.times(product, *rows, &algorithms)?;
             let fastest = times.iter().copied().fold(f32::INFINITY, f32::min);
-            for ((shares, ranked), ms) in ranked.iter_mut().zip(times) {
+            for ((shares, _), ms) in ranked.iter_mut().zip(times) {
                 *shares += ms / fastest;
-                ranked.ms.push(ms);
             }
         }
         ranked.retain(|(shares, _)| shares.is_finite());
         ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
-        Ok(ranked.into_iter().map(|(_, ranked)| ranked).collect())
+        Ok(ranked.into_iter().map(|(_, algorithm)| algorithm).collect())
     }
 
     /// Whether the algorithm can compute every number of rows of the range in the way that is asked for. The

@@ -83,21 +83,8 @@ pub struct GemmReport {
     pub first_proposals: usize,
     /// How long it took.
     pub seconds: f64,
-    /// What the algorithms that were chosen by timing take, with weights that are in no cache.
-    pub times: Vec<GemmTime>,
     /// What the reader of the log should know, in lines.
     pub warnings: Vec<String>,
-}
-
-/// What a product takes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GemmTime {
-    /// Which.
-    pub shape: GemmShape,
-    /// Of how many rows.
-    pub rows: u32,
-    /// Milliseconds.
-    pub ms: f32,
 }
 
 /// Why a product cannot be prepared or enqueued.

@@ -1,5 +1,5 @@
 //! The step's arrays as kernels find them, against a model of them on the host: random steps, with more block writes
-//! than one piece of staging holds, tokens that are not known yet, and padding.
+//! than one packet holds, tokens that are not known yet, and padding.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use rand::{Rng, SeedableRng};
 use super::StepBuffers;
 use crate::driver::Stream;
 use crate::kernels::Kernels;
+use crate::packet::Packet;
 
 const LIMITS: StepLimits = StepLimits {
     max_num_seqs: 9,
@@ -24,10 +25,14 @@ const LIMITS: StepLimits = StepLimits {
     heads_per_group: 1,
 };
 
+/// Words of another's section at the beginning of each packet, at most.
+const MAX_WORDS_BEFORE: usize = 40;
+
 /// The device's arrays and what must be in them.
 struct Bench {
     stream: Stream,
     buffers: StepBuffers,
+    packet: Packet,
     tables: Vec<u32>,
     last_tokens: Vec<u32>,
 }
@@ -39,11 +44,13 @@ impl Bench {
         let stream = Stream::new(&context).unwrap();
         let kernels = Kernels::open(&context, None).unwrap();
         let buffers = StepBuffers::new(&context, &stream, &kernels, &LIMITS).unwrap();
+        let max_words = MAX_WORDS_BEFORE + StepBuffers::max_words(&LIMITS);
+        let packet = Packet::new(&context, max_words).unwrap();
         let last_tokens: Vec<u32> = (0..=LIMITS.max_num_seqs).map(|_| rng.random_range(0..50)).collect();
         let bytes: Vec<u8> = last_tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         stream.write_bytes(buffers.last_tokens(), &bytes).unwrap();
         let tables = vec![0; (LIMITS.max_num_seqs + 1) * LIMITS.max_blocks_per_seq];
-        Self { stream, buffers, tables, last_tokens }
+        Self { stream, buffers, packet, tables, last_tokens }
     }
 
     fn assert_holds(&self, address: u64, expected: &[u32], what: &str) {
@@ -54,8 +61,12 @@ impl Bench {
     }
 
     /// Uploads and compares everything.
-    fn check(&mut self, inputs: &StepInputs, padded_rows: usize, what: &str) {
-        self.buffers.upload(&self.stream, inputs, padded_rows).unwrap();
+    fn check(&mut self, rng: &mut StdRng, inputs: &StepInputs, padded_rows: usize, what: &str) {
+        let Self { stream, buffers, packet, .. } = self;
+        buffers.send_excess(stream, packet, inputs).unwrap();
+        packet.begin().unwrap();
+        packet.push(rng.random_range(0..=MAX_WORDS_BEFORE)).0.fill(0xdead);
+        buffers.send(stream, packet, inputs, padded_rows).unwrap();
         for [slot, index, block] in inputs.block_writes() {
             self.tables[*slot as usize * LIMITS.max_blocks_per_seq + *index as usize] = *block;
         }
@@ -185,7 +196,7 @@ fn steps_are_spread_and_padded_as_the_host_would() {
             in_pieces += u32::from(inputs.block_writes().len() > super::max_block_writes(&LIMITS));
             padded_steps += u32::from(padded_rows > rows);
             unknown += u32::from(inputs.token_ids().iter().any(|word| word & PLACEHOLDER_BIT != 0));
-            bench.check(inputs, padded_rows, &format!("seed {seed}, step {step}"));
+            bench.check(rng, inputs, padded_rows, &format!("seed {seed}, step {step}"));
             batch.expect_tokens();
             // Some tokens are told in time, others not.
             for row in batch.logits_rows().to_vec() {

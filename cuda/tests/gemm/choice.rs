@@ -22,9 +22,6 @@ fn a_second_start_reads_the_table_and_times_nothing() {
     // 1, 2, 4, 8, 16, 32, 40; and 1, 2, 4, 5.
     assert_eq!((report.timed, report.from_table, report.first_proposals), (11, 0, 0));
     assert_eq!(report.warnings, [""; 0]);
-    let rows: Vec<u32> = report.times.iter().map(|time| time.rows).collect();
-    assert_eq!(rows, [1, 2, 4, 8, 16, 32, 40, 1, 2, 4, 5]);
-    assert!(report.times.iter().all(|time| time.ms > 0.0 && time.ms < 1000.0), "{:?}", report.times);
     only_file(&directory);
 
     let counts =
