@@ -450,6 +450,12 @@ EXPORT Result cuFuncSetAttribute(void* handle, int attribute, int value) {
     return SUCCESS;
 }
 
+EXPORT Result cuFuncLoad(void* handle) {
+    BEGIN("cuFuncLoad")
+    Function* function;
+    return find_function("cuFuncLoad", handle, &function);
+}
+
 EXPORT Result cuFuncGetAttribute(int* value, int attribute, void* handle) {
     BEGIN("cuFuncGetAttribute")
     Function* function;

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crate::arch::LEAST;
 use crate::cublaslt::{self, CublasLtError};
-use crate::driver::{Context, CudaError, is_driver_present};
+use crate::driver::{Context, CudaError, driver_version, is_driver_present};
+
+/// CUDA 13.0, as the driver counts: the version of the interface that this crate calls.
+const LEAST_DRIVER: u32 = 13_000;
 
 /// Why no GPU can be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -12,6 +15,12 @@ pub enum Unavailable {
     /// No driver.
     #[error("there is no NVIDIA driver on this machine (libcuda.so.1 cannot be opened); use --device cpu")]
     NoDriver,
+    /// The driver is of the time before CUDA 13.
+    #[error(
+        "the NVIDIA driver is for CUDA {}.{}; {}.{} or later is needed, that is driver 580 or later",
+        .0 / 1000, .0 % 1000 / 10, LEAST_DRIVER / 1000, LEAST_DRIVER % 1000 / 10
+    )]
+    OldDriver(u32),
     /// The driver sees nothing.
     #[error(
         "the NVIDIA driver sees no GPU; use --device cpu, or look at CUDA_VISIBLE_DEVICES and nvidia-smi"
@@ -45,6 +54,10 @@ pub enum Unavailable {
 pub fn open_gpu(ordinal: usize) -> Result<Arc<Context>, Unavailable> {
     if !is_driver_present() {
         return Err(Unavailable::NoDriver);
+    }
+    let version = driver_version()?;
+    if version < LEAST_DRIVER {
+        return Err(Unavailable::OldDriver(version));
     }
     let count = Context::count()?;
     if count == 0 {

@@ -50,6 +50,15 @@ pub fn is_driver_present() -> bool {
     }
 }
 
+/// Version of CUDA that the driver supports: 13000 is 13.0.
+pub fn driver_version() -> Result<u32, CudaError> {
+    let mut version = 0;
+    // SAFETY: writes one int.
+    #[allow(unsafe_code)]
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().named("cuDriverGetVersion")?;
+    Ok(version as u32)
+}
+
 impl Context {
     /// GPUs that the driver sees.
     pub fn count() -> Result<usize, CudaError> {
@@ -87,15 +96,6 @@ impl Context {
         self.bind()?;
         let (free, total) = mem_get_info().named("cuMemGetInfo")?;
         Ok((free as u64, total as u64))
-    }
-
-    /// Version of CUDA that the driver supports: 13000 is 13.0.
-    pub fn driver_version(&self) -> Result<u32, CudaError> {
-        let mut version = 0;
-        // SAFETY: writes one int.
-        #[allow(unsafe_code)]
-        unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().named("cuDriverGetVersion")?;
-        Ok(version as u32)
     }
 }
 

@@ -14,7 +14,7 @@ mod memory;
 mod module;
 mod stream;
 
-pub use context::{Context, DeviceAttributes, is_driver_present};
+pub use context::{Context, DeviceAttributes, driver_version, is_driver_present};
 pub use error::CudaError;
 pub use event::Event;
 pub use graph::Graph;

@@ -47,11 +47,16 @@ impl Module {
         let name = CString::new(name).expect("names of kernels have no NUL");
         // SAFETY: the module is loaded and never unloaded.
         #[allow(unsafe_code)]
-        match unsafe { module::get_function(self.module, name) } {
-            Ok(function) => Ok(Some(Function(function))),
-            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_FOUND => Ok(None),
-            Err(error) => Err(CudaError::new("cuModuleGetFunction", error)),
-        }
+        let function = match unsafe { module::get_function(self.module, name) } {
+            Ok(function) => function,
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_FOUND => return Ok(None),
+            Err(error) => return Err(CudaError::new("cuModuleGetFunction", error)),
+        };
+        // Left alone, the driver would bring the code over at the first launch, which may be within a recording.
+        // SAFETY: the function was just found in a loaded module.
+        #[allow(unsafe_code)]
+        unsafe { sys::cuFuncLoad(function) }.result().named("cuFuncLoad")?;
+        Ok(Some(Function(function)))
     }
 }
 
