@@ -131,7 +131,7 @@ impl<'a> KernelBench<'a> {
         }
         for &rows in self.sizes.long_rows {
             let len = rows / LONG_STEP_ROWS;
-            self.between_products(&vec![Row { start: 0, len }; LONG_STEP_ROWS])?;
+            self.between_products(&[Row { start: 0, len }; LONG_STEP_ROWS])?;
         }
         for &batch in self.sizes.batches {
             let rows = vec![Row::decode(self.sizes.context); batch];
