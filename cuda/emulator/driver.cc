@@ -3,7 +3,7 @@
 // they are called.
 //
 // What the device is can be varied with the environment: QUIRE_EMULATOR_COMPUTE_CAPABILITY
-// (8.0, 8.6, 8.9, 9.0, ...), QUIRE_EMULATOR_SMS, QUIRE_EMULATOR_MEMORY_BYTES.
+// (8.0, 8.6, 8.9, 9.0, ...), QUIRE_EMULATOR_SMS, QUIRE_EMULATOR_MEMORY_BYTES, QUIRE_EMULATOR_CUDA_VERSION (13000).
 
 #include "driver.h"
 
@@ -132,7 +132,8 @@ EXPORT Result cuInit(unsigned) {
 }
 
 EXPORT Result cuDriverGetVersion(int* version) {
-    *version = 13000;
+    const char* text = getenv("QUIRE_EMULATOR_CUDA_VERSION");
+    *version = text ? atoi(text) : 13000;
     return SUCCESS;
 }
 

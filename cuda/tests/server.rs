@@ -247,6 +247,11 @@ fn what_is_missing_is_said_in_one_sentence() {
             vec![stand_in, ("QUIRE_EMULATOR_COMPUTE_CAPABILITY", "7.5")],
             "8.0 or more is needed",
         ),
+        (
+            &["--device", "cuda"],
+            vec![stand_in, ("QUIRE_EMULATOR_CUDA_VERSION", "12080")],
+            "is for CUDA 12.8; 13.0 or later is needed",
+        ),
         (&["--device", "gpu"], vec![], "must be auto, cpu, cuda or cuda:N"),
         (
             &["--device", "cuda"],

@@ -106,6 +106,7 @@ impl StepBench {
         let plan = MemoryPlan::new(context, spec, &config.step_limits(spec), Dtype::Bf16, MEMORY_SHARE)?;
         println!("\n{}: {plan}", what.name);
         let available = KvLayout::new(spec, BLOCK_SIZE).num_blocks(plan.kv_bytes() as usize, Dtype::Bf16);
+        // One block is padding.
         let fits = |batch: usize| batch * blocks_per_sequence < available;
         let batches: Vec<usize> = sizes.batches.iter().copied().filter(|batch| fits(*batch)).collect();
         let largest = *batches.last().ok_or("not one sequence fits into the memory that is left")?;
