@@ -113,12 +113,14 @@ impl Drop for Server {
 fn requests() -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/pebble/golden.json");
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let cases = golden["cases"].as_array().unwrap().iter().step_by(4);
+    let cases = golden["cases"].as_array().unwrap().iter().step_by(5);
+    // Prompts of several steps are in, those of a thousand tokens would take the emulation minutes.
+    let cases = cases.filter(|case| case["prompt_ids"].as_array().unwrap().len() < 300);
     cases
         .enumerate()
         .map(|(index, case)| {
             let mut request = json!({
-                "model": "pebble", "prompt": case["prompt_ids"], "max_tokens": 24, "temperature": 0,
+                "model": "pebble", "prompt": case["prompt_ids"], "max_tokens": 16, "temperature": 0,
                 "logprobs": 3, "return_token_ids": true, "seed": index,
             });
             let sampling = match index % 4 {
@@ -158,12 +160,9 @@ fn the_decode_loop_neither_waits_nor_allocates() {
     let request = json!({"model": "pebble", "prompt": [5, 6, 7], "max_tokens": 40, "ignore_eos": true});
     server.complete(&request);
     let log = server.log();
-    let steps: Vec<usize> = log
-        .iter()
-        .enumerate()
-        .filter(|(_, line)| line.starts_with("cuGraphLaunch"))
-        .map(|(i, _)| i)
-        .collect();
+    // Products are timed as graphs when the server starts; the last graph is the decode step's.
+    let launch = log.iter().rev().find(|line| line.starts_with("cuGraphLaunch")).unwrap();
+    let steps: Vec<usize> = (0..log.len()).filter(|line| log[*line] == *launch).collect();
     assert!(steps.len() >= 38, "{} graphs for 39 decode steps", steps.len());
     let decode = &log[steps[0]..=*steps.last().unwrap()];
     let verbs = |line: &String| line.split(' ').next().unwrap().to_owned();
@@ -183,7 +182,8 @@ fn the_decode_loop_neither_waits_nor_allocates() {
     let num_steps = steps.len() - 1;
     assert_eq!(of("cuLaunchKernel"), num_steps, "kernels outside of graphs");
     assert_eq!(of("cuMemcpyDtoHAsync"), num_steps);
-    assert_pinned_memory_is_left_alone(&log);
+    let first_step = log.iter().position(|line| line.contains("kernel=prepare_step")).unwrap();
+    assert_pinned_memory_is_left_alone(&log[first_step..]);
     // The next step is handed over before this one is waited for.
     let ahead =
         log.windows(2).any(|lines| lines[0].starts_with("cuGraphLaunch") && lines[1].contains("DtoH"));
@@ -220,7 +220,15 @@ fn assert_pinned_memory_is_left_alone(log: &[String]) {
             _ => {}
         }
     }
-    assert!(copies.len() > 3, "nothing was looked at");
+    assert!(copies.len() >= 3, "a ring has at least three entries; copies came from {copies:?}");
+}
+
+#[test]
+#[should_panic(expected = "may still be under way")]
+fn an_entry_that_is_filled_too_early_is_noticed() {
+    let copy = "cuMemcpyHtoDAsync bytes=4 to=0x1 from=0x2 stream=1 captured=0".to_owned();
+    let record = "cuEventRecord event=0x3 stream=1".to_owned();
+    assert_pinned_memory_is_left_alone(&[copy.clone(), record, copy]);
 }
 
 /// What `quire serve` says when it cannot start.
