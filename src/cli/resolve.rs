@@ -257,6 +257,7 @@ mod tests {
     use super::*;
     use crate::cli::args::Command;
     use crate::cli::layers;
+    use crate::config::DeviceChoice;
 
     fn resolved(args: &str, vars: &[(&str, &str)]) -> Result<(EngineConfig, ServerConfig), String> {
         let argv = std::iter::once("quire").chain(args.split_whitespace()).map(Into::into).collect();
@@ -276,7 +277,7 @@ mod tests {
         );
         assert_eq!(
             (engine.max_num_seqs, engine.max_logprobs, engine.kv_cache_memory_bytes),
-            (256, Some(20), None)
+            (None, Some(20), None)
         );
         assert_eq!((server.port, server.grpc_port), (8000, Some(50051)));
         assert_eq!(server.host, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -286,9 +287,10 @@ mod tests {
     #[test]
     fn values_are_turned_into_what_they_mean() {
         let args = "serve --max-num-batched-tokens 32 --max-logprobs -1 --host localhost --no-grpc --dtype float \
-                    --kv-cache-memory-bytes 1GiB --allowed-origins [\"a\",\"b\"] --scheduling-policy priority";
+                    --device cuda:3 --kv-cache-memory-bytes 1GiB --allowed-origins [\"a\",\"b\"] --scheduling-policy priority";
         let (engine, server) = resolved(args, &[("VLLM_CPU_KVCACHE_SPACE", "7")]).unwrap();
-        assert_eq!((engine.max_num_seqs, engine.max_logprobs), (32, None));
+        assert_eq!((engine.max_num_seqs, engine.max_num_batched_tokens), (None, Some(32)));
+        assert_eq!((engine.max_logprobs, engine.device), (None, DeviceChoice::Cuda(3)));
         assert_eq!((engine.kv_cache_memory_bytes, engine.dtype), (Some(1 << 30), WeightDtype::F32));
         assert_eq!(engine.scheduling_policy, SchedulingPolicy::Priority);
         assert_eq!(
