@@ -99,11 +99,13 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
     pub(super) device: DeviceChoice,
     /// On a GPU: enqueue the operations of every step one by one, and record no CUDA graphs
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) enforce_eager: bool,
     /// On a GPU: the same bits for a request whatever else is in its batch, at some cost in speed. Always so on
     /// the CPU
-    #[arg(long)]
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) batch_invariant: bool,
     /// Seeds requests that bring no seed
     #[arg(long, default_value_t = 0)]
