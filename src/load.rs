@@ -29,17 +29,17 @@ const MAX_QUEUED_TEXT_JOBS: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum LoadError {
-    #[error("{0}")]
+    #[error(transparent)]
     Model(#[from] ModelError),
-    #[error("{0}")]
+    #[error(transparent)]
     Backend(#[from] BackendError),
-    #[error("{0}")]
+    #[error(transparent)]
     Device(#[from] DeviceError),
-    #[error("{0}")]
+    #[error(transparent)]
     Text(#[from] TextError),
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}")]
     Read { path: String, source: std::io::Error },
     #[error("--max-model-len {asked} is more than the {limit} tokens the model was made for")]
     MaxModelLen { asked: u32, limit: u32 },

@@ -270,6 +270,7 @@ fn what_is_missing_is_said_in_one_sentence() {
     for (flags, environment, expected) in cases {
         let said = refusal(flags, &environment);
         assert!(said.contains(expected), "{flags:?} {environment:?}: {said}");
+        assert_eq!(said.matches(expected).count(), 1, "said twice: {said}");
     }
     // Without the stand-in: a machine has no driver, or is told to hide its GPUs.
     let said = refusal(&["--device", "cuda"], &[("CUDA_VISIBLE_DEVICES", "")]);
