@@ -17,6 +17,7 @@ use crate::kernels::Kernels;
 use crate::options::CudaOptions;
 use crate::packet::Packet;
 use crate::prefill_attention::{AttentionOperands, PrefillAttention, PrefillGrid, PrefillKernel};
+use crate::refusal::refusal;
 use crate::sampling::Sampler;
 use crate::small_kernels::{
     EmbedParams, GatherParams, KvStrides, NormParams, RopeParams, SiluMulParams, SmallKernels,
@@ -124,12 +125,8 @@ impl CudaBackend {
     }
 
     fn prepared(&mut self) -> Result<&mut Prepared, BackendError> {
-        self.prepared.as_mut().ok_or_else(|| error("operations before prepare".into()))
+        self.prepared.as_mut().ok_or_else(|| refusal("operations before prepare".into()))
     }
-}
-
-pub(crate) fn error(reason: String) -> BackendError {
-    BackendError { device: "cuda", reason, fatal: false }
 }
 
 /// vLLM's sizes of recorded decode steps: 1, 2, 4, 8 to 248 by 8, 256 to 512 by 16; and the largest step there
@@ -177,7 +174,7 @@ impl Backend for CudaBackend {
         if let Some(odd) = linears.iter().find(|linear| linear.k % WIDTH_MULTIPLE != 0) {
             let reason =
                 format!("the model has rows of {}; the GPU's are multiples of {WIDTH_MULTIPLE}", odd.k);
-            return Err(error(reason));
+            return Err(refusal(reason));
         }
         // What is normalised is what the logits are made from: the residual stream.
         let of_logits = linears.iter().find(|linear| linear.output == BufferRole::Logits);
@@ -216,7 +213,7 @@ impl Backend for CudaBackend {
         self.context.bind()?;
         let batch_invariant = self.options.batch_invariant;
         let Self { stream, prepared, .. } = self;
-        let prepared = prepared.as_mut().ok_or_else(|| error("a step before prepare".into()))?;
+        let prepared = prepared.as_mut().ok_or_else(|| refusal("a step before prepare".into()))?;
         prepared.current = prepared.step_of(inputs, batch_invariant);
         let padded = prepared.current.num_rows;
         let padding = padded - inputs.row_slots().len();
@@ -288,7 +285,7 @@ impl Backend for CudaBackend {
         out: &mut CudaBuffer,
     ) -> Result<(), BackendError> {
         if x.dtype() != Dtype::F32 {
-            return Err(error("a norm of something other than the residual stream".into()));
+            return Err(refusal("a norm of something other than the residual stream".into()));
         }
         let (x, residual) = (0, x.address());
         self.norm(rows, x, residual, weight, eps, out)
@@ -323,7 +320,7 @@ impl Backend for CudaBackend {
             bias: bias.is_some(),
             rows_max: rows as u32,
         };
-        let id = prepared.gemm.find(&shape).ok_or_else(|| error(format!("{shape} was not announced")))?;
+        let id = prepared.gemm.find(&shape).ok_or_else(|| refusal(format!("{shape} was not announced")))?;
         let operands = Operands {
             x: x.address(),
             weight: weight.address(),
@@ -347,7 +344,7 @@ impl Backend for CudaBackend {
                 "head_dim is {}; the GPU's rotation takes multiples of {HEAD_DIM_MULTIPLE}",
                 shape.head_dim
             );
-            return Err(error(reason));
+            return Err(refusal(reason));
         }
         let block_size = prepared.limits.block_size;
         let params = RopeParams {
@@ -517,5 +514,5 @@ impl Prepared {
 }
 
 fn unprepared() -> BackendError {
-    error("an operation before prepare".into())
+    refusal("an operation before prepare".into())
 }

@@ -11,6 +11,7 @@ use quire_model::{AttentionShape, BackendError, Dtype, StepLimits};
 use crate::driver::{Context, CudaError, DeviceMemory, Function, Stream};
 use crate::kernels::{KernelError, Kernels};
 use crate::prefill_attention::{AttentionOperands, BLOCK_SIZE_MULTIPLE, MAX_HEAD_DIM, TUNED_HEAD_DIMS};
+use crate::refusal::refusal;
 use crate::small_kernels::{KvStrides, suffix};
 use crate::step::StepPointers;
 
@@ -325,7 +326,7 @@ fn check(shape: &AttentionShape) -> Result<(), BackendError> {
     } else {
         return Ok(());
     };
-    Err(BackendError { device: "cuda", reason, fatal: false })
+    Err(refusal(reason))
 }
 
 /// One for each of [`TUNED_HEAD_DIMS`], or none.

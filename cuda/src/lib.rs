@@ -22,6 +22,7 @@ mod nvrtc;
 mod options;
 pub mod packet;
 pub mod prefill_attention;
+mod refusal;
 mod ring;
 pub mod sampling;
 mod small_kernels;

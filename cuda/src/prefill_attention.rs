@@ -10,6 +10,7 @@ use quire_model::{AttentionShape, BackendError, Dtype, StepLimits};
 
 use crate::driver::{Context, CudaError, DeviceMemory, Function, Stream};
 use crate::kernels::Kernels;
+use crate::refusal::refusal;
 use crate::small_kernels::{KvStrides, suffix};
 use crate::step::StepPointers;
 
@@ -129,7 +130,7 @@ impl PrefillAttention {
         let plan = kernels.function("plan_prefill_attention")?;
         let plan_shared_bytes = plan_shared_bytes(limits.max_num_seqs);
         if plan_shared_bytes > context.attributes().shared_bytes_per_block_max {
-            return Err(error(format!("max_num_seqs {} is too large for this GPU", limits.max_num_seqs)));
+            return Err(refusal(format!("max_num_seqs {} is too large for this GPU", limits.max_num_seqs)));
         }
         plan.allow_shared_bytes(plan_shared_bytes)?;
         let tiles = DeviceMemory::alloc(context, Self::scratch_bytes(limits))?;
@@ -215,17 +216,17 @@ impl PrefillAttention {
     fn check(&self, shape: &AttentionShape) -> Result<(), BackendError> {
         let AttentionShape { num_heads, num_kv_heads, head_dim, scale, .. } = *shape;
         if head_dim > MAX_HEAD_DIM {
-            return Err(error(format!(
+            return Err(refusal(format!(
                 "head_dim is {head_dim}; the GPU's attention takes at most {MAX_HEAD_DIM}"
             )));
         }
         if num_kv_heads * self.heads_per_group != num_heads {
             let group = self.heads_per_group;
-            return Err(error(format!("{num_heads} heads are not {num_kv_heads} groups of {group}")));
+            return Err(refusal(format!("{num_heads} heads are not {num_kv_heads} groups of {group}")));
         }
         let is_positive = |x: f32| x > 0.0 && x.is_finite();
         if !is_positive(scale) || !shape.softcap.is_none_or(is_positive) || shape.sliding_window == Some(0) {
-            return Err(error(format!(
+            return Err(refusal(format!(
                 "scale, soft cap and window of attention must be positive: {shape:?}"
             )));
         }
@@ -313,10 +314,6 @@ fn max_tiles(limits: &StepLimits) -> usize {
 /// A word for each warp, and three for each row.
 fn plan_shared_bytes(max_num_seqs: usize) -> u32 {
     PLAN_THREADS / 32 * 4 + 12 * max_num_seqs as u32
-}
-
-fn error(reason: String) -> BackendError {
-    BackendError { device: "cuda", reason, fatal: false }
 }
 
 #[cfg(all(test, feature = "emulator"))]

@@ -15,6 +15,7 @@ use quire_model::{BackendError, LogitsRow, RowResult, Slot, StepLimits};
 use crate::driver::{CudaError, DeviceMemory, Function, Stream};
 use crate::kernels::{KernelError, Kernels};
 use crate::packet::Packet;
+use crate::refusal::refusal;
 
 use results::Results;
 use upload::{Upload, UploadLayout};
@@ -208,11 +209,6 @@ impl Sampler {
     pub fn collect(&mut self) -> Result<&[RowResult], BackendError> {
         self.results.collect()
     }
-}
-
-/// An error about what was asked, not about the device.
-fn refusal(reason: String) -> BackendError {
-    BackendError { device: "cuda", reason, fatal: false }
 }
 
 fn num_parts(vocab_size: usize) -> usize {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use quire_model::{BackendError, DUMMY_HALF_WIDTH, Dtype, TensorData, TensorView};
 
 use crate::driver::{Context, DeviceMemory, PinnedMemory, Stream};
+use crate::refusal::refusal;
 use crate::ring::PinnedRing;
 use crate::small_kernels::{FillDummyParams, SmallKernels};
 
@@ -48,13 +49,13 @@ impl Loader {
         kernels: &SmallKernels,
         parts: &[TensorView<'_>],
     ) -> Result<CudaWeight, BackendError> {
-        let first = parts.first().ok_or_else(|| error("a weight of no parts".into()))?;
+        let first = parts.first().ok_or_else(|| refusal("a weight of no parts".into()))?;
         let inner = first.shape.get(1..).unwrap_or_default();
         if !(1..=2).contains(&first.shape.len())
             || parts.iter().any(|part| part.shape.get(1..) != Some(inner))
         {
             let shapes: Vec<_> = parts.iter().map(|part| &part.shape).collect();
-            return Err(error(format!("tensors that do not stack: {shapes:?}")));
+            return Err(refusal(format!("tensors that do not stack: {shapes:?}")));
         }
         let rows = parts.iter().map(|part| part.shape[0]).sum();
         let (rows, columns) = match inner.first() {
@@ -106,8 +107,4 @@ impl Loader {
         }
         Ok(())
     }
-}
-
-fn error(reason: String) -> BackendError {
-    BackendError { device: "cuda", reason, fatal: false }
 }

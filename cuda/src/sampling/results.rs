@@ -6,8 +6,9 @@ use std::sync::Arc;
 use quire_model::{BackendError, LogitsRow, RowFailure, RowResult, Slot, capture_logprob};
 
 use super::slot_state::{device_top, wanted_top};
-use super::{MAX_IN_FLIGHT, TOP_MAX, refusal};
+use super::{MAX_IN_FLIGHT, TOP_MAX};
 use crate::driver::{Context, CudaError, Event, PinnedMemory, Stream};
+use crate::refusal::refusal;
 
 /// `SamplingResult` in kernels/sampling.cuh: token, logprob, rank, failure.
 pub(super) const RESULT_BYTES: usize = 16;

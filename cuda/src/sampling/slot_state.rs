@@ -3,7 +3,8 @@
 
 use quire_model::{BackendError, LogitsRow, LogitsTask, Slot, UNKNOWN_TOKEN};
 
-use super::{TOP_MAX, refusal};
+use super::TOP_MAX;
+use crate::refusal::refusal;
 
 /// Logits that one request may single out: `logit_bias`, `bad_words`, and with `min_tokens` the end tokens.
 /// More than the doors of the server let in (4096 biases, 4096 stop tokens, 128 words), so that memory by
