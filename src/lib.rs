@@ -5,11 +5,13 @@
 
 pub mod api_keys;
 pub mod app;
+pub mod chat;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod device;
 pub mod engine;
+pub mod grammar;
 pub mod grpc;
 pub mod http;
 pub mod load;

@@ -12,6 +12,7 @@
 mod admission;
 mod check;
 mod config;
+mod grammar;
 mod in_flight;
 pub mod kv;
 mod output;
@@ -25,6 +26,7 @@ mod state;
 mod update;
 
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
+pub use grammar::{Grammar, GrammarError, GrammarMatcher};
 pub use output::*;
 pub use request::*;
 pub use runner::*;

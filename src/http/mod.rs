@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::LOCATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
@@ -46,22 +46,6 @@ use crate::engine::{GenerateRequest, OutputStream, SubmitError};
 use crate::text::ChatTemplate;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Patterns of all routes, as metrics call them.
-const ROUTES: [&str; 12] = [
-    "/v1/completions",
-    "/v1/chat/completions",
-    "/v1/models",
-    "/v1/models/{*id}",
-    "/tokenize",
-    "/detokenize",
-    "/health",
-    "/ready",
-    "/ping",
-    "/version",
-    "/load",
-    "/metrics",
-];
 
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
@@ -187,10 +171,6 @@ async fn catch_panic(request: Request, next: Next) -> Response {
 /// Counts the answer and the time to its head.
 async fn count(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let handler = ROUTES.iter().find(|route| match route.split_once('{') {
-        Some((prefix, _)) => request.uri().path().starts_with(prefix),
-        None => **route == request.uri().path(),
-    });
     // Names of methods and paths that clients make up must not become labels.
     let method = match *request.method() {
         Method::GET => "GET",
@@ -199,7 +179,8 @@ async fn count(State(state): State<Arc<HttpState>>, request: Request, next: Next
         Method::OPTIONS => "OPTIONS",
         _ => "other",
     };
-    let handler = handler.copied().unwrap_or("none");
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let handler = route.as_ref().map_or("none", MatchedPath::as_str);
     let response = next.run(request).await;
     state.app.metrics.on_http(handler, method, response.status().as_u16(), started.elapsed().as_secs_f64());
     response

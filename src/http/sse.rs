@@ -19,9 +19,10 @@ use hyper::body::Frame;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::engine::{OutputDelta, OutputStream};
+use crate::chat::{ChatDelta, ChatStream};
+use crate::engine::{Finish, OutputDelta, OutputStream, PromptOutput};
 
-use super::chat::ChatStream;
+use super::chat::ChatWriter;
 use super::completions::CompletionStream;
 use super::error::ApiError;
 use super::reply::{FINGERPRINT, Reply, check_finish};
@@ -32,12 +33,12 @@ const FULL_BYTES: usize = 64 << 10;
 
 /// A 200 whose body is a stream of events.
 ///
-/// `streams` are in the order of the prompts in `reply`. A silent stream gets a comment every
+/// `sources` are in the order of the prompts in `reply`. A silent stream gets a comment every
 /// `keep_alive`, unless that is zero.
 pub(crate) fn response(
     reply: Reply,
     dialect: Dialect,
-    streams: Vec<OutputStream>,
+    sources: Vec<Source>,
     keep_alive: Duration,
 ) -> Response {
     let headers = [
@@ -47,7 +48,7 @@ pub(crate) fn response(
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     let body = SseBody {
-        streams: streams.into_iter().map(Some).collect(),
+        sources: sources.into_iter().map(Some).collect(),
         frames: Frames::new(reply, dialect),
         buffer: BytesMut::new(),
         keep_alive: (!keep_alive.is_zero()).then(|| (keep_alive, Box::pin(sleep(keep_alive)))),
@@ -60,12 +61,21 @@ pub(crate) fn response(
 #[derive(Debug)]
 pub(crate) enum Dialect {
     Completion(CompletionStream),
+    Chat(ChatWriter),
+}
+
+/// What one prompt gives.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Text as it is.
+    Output(OutputStream),
+    /// Text taken apart.
     Chat(ChatStream),
 }
 
 struct SseBody {
     /// One a prompt; `None` once it has finished. Dropping one aborts it.
-    streams: Vec<Option<OutputStream>>,
+    sources: Vec<Option<Source>>,
     frames: Frames,
     buffer: BytesMut,
     keep_alive: Option<(Duration, Pin<Box<Sleep>>)>,
@@ -106,18 +116,22 @@ impl hyper::body::Body for SseBody {
 impl SseBody {
     /// Writes all the news there are, and the end if that was the last.
     fn fill(&mut self, cx: &mut Context<'_>) {
-        for prompt in 0..self.streams.len() {
-            while let Some(stream) = &mut self.streams[prompt] {
-                let written = match stream.poll_next(cx) {
-                    Poll::Pending => break,
-                    Poll::Ready(Some(delta)) => self.frames.write(prompt, delta, &mut self.buffer),
-                    Poll::Ready(None) => {
-                        self.streams[prompt] = None;
-                        Ok(())
+        for prompt in 0..self.sources.len() {
+            while let Some(source) = &mut self.sources[prompt] {
+                let (frames, buffer) = (&mut self.frames, &mut self.buffer);
+                let written = match source {
+                    Source::Output(stream) => stream
+                        .poll_next(cx)
+                        .map(|delta| delta.map(|delta| frames.write(prompt, delta, buffer))),
+                    Source::Chat(stream) => {
+                        stream.poll_next(cx).map(|delta| delta.map(|delta| frames.write_chat(delta, buffer)))
                     }
                 };
-                if let Err(error) = written {
-                    return self.end_with(&error);
+                match written {
+                    Poll::Pending => break,
+                    Poll::Ready(Some(Ok(()))) => (),
+                    Poll::Ready(Some(Err(error))) => return self.end_with(&error),
+                    Poll::Ready(None) => self.sources[prompt] = None,
                 }
                 if self.buffer.len() >= FULL_BYTES {
                     // Being ready, we are polled again at once.
@@ -125,14 +139,14 @@ impl SseBody {
                 }
             }
         }
-        if self.streams.iter().all(Option::is_none) {
+        if self.sources.iter().all(Option::is_none) {
             self.frames.write_end(&mut self.buffer);
             self.ended = true;
         }
     }
 
     fn end_with(&mut self, error: &ApiError) {
-        self.streams.clear();
+        self.sources.clear();
         self.buffer.put_slice(b"data: ");
         self.buffer.put_slice(error.to_json().as_bytes());
         self.buffer.put_slice(b"\n\ndata: [DONE]\n\n");
@@ -182,26 +196,24 @@ impl Frames {
 
     /// Writes one delta of prompt number `prompt`, or says that the sequence failed.
     fn write(&mut self, prompt: usize, delta: &mut OutputDelta, out: &mut BytesMut) -> Result<(), ApiError> {
+        let Dialect::Completion(stream) = &self.dialect else { unreachable!("chats give chat deltas") };
         let index = prompt * self.pen.reply.n as usize + delta.index as usize;
-        if let Some(finish) = delta.finish.take() {
-            delta.finish = Some(check_finish(finish)?);
-        }
+        let num_tokens = if stream.echo_only { 0 } else { delta.token_ids.len() };
         let choice = &mut self.choices[index];
-        if let Some(prompt) = &delta.prompt {
-            choice.cached_tokens = u64::from(prompt.num_cached_tokens);
-            // The prompt counts once, however many choices it has.
-            self.usage.cached_tokens += if delta.index == 0 { choice.cached_tokens } else { 0 };
-        }
-        let counted = match &self.dialect {
-            Dialect::Completion(stream) if stream.echo_only => 0,
-            _ => delta.token_ids.len() as u64,
-        };
-        choice.completion_tokens += counted;
-        self.usage.completion_tokens += counted;
-        match &self.dialect {
-            Dialect::Completion(stream) => stream.write(&self.pen, prompt, index, choice, delta, out),
-            Dialect::Chat(stream) => stream.write(&self.pen, prompt, index, choice, delta, out),
-        }
+        let first = delta.index == 0;
+        count(choice, &mut self.usage, first, delta.prompt.as_ref(), num_tokens, &mut delta.finish)?;
+        stream.write(&self.pen, prompt, index, choice, delta, out);
+        Ok(())
+    }
+
+    /// Writes one delta of the only conversation, or says that the answer failed.
+    fn write_chat(&mut self, delta: &mut ChatDelta, out: &mut BytesMut) -> Result<(), ApiError> {
+        let Dialect::Chat(stream) = &self.dialect else { unreachable!("completions give no chat deltas") };
+        let index = delta.index as usize;
+        let choice = &mut self.choices[index];
+        let (first, num_tokens) = (index == 0, delta.token_ids.len());
+        count(choice, &mut self.usage, first, delta.prompt.as_ref(), num_tokens, &mut delta.finish)?;
+        stream.write(&self.pen, 0, index, choice, delta, out);
         Ok(())
     }
 
@@ -214,6 +226,28 @@ impl Frames {
         }
         out.put_slice(b"data: [DONE]\n\n");
     }
+}
+
+/// Adds a delta to what is known of its choice and of the request. `first` = the prompt's first choice, with
+/// which the prompt is counted.
+fn count(
+    choice: &mut Choice,
+    usage: &mut Usage,
+    first: bool,
+    prompt: Option<&PromptOutput>,
+    num_tokens: usize,
+    finish: &mut Option<Finish>,
+) -> Result<(), ApiError> {
+    if let Some(ended) = finish.take() {
+        *finish = Some(check_finish(ended)?);
+    }
+    if let Some(prompt) = prompt {
+        choice.cached_tokens = u64::from(prompt.num_cached_tokens);
+        usage.cached_tokens += if first { choice.cached_tokens } else { 0 };
+    }
+    choice.completion_tokens += num_tokens as u64;
+    usage.completion_tokens += num_tokens as u64;
+    Ok(())
 }
 
 /// Writes what all chunks of a stream have in common.
@@ -244,7 +278,12 @@ impl Pen {
     /// Whether a delta without text, logprobs or an end need not be written.
     pub(crate) fn may_skip(&self, delta: &OutputDelta) -> bool {
         let silent = delta.text.is_empty() && delta.logprobs.is_empty() && delta.finish.is_none();
-        silent && !self.reply.return_token_ids && !self.reply.continuous_usage
+        silent && self.may_skip_tokens()
+    }
+
+    /// Whether news that are tokens and nothing else need not be written.
+    pub(crate) fn may_skip_tokens(&self) -> bool {
+        !self.reply.return_token_ids && !self.reply.continuous_usage
     }
 
     /// Up to and with the index of the choice.

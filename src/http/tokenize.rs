@@ -7,11 +7,12 @@ use axum::response::Response;
 use serde::Serialize;
 
 use super::HttpState;
-use super::chat::Conversation;
+use super::chat::read_conversation;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::json::Prompt;
 use super::reply::json;
+use crate::chat::Conversation;
 
 #[derive(Serialize)]
 struct Tokenized {
@@ -43,7 +44,7 @@ pub(crate) async fn tokenize(
     let chat = fields.has("messages");
     let add_special_tokens = fields.bool("add_special_tokens").unwrap_or(!chat);
     let source = if chat {
-        Source::Chat(Box::new(Conversation::read(&mut fields)))
+        Source::Chat(Box::new(read_conversation(&mut fields)))
     } else {
         match fields.prompt("prompt") {
             Some(Prompt::Text(text)) => Source::Text(text),

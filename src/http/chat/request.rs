@@ -1,9 +1,9 @@
-//! What a client may send to `/v1/chat/completions`: [`ChatRequest`], and the [`Conversation`] in it,
-//! which `/tokenize` takes as well.
+//! What a client may send to `/v1/chat/completions`: [`ChatRequest`], and the [`Conversation`] in it, which
+//! `/tokenize` takes as well.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::text::{ChatInput, ChatTemplate, TextError};
+use crate::chat::Conversation;
 
 use super::messages::read_messages;
 use crate::http::error::ApiError;
@@ -15,17 +15,6 @@ use crate::http::sampling::CommonFields;
 pub(crate) struct ChatRequest {
     pub(crate) common: CommonFields,
     pub(crate) conversation: Conversation,
-}
-
-/// What the chat template gets.
-#[derive(Debug)]
-pub(crate) struct Conversation {
-    messages: Vec<Value>,
-    tools: Option<Vec<Value>>,
-    documents: Option<Vec<Value>>,
-    add_generation_prompt: bool,
-    continue_final_message: bool,
-    kwargs: Map<String, Value>,
 }
 
 impl ChatRequest {
@@ -47,7 +36,7 @@ impl ChatRequest {
         sampling.logprobs_param = "top_logprobs";
         let tool_choice = fields.take("tool_choice");
         let has_tools = fields.has("tools");
-        let conversation = Conversation::read(&mut fields);
+        let conversation = read_conversation(&mut fields);
         fields.finish()?;
         check_tool_choice(has_tools, tool_choice.as_ref())?;
         Ok(Self { common, conversation })
@@ -72,62 +61,36 @@ fn check_tool_choice(has_tools: bool, choice: Option<&Value>) -> Result<(), ApiE
     }
 }
 
-impl Conversation {
-    /// Reads `messages` and all that goes to the template with them.
-    pub(crate) fn read(fields: &mut Fields) -> Self {
-        let messages = match fields.list("messages") {
-            Some(messages) => read_messages(messages, fields),
-            None => {
-                fields.missing("messages");
-                Vec::new()
-            }
-        };
-        let tools = fields.list("tools");
-        if tools.as_ref().is_some_and(|tools| tools.is_empty()) {
-            fields.wrong("tools", "must not be empty; leave it out if there are none");
+/// Reads `messages` and all that goes to the template with them.
+pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
+    let messages = match fields.list("messages") {
+        Some(messages) => read_messages(messages, fields),
+        None => {
+            fields.missing("messages");
+            Vec::new()
         }
-        let mut kwargs = fields.map("chat_template_kwargs").unwrap_or_default();
-        if let Some(effort) = fields.string("reasoning_effort") {
-            // It is up to the template what comes of it, as in vLLM.
-            kwargs.entry("reasoning_effort").or_insert(effort.into());
-        }
-        let continue_final_message = fields.bool("continue_final_message").unwrap_or(false);
-        let add_generation_prompt = fields.bool("add_generation_prompt");
-        if continue_final_message && add_generation_prompt == Some(true) {
-            fields.wrong("continue_final_message", "cannot be true together with add_generation_prompt");
-        }
-        Self {
-            messages,
-            tools,
-            documents: fields.list("documents"),
-            add_generation_prompt: add_generation_prompt.unwrap_or(!continue_final_message),
-            continue_final_message,
-            kwargs,
-        }
+    };
+    let tools = fields.list("tools");
+    if tools.as_ref().is_some_and(|tools| tools.is_empty()) {
+        fields.wrong("tools", "must not be empty; leave it out if there are none");
     }
-
-    /// The prompt as text. Takes time: work for the text pool.
-    pub(crate) fn render(&self, template: &ChatTemplate) -> Result<String, TextError> {
-        template.render(&ChatInput {
-            messages: &self.messages,
-            tools: self.tools.as_deref(),
-            documents: self.documents.as_deref(),
-            add_generation_prompt: self.add_generation_prompt,
-            continue_final_message: self.continue_final_message,
-            kwargs: Some(&self.kwargs).filter(|kwargs| !kwargs.is_empty()),
-        })
+    let mut kwargs = fields.map("chat_template_kwargs").unwrap_or_default();
+    if let Some(effort) = fields.string("reasoning_effort") {
+        // It is up to the template what comes of it, as in vLLM.
+        kwargs.entry("reasoning_effort").or_insert(effort.into());
     }
-
-    /// Whose message is generated: the assistant's, or that of whose message is continued.
-    pub(crate) fn answer_role(&self) -> &str {
-        let last = self.messages.last().and_then(|message| message["role"].as_str());
-        last.filter(|_| !self.add_generation_prompt).unwrap_or("assistant")
+    let continue_final_message = fields.bool("continue_final_message").unwrap_or(false);
+    let add_generation_prompt = fields.bool("add_generation_prompt");
+    if continue_final_message && add_generation_prompt == Some(true) {
+        fields.wrong("continue_final_message", "cannot be true together with add_generation_prompt");
     }
-
-    /// The last message, if it is of the role that answers: what `echo` repeats.
-    pub(crate) fn echo(&self, role: &str) -> Option<String> {
-        let last = self.messages.last().filter(|message| message["role"] == role)?;
-        last["content"].as_str().map(String::from)
+    Conversation {
+        messages,
+        tools,
+        documents: fields.list("documents"),
+        add_generation_prompt: add_generation_prompt.unwrap_or(!continue_final_message),
+        continue_final_message,
+        kwargs,
     }
 }
 

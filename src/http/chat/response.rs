@@ -3,8 +3,11 @@
 use axum::response::Response;
 use serde::Serialize;
 
+use crate::chat::{ChatDelta, ChatStream, ToolCallStart};
+use crate::engine::{Finish, PromptOutput, TokenLogprobs};
+use crate::http::error::ApiError;
 use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
-use crate::http::reply::{FINGERPRINT, Generated, Reply, StopReason, json, usage};
+use crate::http::reply::{FINGERPRINT, Reply, StopReason, check_finish, json};
 use crate::http::usage::Usage;
 
 #[derive(Serialize)]
@@ -43,21 +46,90 @@ struct Message<'a> {
     reasoning: Option<()>,
 }
 
-/// `outputs` has the `n` sequences of the one prompt.
-pub(super) fn whole(reply: &Reply, outputs: &[Vec<Generated>], role: &str) -> Response {
-    let (prompt, sequences) = (&reply.prompts[0], &outputs[0]);
-    let choice = |(index, sequence)| choice(index, reply, sequence, role);
-    // The engine scores the prompt once, for the first sequence.
-    let prompt_logprobs = sequences[0].prompt.logprobs.as_deref();
+/// All of one answer.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) prompt: PromptOutput,
+    pub(crate) reasoning: String,
+    pub(crate) content: String,
+    pub(crate) tool_calls: Vec<ToolCall>,
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
+    pub(crate) num_reasoning_tokens: u32,
+    /// Always there once collected.
+    pub(crate) finish: Option<Finish>,
+    /// OpenAI's word for it.
+    pub(crate) finish_reason: Option<&'static str>,
+}
+
+/// One whole tool call.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct ToolCall {
+    /// Its id and the function's name.
+    pub(crate) start: ToolCallStart,
+    /// A JSON object, as text.
+    pub(crate) arguments: String,
+}
+
+/// Waits for the ends of all `n` answers, in order of index.
+///
+/// # Errors
+/// 500 if one of them failed; the others are then aborted by dropping the stream.
+pub(crate) async fn collect_chat(mut stream: ChatStream, n: u32) -> Result<Vec<Answer>, ApiError> {
+    let mut answers: Vec<_> = (0..n).map(|_| Answer::default()).collect();
+    while let Some(delta) = stream.next().await {
+        answers[delta.index as usize].take(delta)?;
+    }
+    Ok(answers)
+}
+
+impl Answer {
+    /// Adds what is new.
+    ///
+    /// # Errors
+    /// 500 if the answer failed.
+    pub(crate) fn take(&mut self, delta: &mut ChatDelta) -> Result<(), ApiError> {
+        if let Some(prompt) = delta.prompt.take() {
+            self.prompt = prompt;
+        }
+        self.reasoning.push_str(&delta.reasoning);
+        self.content.push_str(&delta.content);
+        for piece in &mut delta.tool_calls {
+            if let Some(start) = piece.start.take() {
+                self.tool_calls.push(ToolCall { start, arguments: String::new() });
+            }
+            self.tool_calls[piece.index as usize].arguments.push_str(&piece.arguments);
+        }
+        self.token_ids.extend_from_slice(&delta.token_ids);
+        self.logprobs.append(&mut delta.logprobs);
+        self.num_reasoning_tokens = delta.num_reasoning_tokens;
+        self.finish_reason = delta.finish_reason();
+        if let Some(finish) = delta.finish.take() {
+            self.finish = Some(check_finish(finish)?);
+        }
+        Ok(())
+    }
+}
+
+/// `answers` has the `n` answers to the one prompt.
+pub(super) fn whole(reply: &Reply, answers: &[Answer], role: &str) -> Response {
+    let prompt = &reply.prompts[0];
+    let choice = |(index, answer)| choice(index, reply, answer, role);
+    // The engine scores the prompt once, for the first answer.
+    let prompt_logprobs = answers[0].prompt.logprobs.as_deref();
     json(&ChatCompletion {
         id: &reply.id,
         object: "chat.completion",
         created: reply.created,
         model: &reply.model,
-        choices: sequences.iter().enumerate().map(choice).collect(),
+        choices: answers.iter().enumerate().map(choice).collect(),
         service_tier: None,
         system_fingerprint: FINGERPRINT,
-        usage: usage(reply, outputs),
+        usage: Usage {
+            prompt_tokens: reply.prompt_tokens(),
+            cached_tokens: u64::from(answers[0].prompt.num_cached_tokens),
+            completion_tokens: answers.iter().map(|answer| answer.token_ids.len() as u64).sum(),
+        },
         prompt_logprobs: prompt_logprobs
             .map(|entries| PromptLogprobs { entries, tokenizer: &reply.names.tokenizer }),
         prompt_token_ids: reply.return_token_ids.then_some(&*prompt.ids),
@@ -65,11 +137,11 @@ pub(super) fn whole(reply: &Reply, outputs: &[Vec<Generated>], role: &str) -> Re
     })
 }
 
-fn choice<'a>(index: usize, reply: &'a Reply, sequence: &'a Generated, role: &'a str) -> Choice<'a> {
+fn choice<'a>(index: usize, reply: &'a Reply, answer: &'a Answer, role: &'a str) -> Choice<'a> {
     let echo = reply.prompts[0].echo.as_deref().unwrap_or_default();
     let message = Message {
         role,
-        content: format!("{echo}{}", sequence.text),
+        content: format!("{echo}{}", answer.content),
         refusal: None,
         annotations: None,
         audio: None,
@@ -79,9 +151,9 @@ fn choice<'a>(index: usize, reply: &'a Reply, sequence: &'a Generated, role: &'a
     Choice {
         index,
         message,
-        logprobs: reply.wants_logprobs.then(|| ChatLogprobs::new(&sequence.logprobs, &reply.names)),
-        finish_reason: sequence.finish.as_ref().map(|finish| finish.kind.as_str()),
-        stop_reason: StopReason(sequence.finish.as_ref()),
-        token_ids: reply.return_token_ids.then_some(&*sequence.token_ids),
+        logprobs: reply.wants_logprobs.then(|| ChatLogprobs::new(&answer.logprobs, &reply.names)),
+        finish_reason: answer.finish_reason,
+        stop_reason: StopReason(answer.finish.as_ref()),
+        token_ids: reply.return_token_ids.then_some(&*answer.token_ids),
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::engine::OutputDelta;
+use crate::chat::ChatDelta;
 
 use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
 use crate::http::reply::StopReason;
@@ -10,12 +10,12 @@ use crate::http::sse::{Choice, Pen, put_json};
 
 /// Writes chunks with `delta`.
 #[derive(Debug)]
-pub(crate) struct ChatStream {
+pub(crate) struct ChatWriter {
     /// Whose message it is.
     pub(crate) role: String,
 }
 
-impl ChatStream {
+impl ChatWriter {
     /// Writes one delta of choice `index` of prompt number `prompt`.
     pub(crate) fn write(
         &self,
@@ -23,22 +23,22 @@ impl ChatStream {
         prompt: usize,
         index: usize,
         choice: &mut Choice,
-        delta: &OutputDelta,
+        delta: &ChatDelta,
         out: &mut BytesMut,
     ) {
         if !std::mem::replace(&mut choice.started, true) {
             self.write_first(pen, prompt, index, choice, delta, out);
         }
-        if pen.may_skip(delta) {
+        if delta.is_silent() && pen.may_skip_tokens() {
             return;
         }
         let reply = &pen.reply;
         pen.begin(index, out);
-        if delta.text.is_empty() && delta.finish.is_some() {
+        if delta.content.is_empty() && delta.finish.is_some() {
             out.put_slice(b",\"delta\":{}");
         } else {
             out.put_slice(b",\"delta\":{\"content\":");
-            put_json(out, &delta.text);
+            put_json(out, &delta.content);
             out.put_slice(b"}");
         }
         out.put_slice(b",\"logprobs\":");
@@ -51,7 +51,7 @@ impl ChatStream {
             None => out.put_slice(b",\"finish_reason\":null"),
             Some(finish) => {
                 out.put_slice(b",\"finish_reason\":");
-                put_json(out, finish.kind.as_str());
+                put_json(out, &delta.finish_reason());
                 out.put_slice(b",\"stop_reason\":");
                 put_json(out, &StopReason(Some(finish)));
             }
@@ -71,7 +71,7 @@ impl ChatStream {
         prompt: usize,
         index: usize,
         choice: &Choice,
-        delta: &OutputDelta,
+        delta: &ChatDelta,
         out: &mut BytesMut,
     ) {
         let reply = &pen.reply;

@@ -16,7 +16,7 @@ use super::logprobs::TokenNames;
 use super::prompt::truncation;
 use super::reply::{Reply, ReplyPrompt, collect, now};
 use super::sampling::choose_id;
-use super::sse::{self, Dialect};
+use super::sse::{self, Dialect, Source};
 use super::{HttpState, RequestName};
 use crate::validate::{RequestFields, generate_request};
 
@@ -80,7 +80,8 @@ pub(crate) async fn completions(
     };
     if common.stream {
         let dialect = Dialect::Completion(CompletionStream { echo_only });
-        return Ok(sse::response(reply, dialect, streams, app.server.sse_keep_alive_interval));
+        let sources = streams.into_iter().map(Source::Output).collect();
+        return Ok(sse::response(reply, dialect, sources, app.server.sse_keep_alive_interval));
     }
     let outputs = try_join_all(streams.into_iter().map(|stream| collect(stream, n))).await?;
     Ok(response::whole(&reply, outputs, echo_only))

@@ -1,0 +1,15 @@
+//! Chat, behind every wire that chats: the [`Conversation`] as the template gets it, and the [`ChatStream`]
+//! of what the model answered, taken apart into reasoning, content and tool calls.
+//!
+//! OpenAI's chat and responses, Anthropic's messages and Ollama's chat all translate into the one and out of
+//! the other, so that a model's way of writing tool calls is understood in one place.
+
+mod conversation;
+mod delta;
+mod parser;
+mod stream;
+
+pub use conversation::Conversation;
+pub use delta::{ChatDelta, ToolCallDelta, ToolCallStart};
+pub use parser::{ChatParser, ToolChoice};
+pub use stream::ChatStream;
