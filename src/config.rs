@@ -128,6 +128,8 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// Origins allowed by CORS; empty = none.
     pub allowed_origins: Vec<String>,
+    /// Open the routes that change the server for everybody.
+    pub enable_admin: bool,
     /// Echo `X-Request-Id` in answers.
     pub enable_request_id_headers: bool,
     /// Seconds between SSE comments on a silent stream; zero = none.

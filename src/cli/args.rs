@@ -200,6 +200,11 @@ pub(super) struct ListenArgs {
     /// Origins from which browsers may call (CORS): `*`, one or several, or a JSON list
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     pub(super) allowed_origins: Vec<String>,
+    /// Open the routes that change the server for everybody: /pause, /resume, /sleep, /wake_up,
+    /// /reset_prefix_cache, /abort_requests, /server_info
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) enable_admin: bool,
     /// Repeat X-Request-Id in answers
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
