@@ -128,6 +128,10 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// Origins allowed by CORS; empty = none.
     pub allowed_origins: Vec<String>,
+    /// No `/openapi.json`.
+    pub disable_fastapi_docs: bool,
+    /// The page at `/`, and `/quire/state` which feeds it.
+    pub ui: bool,
     /// Echo `X-Request-Id` in answers.
     pub enable_request_id_headers: bool,
     /// Seconds between SSE comments on a silent stream; zero = none.

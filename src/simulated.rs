@@ -129,6 +129,8 @@ fn server_config() -> ServerConfig {
         enable_log_requests: false,
         max_body_bytes: 32 << 20,
         allowed_origins: Vec::new(),
+        disable_fastapi_docs: false,
+        ui: true,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),

@@ -184,6 +184,14 @@ pub(super) struct ListenArgs {
     /// Origins from which browsers may call (CORS): `*`, one or several, or a JSON list
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     pub(super) allowed_origins: Vec<String>,
+    /// Serve the page at / (--no-ui to turn off)
+    #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) ui: bool,
+    /// Serve no /openapi.json
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) disable_fastapi_docs: bool,
     /// Repeat X-Request-Id in answers
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]

@@ -1,14 +1,14 @@
 //! What a client may send to `/v1/chat/completions`: [`ChatRequest`], and the [`Conversation`] in it, which
 //! `/tokenize` takes as well.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::chat::Conversation;
 
-use super::messages::read_messages;
+use super::messages::{message_schema, read_messages};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
-use crate::http::sampling::CommonFields;
+use crate::http::sampling::{CommonFields, logprobs_schema, max_tokens_schema};
 
 /// A request, typed but not yet checked against the model.
 #[derive(Debug)]
@@ -34,6 +34,9 @@ impl ChatRequest {
             fields.wrong("top_logprobs", "allowed only when logprobs is true");
         }
         sampling.logprobs_param = "top_logprobs";
+        fields.describe("max_tokens", max_tokens_schema);
+        fields.describe("max_completion_tokens", max_tokens_schema);
+        fields.describe("top_logprobs", logprobs_schema);
         let tool_choice = fields.take("tool_choice");
         let has_tools = fields.has("tools");
         let conversation = read_conversation(&mut fields);
@@ -70,7 +73,9 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
             Vec::new()
         }
     };
+    fields.describe("messages", |_| json!({ "items": message_schema(), "minItems": 1 }));
     let tools = fields.list("tools");
+    fields.describe("tools", |_| json!({ "items": tool_schema(), "minItems": 1 }));
     if tools.as_ref().is_some_and(|tools| tools.is_empty()) {
         fields.wrong("tools", "must not be empty; leave it out if there are none");
     }
@@ -92,6 +97,25 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
         continue_final_message,
         kwargs,
     }
+}
+
+fn tool_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "type": { "const": "function" },
+            "function": {
+                "type": "object",
+                "properties": {
+                    "name": { "type": "string", "minLength": 1 },
+                    "description": { "type": "string" },
+                    "parameters": { "type": "object" },
+                },
+                "required": ["name"],
+            },
+        },
+        "required": ["type", "function"],
+    })
 }
 
 #[cfg(test)]
