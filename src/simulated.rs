@@ -132,6 +132,8 @@ fn server_config() -> ServerConfig {
         max_body_bytes: 32 << 20,
         allowed_origins: Vec::new(),
         enable_admin: false,
+        disable_fastapi_docs: false,
+        ui: true,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),

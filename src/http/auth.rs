@@ -14,12 +14,19 @@ use axum::response::{IntoResponse, Response};
 
 use super::HttpState;
 
-/// Open to everybody: what kubelets, load balancers and Prometheus ask without a key.
-const OPEN: &[&str] = &["/health", "/ready", "/ping", "/version", "/metrics"];
+/// Open to everybody: what kubelets, load balancers and Prometheus ask without a key, and the files of the
+/// page, which asks for the key itself.
+const OPEN: &[&str] =
+    &["/health", "/ready", "/ping", "/version", "/metrics", "/", "/quire/page.css", "/quire/page.js"];
+
+/// Whether a path needs no key.
+pub(crate) fn is_open(path: &str) -> bool {
+    OPEN.contains(&path)
+}
 
 /// Middleware: 401 in vLLM's words if the key is missing or wrong.
 pub(crate) async fn check(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
-    let open = request.method() == Method::OPTIONS || OPEN.contains(&request.uri().path());
+    let open = request.method() == Method::OPTIONS || is_open(request.uri().path());
     let header = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
     if open || state.api_keys.admit(header) {
         return next.run(request).await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::engine::SubmitError;
@@ -99,29 +100,37 @@ impl ApiError {
 
     /// The body, also used as a frame of a stream that has begun.
     pub(crate) fn to_json(&self) -> String {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            error: Detail<'a>,
-        }
-        #[derive(Serialize)]
-        struct Detail<'a> {
-            message: &'a str,
-            r#type: &'a str,
-            param: Option<&'a str>,
-            code: u16,
-        }
-        let error = Detail {
+        let error = ErrorDetail {
             message: &self.message,
             r#type: self.kind,
             param: self.param.as_deref(),
             code: self.status.as_u16(),
         };
-        serde_json::to_string(&Body { error }).expect("strings and numbers serialise")
+        serde_json::to_string(&ErrorBody { error }).expect("strings and numbers serialise")
     }
 
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
         Self { status, kind, message: message.into(), param: None }
     }
+}
+
+/// The body of an error.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(crate) struct ErrorBody<'a> {
+    error: ErrorDetail<'a>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ErrorDetail<'a> {
+    /// For a person.
+    message: &'a str,
+    /// For a program.
+    r#type: &'a str,
+    /// The field it is about.
+    param: Option<&'a str>,
+    /// The status.
+    code: u16,
 }
 
 impl From<ParamError> for ApiError {

@@ -184,6 +184,8 @@ fn app(options: Options) -> App {
             max_body_bytes: 1 << 20,
             allowed_origins: Vec::new(),
             enable_admin: false,
+            disable_fastapi_docs: false,
+            ui: true,
             enable_request_id_headers: false,
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,

@@ -3,7 +3,9 @@
 mod chat;
 mod completions;
 mod errors;
+mod openapi;
 mod ops;
+mod page;
 mod streams;
 
 use std::convert::Infallible;
@@ -57,6 +59,8 @@ impl Default for Settings {
                 max_body_bytes: 1 << 20,
                 allowed_origins: Vec::new(),
                 enable_admin: false,
+                disable_fastapi_docs: false,
+                ui: true,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
