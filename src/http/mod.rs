@@ -3,17 +3,21 @@
 //! This module translates: JSON into [`GenerateRequest`]s, output into JSON or server-sent events, errors
 //! into status codes. It decides nothing about scheduling, and nothing behind it knows of HTTP.
 
+mod anthropic;
 mod auth;
 mod chat;
 mod completions;
 mod error;
+mod events;
 mod fields;
 mod json;
 mod logprobs;
 mod models;
 mod ops;
+mod part;
 mod prompt;
 mod reply;
+mod responses;
 mod sampling;
 mod sse;
 #[cfg(test)]
@@ -40,6 +44,7 @@ use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use self::error::ApiError;
 use self::prompt::Encoder;
+use self::responses::ResponseStore;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
 use crate::engine::{GenerateRequest, OutputStream, SubmitError};
@@ -52,11 +57,18 @@ pub fn router(app: Arc<App>) -> Router {
     let state = Arc::new(HttpState {
         api_keys: ApiKeys::new(&app.server.api_keys),
         encoder: Encoder::new(app.tokenizer.clone(), &app.limits),
+        responses: Arc::default(),
         app,
     });
     let mut router = Router::new()
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
+        .route("/v1/responses/{id}/input_items", get(responses::input_items))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))
@@ -71,6 +83,7 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn(catch_panic))
         .layer(from_fn_with_state(state.clone(), auth::check))
+        .layer(from_fn(anthropic::shape_errors))
         .layer(from_fn_with_state(state.clone(), count));
     if state.app.server.enable_request_id_headers {
         router = router.layer(from_fn(echo_request_id));
@@ -87,6 +100,7 @@ pub(crate) struct HttpState {
     pub(crate) app: Arc<App>,
     pub(crate) api_keys: ApiKeys,
     pub(crate) encoder: Encoder,
+    pub(crate) responses: Arc<ResponseStore>,
 }
 
 impl HttpState {

@@ -18,6 +18,8 @@ pub(crate) struct ChatJob {
     pub(crate) conversation: Conversation,
     /// What the model may do with the conversation's tools.
     pub(crate) tool_choice: ToolChoice,
+    /// At most one call is made (`parallel_tool_calls: false`).
+    pub(crate) single_tool_call: bool,
     /// Whether reasoning is shown apart; if not, it is left out.
     pub(crate) include_reasoning: bool,
     /// What the answer must look like.
