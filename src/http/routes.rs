@@ -10,7 +10,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
 
 use super::openapi::{self, Describe};
-use super::{HttpState, admin, chat, completions, models, ops, page, tokenize};
+use super::{HttpState, admin, anthropic, chat, completions, models, ops, page, responses, tokenize};
 use crate::config::ServerConfig;
 
 /// One method of one path.
@@ -31,6 +31,13 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
     let mut routes = vec![
         post("/v1/completions", completions::completions, completions::describe),
         post("/v1/chat/completions", chat::chat_completions, chat::describe),
+        plain(Method::POST, "/v1/responses", responses::create),
+        plain(Method::GET, "/v1/responses/{id}", responses::retrieve),
+        plain(Method::DELETE, "/v1/responses/{id}", responses::delete),
+        plain(Method::POST, "/v1/responses/{id}/cancel", responses::cancel),
+        plain(Method::GET, "/v1/responses/{id}/input_items", responses::input_items),
+        plain(Method::POST, "/v1/messages", anthropic::messages),
+        plain(Method::POST, "/v1/messages/count_tokens", anthropic::count_tokens),
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
@@ -87,7 +94,7 @@ pub(crate) fn router(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
 
 /// A route that the document leaves out.
 fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(method: Method, path: &'static str, handler: H) -> Route {
-    let filter = if method == Method::GET { MethodFilter::GET } else { MethodFilter::POST };
+    let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
     Route { method, path, handler: on(filter, handler), admin: false, describe: None }
 }
 
