@@ -54,9 +54,12 @@ fn forced_tokens_are_tokens_left_to_compute() {
     assert_eq!(rows(&driver.step().unwrap()), [(1, 16, 1), (2, 3, 1)]);
 }
 
+/// Of a request's parameters.
+type Change = fn(&mut SamplingParams);
+
 #[test]
 fn forced_tokens_stop_the_request_as_sampled_ones_do() {
-    let ends: [(fn(&mut SamplingParams), &[TokenId], FinishReason); 5] = [
+    let ends: [(Change, &[TokenId], FinishReason); 5] = [
         (|p| p.eos_token_ids = [22].into(), &[20, 21, 22], FinishReason::Eos(22)),
         (|p| p.stop_token_ids = vec![21], &[20, 21], FinishReason::StopToken(21)),
         (|p| p.max_tokens = 3, &[20, 21], FinishReason::Length),
@@ -134,17 +137,16 @@ fn the_late_tokens_of_a_preempted_request_are_kept_also_the_forced_ones() {
 
 #[test]
 fn a_runner_that_forces_nonsense_fails_the_step() {
-    let nonsense: [(u32, std::ops::Range<u32>); 4] = [(2, 0..1), (1, 0..1), (0, 0..2), (0, 1..0)];
-    for entry in nonsense {
+    for (row, start, end) in [(2, 0, 1), (1, 0, 1), (0, 0, 2), (0, 1, 0)] {
         let mut driver = Driver::new(SchedulerConfig { max_num_batched_tokens: 8, ..config() });
         // The second row is a part of a prompt: it samples nothing.
         driver.add([with_grammar(request(1, 5, 9)), request(2, 5, 9)]);
         let plan = driver.schedule().unwrap();
         let mut answer = driver.answer(&plan);
         answer.forced = vec![20];
-        answer.forced_rows = vec![entry.clone()];
+        answer.forced_rows = vec![(row, start..end)];
         driver.finish_with(plan, Ok(&answer));
-        let FinishReason::Error(reason) = &driver.heard.ends[&1] else { panic!("{entry:?}") };
+        let FinishReason::Error(reason) = &driver.heard.ends[&1] else { panic!("{row} {start} {end}") };
         assert!(reason.contains("the runner forced tokens"), "{reason}");
     }
 }
