@@ -25,6 +25,8 @@ pub struct App {
     pub limits: RequestLimits,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
+    /// Notified when an operator asks the server to shut down; it then does as on SIGTERM.
+    pub shutdown: tokio::sync::Notify,
     /// Keys, names, limits of the listeners.
     pub server: ServerConfig,
 }

@@ -139,6 +139,7 @@ impl Loaded {
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
+            shutdown: tokio::sync::Notify::new(),
             server,
         };
         (self.engine, app)

@@ -84,6 +84,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         model,
         limits,
         metrics,
+        shutdown: tokio::sync::Notify::new(),
         server: server_config(),
     };
     Ok((engine, app))

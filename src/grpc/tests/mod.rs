@@ -172,6 +172,7 @@ fn app(options: Options) -> App {
         },
         limits: limits(),
         metrics,
+        shutdown: tokio::sync::Notify::new(),
         server: ServerConfig {
             host: [127, 0, 0, 1].into(),
             port: 0,

@@ -151,7 +151,6 @@ fn sampling(params: SamplingParams) -> SamplingFields {
         seed: params.seed.map(i64::from),
         max_tokens: params.max_tokens.map(i64::from),
         max_tokens_param: "sampling_params.max_tokens",
-        default_max_tokens: None,
         min_tokens: Some(params.min_tokens.into()),
         ignore_eos: params.ignore_eos,
         // Text is made only to look for these.
@@ -160,13 +159,12 @@ fn sampling(params: SamplingParams) -> SamplingFields {
         stop_token_ids: params.stop_token_ids.into_iter().map(i64::from).collect(),
         include_stop_str_in_output: params.include_stop_str_in_output,
         logit_bias: params.logit_bias.into_iter().map(|(id, bias)| (id.into(), bias.into())).collect(),
-        allowed_token_ids: None,
-        bad_words_token_ids: Vec::new(),
         logprobs: params.logprobs.map(i64::from),
         logprobs_param: "sampling_params.logprobs",
         prompt_logprobs: params.prompt_logprobs.map(i64::from),
         skip_special_tokens: Some(params.skip_special_tokens),
         spaces_between_special_tokens: Some(params.spaces_between_special_tokens),
+        ..SamplingFields::default()
     }
 }
 

@@ -35,6 +35,7 @@ const EOS: u32 = 2;
 
 /// What a test may want to be different.
 pub(crate) struct Settings {
+    shutdown: tokio::sync::Notify::new(),
     server: ServerConfig,
     failures: SimFailures,
     cost: Option<StepCost>,
