@@ -25,6 +25,7 @@ use tonic_types::StatusExt;
 use crate::app::{App, ModelInfo as AppModel};
 use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
 use crate::text::{TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -154,6 +155,7 @@ fn app(options: Options) -> App {
     App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 16),
+        grammars: GrammarCompiler::new(&tokenizer, &limits()),
         tokenizer,
         chat_template: None,
         model: AppModel {

@@ -1,0 +1,1 @@
+//! Grammars against outside judges.
