@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
 use llguidance::{ParserFactory, TokenParser};
 use quire_scheduler::{Grammar, TokenId};
@@ -26,14 +27,19 @@ impl GrammarRefusal {
     }
 }
 
-/// One for each model. Compiling takes milliseconds of pure computing, and the first time as long as the
-/// vocabulary takes to be sorted: callers use the text pool.
-#[derive(Debug)]
+/// A cloneable handle to the compiler of one model. Compiling takes milliseconds of pure computing, and the
+/// first time as long as the vocabulary takes to be sorted: callers use the text pool.
+#[derive(Debug, Clone)]
 pub struct GrammarCompiler {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     tokenizer: Tokenizer,
     vocab_size: usize,
     end_token_ids: Arc<[TokenId]>,
-    factory: OnceLock<Factory>,
+    factory: OnceLock<Result<Factory, GrammarRefusal>>,
     cache: Mutex<GrammarCache>,
 }
 
@@ -49,13 +55,14 @@ impl std::fmt::Debug for Factory {
 impl GrammarCompiler {
     /// For a model with this tokenizer and these limits. Does no work yet.
     pub fn new(tokenizer: &Tokenizer, limits: &RequestLimits) -> Self {
-        Self {
+        let inner = Inner {
             tokenizer: tokenizer.clone(),
             vocab_size: limits.vocab_size as usize,
             end_token_ids: limits.eos_token_ids.clone(),
             factory: OnceLock::new(),
             cache: Mutex::default(),
-        }
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The grammar of a constraint, from the cache if it was asked for before.
@@ -64,25 +71,27 @@ impl GrammarCompiler {
     /// If the constraint is empty, too large, not valid in its own notation, or asks for what cannot be enforced.
     pub fn compile(&self, constraint: &Constraint) -> Result<Grammar, GrammarRefusal> {
         let source = source::read(constraint)?;
-        let cached = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = || self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(grammar) = cached().get(&source.key) {
             return Ok(grammar);
         }
-        let grammar = self.grammar(source.grammar)?;
+        let grammar = self.inner.grammar(source.grammar)?;
         cached().insert(source.key, grammar.clone());
         Ok(grammar)
     }
+}
 
+impl Inner {
     fn grammar(&self, source: llguidance::api::TopLevelGrammar) -> Result<Grammar, GrammarRefusal> {
         let end_token_id = self.end_token_id()?;
         let factory = self.factory()?;
         let parser = factory.create_parser(source).map_err(refusal)?;
-        let prototype = Mutex::new(checked(parser)?);
+        let (prototype, end_token_ids) = (Mutex::new(checked(parser)?), self.end_token_ids.clone());
         Ok(Grammar::new(move || {
             let prototype = prototype.lock().unwrap_or_else(PoisonError::into_inner);
             // What one sequence learns of the automaton is its own, so that it is bounded for each and no two
             // wait for each other.
-            Box::new(Matcher::new(prototype.deep_clone(), end_token_id))
+            Box::new(Matcher::new(prototype.deep_clone(), end_token_ids.clone(), end_token_id))
         }))
     }
 
@@ -93,24 +102,23 @@ impl GrammarCompiler {
             .ok_or_else(|| GrammarRefusal::new("the model has no token that ends an output"))
     }
 
+    /// Made by whoever comes first, while others wait.
     fn factory(&self) -> Result<&ParserFactory, GrammarRefusal> {
-        if !self.tokenizer.has_token_bytes() {
-            return Err(GrammarRefusal::new(
-                "the model's tokenizer has no fixed text for each of its tokens",
-            ));
-        }
-        if let Some(Factory(factory)) = self.factory.get() {
-            return Ok(factory);
-        }
-        let vocabulary = Vocabulary::new(self.tokenizer.clone(), self.vocab_size, &self.end_token_ids);
-        let capabilities = InferenceCapabilities { ff_tokens: false, ..InferenceCapabilities::default() };
-        let environment: TokEnv = Arc::new(vocabulary);
-        let slices = llguidance::earley::SlicedBiasComputer::general_slices();
-        let mut factory = ParserFactory::new(&environment, capabilities, &slices).map_err(refusal)?;
-        factory.quiet();
-        *factory.limits_mut() = parser_limits();
-        let Factory(factory) = self.factory.get_or_init(|| Factory(factory));
-        Ok(factory)
+        let factory = self.factory.get_or_init(|| {
+            if !self.tokenizer.has_token_bytes() {
+                let message = "the model's tokenizer has no fixed text for each of its tokens";
+                return Err(GrammarRefusal::new(message));
+            }
+            let vocabulary = Vocabulary::new(self.tokenizer.clone(), self.vocab_size, &self.end_token_ids);
+            let environment: TokEnv = Arc::new(vocabulary);
+            let slices = SlicedBiasComputer::general_slices();
+            let factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices);
+            let mut factory = factory.map_err(refusal)?;
+            factory.quiet();
+            *factory.limits_mut() = parser_limits();
+            Ok(Factory(factory))
+        });
+        factory.as_ref().map(|Factory(factory)| factory).map_err(Clone::clone)
     }
 }
 

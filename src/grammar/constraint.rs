@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::compiler::GrammarRefusal;
+
 /// The form of an output, by one of vLLM's kinds.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Constraint {
@@ -17,6 +19,31 @@ pub enum Constraint {
     Grammar(String),
     /// Text in which certain tags, once begun, must hold certain things.
     StructuralTag(Value),
+}
+
+impl Constraint {
+    /// A schema that a client wrote as text.
+    ///
+    /// # Errors
+    /// If the text is not JSON.
+    pub fn schema_from_text(text: &str) -> Result<Self, GrammarRefusal> {
+        parse("the schema", text).map(Self::JsonSchema)
+    }
+
+    /// A structural tag that a client wrote as text.
+    ///
+    /// # Errors
+    /// If the text is not JSON.
+    pub fn structural_tag_from_text(text: &str) -> Result<Self, GrammarRefusal> {
+        parse("the structural tag", text).map(Self::StructuralTag)
+    }
+}
+
+fn parse(what: &str, text: &str) -> Result<Value, GrammarRefusal> {
+    if text.trim().is_empty() {
+        return Err(GrammarRefusal(format!("{what} is empty")));
+    }
+    serde_json::from_str(text).map_err(|error| GrammarRefusal(format!("{what} is not valid JSON: {error}")))
 }
 
 /// Details of how JSON is to be written.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use quire_scheduler::{GrammarError, GrammarMatcher, TokenId};
 
@@ -10,13 +11,20 @@ use super::compiler::first_line;
 /// A matcher at the beginning of an output.
 pub(super) struct Matcher {
     parser: llguidance::Matcher,
-    /// Ends the output where it can only end.
+    end_token_ids: Arc<[TokenId]>,
+    /// The one that ends the output where it can only end.
     end_token_id: TokenId,
+    /// An end token has come.
+    has_ended: bool,
 }
 
 impl Matcher {
-    pub(super) fn new(parser: llguidance::Matcher, end_token_id: TokenId) -> Self {
-        Self { parser, end_token_id }
+    pub(super) fn new(
+        parser: llguidance::Matcher,
+        end_token_ids: Arc<[TokenId]>,
+        end_token_id: TokenId,
+    ) -> Self {
+        Self { parser, end_token_ids, end_token_id, has_ended: false }
     }
 
     fn check(&self) -> Result<(), GrammarError> {
@@ -38,10 +46,20 @@ impl GrammarMatcher for Matcher {
     }
 
     fn accept(&mut self, token: TokenId) -> Result<(), GrammarError> {
+        // A parser that can only end has stopped, and takes nothing any more.
+        if self.end_token_ids.contains(&token)
+            && (self.parser.is_stopped() || guarded(|| self.parser.is_accepting())?)
+        {
+            self.has_ended = true;
+            return self.check();
+        }
         guarded(|| self.parser.consume_token(token))
     }
 
     fn take_forced(&mut self, out: &mut Vec<TokenId>) -> Result<(), GrammarError> {
+        if self.has_ended {
+            return Ok(());
+        }
         if !self.parser.is_stopped() {
             let forced = guarded(|| Ok(self.parser.consume_ff_tokens()))?;
             self.check()?;
@@ -50,6 +68,7 @@ impl GrammarMatcher for Matcher {
         if self.parser.is_stopped() {
             self.check()?;
             out.push(self.end_token_id);
+            self.has_ended = true;
         }
         Ok(())
     }

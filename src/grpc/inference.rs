@@ -16,6 +16,7 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
 use super::status::{invalid, invalid_field, not_taken, not_tokenized};
+use super::structured;
 use super::translate::{self, Shape};
 use crate::app::App;
 use crate::engine::{FinishKind, OutputDelta, OutputStream, PromptOutput, SubmitError};
@@ -117,7 +118,10 @@ async fn submit(
         return Err(Status::not_found(message));
     }
     translate::refuse_unsupported(&request)?;
-    let (sampling, shape) = translate::sampling(&mut request, &app.limits.defaults)?;
+    let kind = request.decoding.as_mut().and_then(|decoding| decoding.structured_output.take());
+    let constraint = structured::constraint(kind)?;
+    let (mut sampling, shape) = translate::sampling(&mut request, &app.limits.defaults)?;
+    sampling.grammar = structured::compile(app, constraint).await?;
     let prompt = tokenize(app, request.prompt.take()).await?;
     let session_id = request.session_id.take();
     let fields = translate::request_fields(request, request_id, prompt);

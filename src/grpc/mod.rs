@@ -7,6 +7,7 @@ mod control;
 mod health;
 mod inference;
 mod status;
+mod structured;
 #[cfg(test)]
 mod tests;
 mod translate;

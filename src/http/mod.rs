@@ -16,6 +16,7 @@ mod prompt;
 mod reply;
 mod sampling;
 mod sse;
+mod structured;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokenize;
