@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::config::ServerConfig;
 use crate::engine::EngineHandle;
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -19,6 +20,8 @@ pub struct App {
     pub tokenizer: Tokenizer,
     /// The model's (or the operator's) chat template. Without one, chat is refused with a 400.
     pub chat_template: Option<ChatTemplate>,
+    /// Makes what clients want of an output's form into grammars.
+    pub grammars: GrammarCompiler,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.

@@ -13,6 +13,7 @@ use crate::app::{App, ModelInfo};
 use crate::config::ServerConfig;
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::load::LoadError;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
@@ -80,6 +81,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 1 << 16),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer)?,
+        grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         model,
         limits,

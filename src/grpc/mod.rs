@@ -11,6 +11,7 @@ mod health;
 mod inference;
 mod openengine;
 mod status;
+mod structured;
 #[cfg(test)]
 mod tests;
 mod translate;

@@ -20,6 +20,16 @@ const SCHEMA_REVISION: u32 = 1;
 /// How long the engine may take for a token when it is asked to prove that it works.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// All that the contract has.
+const GUIDED_MODES: [GuidedDecodingMode; 6] = [
+    GuidedDecodingMode::JsonSchema,
+    GuidedDecodingMode::Regex,
+    GuidedDecodingMode::EbnfGrammar,
+    GuidedDecodingMode::StructuralTag,
+    GuidedDecodingMode::Choice,
+    GuidedDecodingMode::JsonObject,
+];
+
 type Answer<T> = Result<Response<T>, Status>;
 
 /// The service.
@@ -124,8 +134,8 @@ impl control_server::Control for Control {
                 prompt_logprobs: Some(logprobs.clone()),
                 output_logprobs: Some(logprobs),
                 guided_decoding: Some(GuidedDecodingCapabilities {
-                    supported: Some(false),
-                    modes: Vec::new(),
+                    supported: Some(true),
+                    modes: GUIDED_MODES.map(i32::from).to_vec(),
                 }),
                 max_num_sequences: Some(crate::validate::MAX_N),
                 supports_priority: Some(true),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use quire_proto::openengine::v1::candidate_token_selection::Selection;
 use quire_proto::openengine::v1::generate_request::Input;
 use quire_proto::openengine::v1::generate_response::Event;
-use quire_proto::openengine::v1::guided_decoding::Guide;
 use quire_proto::openengine::v1::stop_condition::Condition;
 use quire_proto::openengine::v1::stop_match::Match;
 use quire_proto::openengine::v1::*;
@@ -17,6 +16,7 @@ use tonic::metadata::MetadataMap;
 
 use super::super::call::{Caller, Failure, Generation, check_rank_number, checked, tokenize};
 use super::super::status::{invalid_field, no_such_model};
+use super::super::structured;
 use crate::app::App;
 use crate::engine::{Finish, FinishKind, OutputDelta, StopCause, TokenLogprobs};
 use crate::text::Tokenizer;
@@ -67,8 +67,10 @@ pub(super) async fn submit(
         logprobs: response.return_output_logprobs(),
         candidates: response.output_candidates.is_some(),
     };
-    let sampling =
+    let constraint = structured::guided(request.guided)?;
+    let mut sampling =
         sampling(request.sampling.unwrap_or_default(), request.stopping.unwrap_or_default(), response)?;
+    sampling.grammar = structured::compile(app, constraint).await?;
     let prompt_token_ids = match request.input {
         Some(Input::TokenIds(tokens)) => tokens.ids,
         Some(Input::Prompt(text)) => tokenize(app, text, "prompt").await?,
@@ -189,7 +191,6 @@ fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status> {
     let by_ids = |candidates: Option<&CandidateTokenSelection>| {
         matches!(candidates.and_then(|c| c.selection.as_ref()), Some(Selection::TokenIds(_)))
     };
-    let guide = request.guided.as_ref().and_then(|guided| guided.guide.as_ref());
     const NO_CANDIDATES_BY_ID: &str = "candidates by token id are not supported";
     let refusals = [
         ("media", !request.media.is_empty(), "this model takes text only"),
@@ -208,22 +209,10 @@ fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status> {
             by_ids(response.and_then(|r| r.output_candidates.as_ref())),
             NO_CANDIDATES_BY_ID,
         ),
-        (guide.map_or("", guide_path), guide.is_some(), "structured output is not supported"),
     ];
     match refusals.into_iter().find(|&(_, present, _)| present) {
         Some((path, _, reason)) => Err(invalid_field(path, reason)),
         None => Ok(()),
-    }
-}
-
-fn guide_path(guide: &Guide) -> &'static str {
-    match guide {
-        Guide::JsonSchema(_) => "guided.json_schema",
-        Guide::Regex(_) => "guided.regex",
-        Guide::EbnfGrammar(_) => "guided.ebnf_grammar",
-        Guide::StructuralTag(_) => "guided.structural_tag",
-        Guide::Choice(_) => "guided.choice",
-        Guide::JsonObject(_) => "guided.json_object",
     }
 }
 

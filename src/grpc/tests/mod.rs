@@ -24,6 +24,7 @@ use tonic_types::StatusExt;
 use crate::app::{App, ModelInfo as AppModel};
 use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
 use crate::metrics::Metrics;
 use crate::text::{TextPool, Tokenizer};
@@ -157,6 +158,7 @@ fn app(options: Options) -> App {
     App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 16),
+        grammars: GrammarCompiler::new(&tokenizer, &limits()),
         tokenizer,
         chat_template: None,
         model: AppModel {

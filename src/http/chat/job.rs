@@ -8,6 +8,7 @@ use crate::grammar::Constraint;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::prompt::{Truncate, truncation};
+use crate::http::structured::compile;
 use crate::validate::{RequestFields, SamplingFields, generate_request};
 
 /// A chat request, typed but not yet checked against the model.
@@ -22,6 +23,8 @@ pub(crate) struct ChatJob {
     pub(crate) include_reasoning: bool,
     /// What the answer must look like.
     pub(crate) constraint: Option<Constraint>,
+    /// The field that says so, for errors.
+    pub(crate) constraint_param: String,
     pub(crate) sampling: SamplingFields,
     pub(crate) bad_words: Vec<String>,
     pub(crate) priority: i32,
@@ -41,16 +44,21 @@ pub(crate) struct PreparedChat {
 impl ChatJob {
     /// Renders, tokenizes and checks, the expensive parts on the text pool.
     pub(crate) async fn prepare(self, state: &Arc<HttpState>) -> Result<PreparedChat, ApiError> {
-        let Self { conversation, mut sampling, bad_words, add_special_tokens, .. } = self;
+        let Self { conversation, mut sampling, bad_words, constraint, add_special_tokens, .. } = self;
+        let param = self.constraint_param;
         let truncate = truncation(self.truncate, sampling.max_tokens, &state.app.limits)?;
         let shared = state.clone();
         let work = move || -> Result<_, ApiError> {
             let text = conversation.render(shared.chat_template()?)?;
             let ids = shared.encoder.encode(&text, add_special_tokens, truncate)?;
-            Ok((ids, shared.encoder.bad_words(&bad_words)?))
+            let bad_words = shared.encoder.bad_words(&bad_words)?;
+            let compile = |constraint| compile(&shared.app.grammars, &constraint, &param);
+            let grammar = constraint.map(compile).transpose()?;
+            Ok((ids, bad_words, grammar))
         };
-        let (ids, bad_words) = state.app.text_pool.run(work).await??;
+        let (ids, bad_words, grammar) = state.app.text_pool.run(work).await??;
         sampling.bad_words_token_ids = bad_words;
+        sampling.grammar = grammar;
         let fields = RequestFields {
             external_id: self.id,
             prompt_token_ids: ids,
