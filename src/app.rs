@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::engine::EngineHandle;
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -22,12 +23,16 @@ pub struct App {
     pub chat_template: Option<ChatTemplate>,
     /// How answers of chats are taken apart.
     pub chat: ChatSetup,
+    /// Makes what clients want of an output's form into grammars.
+    pub grammars: GrammarCompiler,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
     pub limits: RequestLimits,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
+    /// Notified when an operator asks the server to shut down; it then does as on SIGTERM.
+    pub shutdown: tokio::sync::Notify,
     /// Keys, names, limits of the listeners.
     pub server: ServerConfig,
 }

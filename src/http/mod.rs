@@ -24,6 +24,7 @@ mod responses;
 mod routes;
 mod sampling;
 mod sse;
+mod structured;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokenize;

@@ -10,6 +10,7 @@ use crate::grammar::Constraint;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::prompt::{Truncate, truncation};
+use crate::http::structured::compile;
 use crate::validate::{RequestFields, SamplingFields, generate_request};
 
 /// A chat request, typed but not yet checked against the model.
@@ -26,6 +27,8 @@ pub(crate) struct ChatJob {
     pub(crate) include_reasoning: bool,
     /// What the answer must look like.
     pub(crate) constraint: Option<Constraint>,
+    /// The field that says so, for errors.
+    pub(crate) constraint_param: String,
     pub(crate) sampling: SamplingFields,
     pub(crate) bad_words: Vec<String>,
     pub(crate) priority: i32,
@@ -50,6 +53,7 @@ impl ChatJob {
         let kept = self.kept_special_tokens(chat);
         let Self { mut conversation, mut sampling, bad_words, add_special_tokens, include_reasoning, .. } =
             self;
+        let (constraint, param) = (self.constraint, self.constraint_param);
         chat.complete(&mut conversation, self.tool_choice != ToolChoice::None);
         let truncate = truncation(self.truncate, sampling.max_tokens, &state.app.limits)?;
         let shared = state.clone();
@@ -58,10 +62,14 @@ impl ChatJob {
             let continues = conversation.continue_final_message;
             parser = parser.with_reasoning(&shared.app.chat, &text, continues, include_reasoning);
             let ids = shared.encoder.encode(&text, add_special_tokens, truncate)?;
-            Ok((ids, shared.encoder.bad_words(&bad_words)?, parser))
+            let bad_words = shared.encoder.bad_words(&bad_words)?;
+            let compile = |constraint| compile(&shared.app.grammars, &constraint, &param);
+            let grammar = constraint.map(compile).transpose()?;
+            Ok((ids, bad_words, grammar, parser))
         };
-        let (ids, bad_words, parser) = state.app.text_pool.run(work).await??;
+        let (ids, bad_words, grammar, parser) = state.app.text_pool.run(work).await??;
         sampling.bad_words_token_ids = bad_words;
+        sampling.grammar = grammar;
         sampling.kept_special_tokens = kept;
         let fields = RequestFields {
             external_id: self.id,
