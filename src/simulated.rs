@@ -131,8 +131,10 @@ fn server_config() -> ServerConfig {
         allowed_origins: Vec::new(),
         disable_fastapi_docs: false,
         ui: true,
+        enable_admin: false,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),
+        tls: None,
     }
 }

@@ -3,6 +3,7 @@
 //! This module translates: JSON into [`GenerateRequest`]s, output into JSON or server-sent events, errors
 //! into status codes. It decides nothing about scheduling, and nothing behind it knows of HTTP.
 
+mod admin;
 mod auth;
 mod chat;
 mod completions;

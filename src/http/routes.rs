@@ -6,10 +6,10 @@ use std::sync::Arc;
 use axum::Router;
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
-use super::{HttpState, chat, completions, models, ops, page, tokenize};
+use super::{HttpState, admin, chat, completions, models, ops, page, tokenize};
 use crate::config::ServerConfig;
 
 /// One method of one path.
@@ -40,6 +40,7 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
     ];
+    routes.extend(admin_routes(server.enable_admin));
     if server.ui {
         routes.extend([
             get("/", page::index, page::describe_index),
@@ -50,6 +51,28 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
     }
     if !server.disable_fastapi_docs {
         routes.push(get("/openapi.json", openapi::openapi, openapi::describe));
+    }
+    routes
+}
+
+/// Those that change the server for everybody.
+fn admin_routes(enabled: bool) -> Vec<Route> {
+    let mut routes = vec![
+        post("/pause", admin::pause, admin::describe::pause),
+        post("/resume", admin::resume, admin::describe::resume),
+        get("/is_paused", admin::is_paused, admin::describe::is_paused),
+        post("/sleep", admin::sleep, admin::describe::sleep),
+        post("/wake_up", admin::wake_up, admin::describe::wake_up),
+        get("/is_sleeping", admin::is_sleeping, admin::describe::is_sleeping),
+        post("/reset_prefix_cache", admin::reset_prefix_cache, admin::describe::reset_prefix_cache),
+        post("/abort_requests", admin::abort_requests, admin::describe::abort_requests),
+        get("/server_info", admin::server_info, admin::describe::server_info),
+    ];
+    if !enabled {
+        for route in &mut routes {
+            route.handler = any(admin::forbidden);
+            route.describe = None;
+        }
     }
     routes
 }
