@@ -66,7 +66,7 @@ pub fn router(app: Arc<App>) -> Router {
         responses: Arc::default(),
         app,
     });
-    let mut router = routes::router(&state)
+    let mut router = routes::router(&state.app.server)
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn(catch_panic))

@@ -48,13 +48,13 @@ impl<'a> Operation<'a> {
     }
 
     /// A part of the path.
-    pub(crate) fn path_parameter(&mut self, name: &str, description: &str) -> &mut Self {
-        let parameter = json!({
-            "name": name, "in": "path", "required": true, "description": description,
-            "schema": { "type": "string", "minLength": 1 },
-        });
-        self.json.insert("parameters".into(), json!([parameter]));
-        self
+    pub(crate) fn path_parameter(&mut self, name: &str) -> &mut Self {
+        self.parameter(name, "path", true, json!({ "type": "string", "minLength": 1 }))
+    }
+
+    /// A parameter after the `?`.
+    pub(crate) fn query_parameter(&mut self, name: &str, required: bool, schema: Value) -> &mut Self {
+        self.parameter(name, "query", required, schema)
     }
 
     /// 200 with this as JSON.
@@ -100,6 +100,15 @@ impl<'a> Operation<'a> {
         self.json.insert("tags".into(), json!([tag]));
         self.json.insert("responses".into(), self.responses.into());
         Value::Object(self.json)
+    }
+
+    fn parameter(&mut self, name: &str, place: &str, required: bool, schema: Value) -> &mut Self {
+        let parameter = json!({ "name": name, "in": place, "required": required, "schema": schema });
+        match self.json.entry("parameters").or_insert_with(|| json!([])) {
+            Value::Array(parameters) => parameters.push(parameter),
+            _ => unreachable!("it is made a list here"),
+        }
+        self
     }
 
     fn content(&mut self, status: &str, description: &str, media_type: &str, schema: Value) -> &mut Self {
