@@ -39,6 +39,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message).about("model")
     }
 
+    /// 404 for something that a body names.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
     /// 404 for a path.
     pub(crate) fn no_such_route(path: &str) -> Self {
         let message = format!("Not Found: there is nothing at {}", excerpt(path));
@@ -95,6 +100,11 @@ impl ApiError {
     pub(crate) fn about(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
         self
+    }
+
+    /// What is wrong, and what is allowed.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// The body, also used as a frame of a stream that has begun.

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
@@ -98,11 +99,12 @@ impl Serialize for Top {
 /// `logprobs` of a choice of a chat answer.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct ChatLogprobs {
-    content: Vec<ChatToken>,
+    pub(crate) content: Vec<ChatToken>,
 }
 
-#[derive(Debug, Serialize)]
-struct ChatToken {
+/// One token, its alternatives, and what they are as text.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ChatToken {
     token: String,
     logprob: f32,
     /// UTF-8, exact also where the token is only part of a character.
@@ -110,7 +112,7 @@ struct ChatToken {
     top_logprobs: Vec<ChatTop>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ChatTop {
     token: String,
     logprob: f32,

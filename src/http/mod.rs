@@ -12,6 +12,7 @@ mod fields;
 mod json;
 mod logprobs;
 mod models;
+mod ollama;
 mod ops;
 mod prompt;
 mod reply;
@@ -70,6 +71,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/load", get(ops::load))
         .route("/metrics", get(ops::metrics))
         .merge(admin)
+        .merge(ollama::routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn(catch_panic))

@@ -16,6 +16,8 @@ pub(crate) struct ChatJob {
     /// The client's name for it, with the API's prefix.
     pub(crate) id: String,
     pub(crate) conversation: Conversation,
+    /// The prompt as text, instead of a conversation that a template makes one of.
+    pub(crate) raw_prompt: Option<String>,
     /// What the model may do with the conversation's tools.
     pub(crate) tool_choice: ToolChoice,
     /// Whether reasoning is shown apart; if not, it is left out.
@@ -41,11 +43,14 @@ pub(crate) struct PreparedChat {
 impl ChatJob {
     /// Renders, tokenizes and checks, the expensive parts on the text pool.
     pub(crate) async fn prepare(self, state: &Arc<HttpState>) -> Result<PreparedChat, ApiError> {
-        let Self { conversation, mut sampling, bad_words, add_special_tokens, .. } = self;
+        let Self { conversation, raw_prompt, mut sampling, bad_words, add_special_tokens, .. } = self;
         let truncate = truncation(self.truncate, sampling.max_tokens, &state.app.limits)?;
         let shared = state.clone();
         let work = move || -> Result<_, ApiError> {
-            let text = conversation.render(shared.chat_template()?)?;
+            let text = match raw_prompt {
+                Some(text) => text,
+                None => conversation.render(shared.chat_template()?)?,
+            };
             let ids = shared.encoder.encode(&text, add_special_tokens, truncate)?;
             Ok((ids, shared.encoder.bad_words(&bad_words)?))
         };

@@ -19,7 +19,8 @@ use super::sampling::choose_id;
 use super::sse::{self, Dialect, Source};
 use super::{HttpState, RequestName};
 
-pub(crate) use self::job::ChatJob;
+pub(crate) use self::job::{ChatJob, PreparedChat};
+pub(crate) use self::messages::read_messages;
 pub(crate) use self::request::read_conversation;
 pub(crate) use self::response::collect_chat;
 pub(crate) use self::stream::ChatWriter;

@@ -123,6 +123,7 @@ fn app(settings: Settings) -> Arc<App> {
             root: "pebble".into(),
             created: 1_700_000_000,
             architecture: "LlamaForCausalLM".into(),
+            num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1024,
             max_num_seqs: 32,
