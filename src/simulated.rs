@@ -134,5 +134,6 @@ fn server_config() -> ServerConfig {
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),
+        tls: None,
     }
 }

@@ -58,6 +58,7 @@ impl Default for Settings {
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
+                tls: None,
             },
             failures: SimFailures::default(),
             cost: None,
