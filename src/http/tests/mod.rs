@@ -1,8 +1,10 @@
 //! The whole front end over real sockets: engine and output threads run, only the model is simulated.
 
+mod admin;
 mod chat;
 mod completions;
 mod errors;
+mod ollama;
 mod ops;
 mod streams;
 
