@@ -48,6 +48,8 @@ pub struct ModelInfo {
     pub created: i64,
     /// Name in `architectures` of config.json.
     pub architecture: String,
+    /// Elements of all weights.
+    pub num_parameters: u64,
     /// Tokens in a KV block.
     pub block_size: u32,
     /// KV blocks, the padding block not counted.

@@ -116,6 +116,7 @@ fn model_info(scheduler: &SchedulerConfig) -> ModelInfo {
         root: "simulated".into(),
         created: 0,
         architecture: "none".into(),
+        num_parameters: 0,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
         max_num_seqs: scheduler.max_num_seqs,

@@ -14,6 +14,7 @@ mod fields;
 mod json;
 mod logprobs;
 mod models;
+mod ollama;
 mod openapi;
 mod ops;
 mod page;
@@ -67,6 +68,7 @@ pub fn router(app: Arc<App>) -> Router {
         app,
     });
     let mut router = routes::router(&state.app.server)
+        .merge(ollama::routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn(catch_panic))

@@ -168,6 +168,7 @@ fn app(options: Options) -> App {
             root: "models/pebble".into(),
             created: 0,
             architecture: "LlamaForCausalLM".into(),
+            num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1000,
             max_num_seqs: 32,

@@ -19,6 +19,8 @@ pub(crate) struct ChatJob {
     /// The client's name for it, with the API's prefix.
     pub(crate) id: String,
     pub(crate) conversation: Conversation,
+    /// The prompt as text, instead of a conversation that a template makes one of.
+    pub(crate) raw_prompt: Option<String>,
     /// What the model may do with the conversation's tools.
     pub(crate) tool_choice: ToolChoice,
     /// At most one call is made (`parallel_tool_calls: false`).
@@ -53,12 +55,15 @@ impl ChatJob {
         let kept = self.kept_special_tokens(chat);
         let Self { mut conversation, mut sampling, bad_words, add_special_tokens, include_reasoning, .. } =
             self;
-        let (constraint, param) = (self.constraint, self.constraint_param);
+        let (raw_prompt, constraint, param) = (self.raw_prompt, self.constraint, self.constraint_param);
         chat.complete(&mut conversation, self.tool_choice != ToolChoice::None);
         let truncate = truncation(self.truncate, sampling.max_tokens, &state.app.limits)?;
         let shared = state.clone();
         let work = move || -> Result<_, ApiError> {
-            let text = conversation.render(shared.chat_template()?)?;
+            let text = match raw_prompt {
+                Some(text) => text,
+                None => conversation.render(shared.chat_template()?)?,
+            };
             let continues = conversation.continue_final_message;
             parser = parser.with_reasoning(&shared.app.chat, &text, continues, include_reasoning);
             let ids = shared.encoder.encode(&text, add_special_tokens, truncate)?;

@@ -22,7 +22,8 @@ use super::sse::{self, Dialect, Source};
 use super::structured::Structured;
 use super::{HttpState, RequestName};
 
-pub(crate) use self::job::ChatJob;
+pub(crate) use self::job::{ChatJob, PreparedChat};
+pub(crate) use self::messages::read_messages;
 pub(crate) use self::request::read_conversation;
 pub(crate) use self::response::collect_chat;
 pub(crate) use self::stream::ChatWriter;
