@@ -10,6 +10,7 @@ use quire_scheduler::sim::{SimFailures, SimModel, SimRunner, SimRunnerConfig, St
 use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy};
 
 use crate::app::{App, ModelInfo};
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
@@ -80,6 +81,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 1 << 16),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer)?,
+        chat: ChatSetup::default(),
         tokenizer,
         model,
         limits,

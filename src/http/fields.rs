@@ -147,6 +147,11 @@ impl Fields {
         self.object.values.contains_key(name) || self.object.prompts.iter().any(|(other, _)| *other == name)
     }
 
+    /// Whether anything was wrong so far.
+    pub(crate) fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
     /// Records an error.
     pub(crate) fn wrong(&mut self, name: impl Into<String>, message: impl Into<String>) {
         let path = format!("{}{}", self.prefix, name.into());

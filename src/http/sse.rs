@@ -180,6 +180,7 @@ pub(crate) struct Choice {
     /// Its first chunk has been written.
     pub(crate) started: bool,
     pub(crate) completion_tokens: u64,
+    pub(crate) reasoning_tokens: u64,
     pub(crate) cached_tokens: u64,
     /// Characters of tokens in logprobs so far.
     pub(crate) next_offset: usize,
@@ -215,6 +216,9 @@ impl Frames {
         let choice = &mut self.choices[index];
         let (first, num_tokens) = (index == 0, delta.token_ids.len());
         count(choice, &mut self.usage, first, delta.prompt.as_ref(), num_tokens, &mut delta.finish)?;
+        let reasoning_tokens = u64::from(delta.num_reasoning_tokens);
+        self.usage.reasoning_tokens += reasoning_tokens - choice.reasoning_tokens;
+        choice.reasoning_tokens = reasoning_tokens;
         stream.write(&self.pen, 0, index, choice, delta, out);
         Ok(())
     }
@@ -306,6 +310,7 @@ impl Pen {
                 prompt_tokens: self.reply.prompts[prompt].ids.len() as u64,
                 cached_tokens: choice.cached_tokens,
                 completion_tokens: choice.completion_tokens,
+                reasoning_tokens: choice.reasoning_tokens,
             };
             out.put_slice(b",\"usage\":");
             put_json(out, &usage);

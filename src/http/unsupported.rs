@@ -42,10 +42,9 @@ impl Table {
 }
 
 /// Fields that ask for nothing: names for users, sessions and bills, hints to caches and tiers of a hosted
-/// service, and (`parallel_tool_calls`) a limit on calls that are not made.
+/// service.
 const LABELS: &[&str] = &[
     "metadata",
-    "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
@@ -110,8 +109,8 @@ pub(crate) const fn refused(name: &'static str, unless: Harmless, why: &'static 
 
 const GUIDED: &str = "constrained (structured) output is not built yet";
 pub(crate) const TEXT_ONLY: &str = "this server reads and writes text only";
-const NO_TOOLS: &str = "calling of functions is not built yet";
-const NO_REASONING: &str = "separating reasoning from the answer is not built yet";
+const OLD_TOOLS: &str = "it was replaced by tools and tool_choice, which are supported";
+const NO_BUDGET: &str = "reasoning is not cut short; see max_completion_tokens";
 const OF_COMPLETIONS: &str = "this field belongs to /v1/completions";
 const OF_CHAT: &str = "this field belongs to /v1/chat/completions";
 
@@ -120,15 +119,15 @@ const REFUSED: &[Refused] = &[
     refused("best_of", Harmless::Number(1.0), "only 1 is supported; n gives several choices"),
     refused("chat_template", Harmless::Empty, "templates in requests are not trusted; see --chat-template"),
     refused("ec_transfer_params", Harmless::Empty, "transfer of encoder caches is not built"),
-    refused("function_call", Harmless::Word("none"), NO_TOOLS),
-    refused("functions", Harmless::Empty, NO_TOOLS),
+    refused("function_call", Harmless::Word("none"), OLD_TOOLS),
+    refused("functions", Harmless::Empty, OLD_TOOLS),
     refused("guided_choice", Harmless::Empty, GUIDED),
     refused("guided_decoding_backend", Harmless::Empty, GUIDED),
     refused("guided_grammar", Harmless::Empty, GUIDED),
     refused("guided_json", Harmless::Empty, GUIDED),
     refused("guided_regex", Harmless::Empty, GUIDED),
     refused("guided_whitespace_pattern", Harmless::Empty, GUIDED),
-    refused("include_reasoning", Harmless::Bool(true), NO_REASONING),
+    refused("include_reasoning", Harmless::Bool(true), OF_CHAT),
     refused("kv_transfer_params", Harmless::Empty, "transfer of KV caches is not built yet"),
     refused("length_penalty", Harmless::Number(1.0), "it belongs to beam search, which is not supported"),
     refused("logits_processors", Harmless::Empty, "processors written by clients are not supported"),
@@ -150,7 +149,8 @@ const REFUSED: &[Refused] = &[
     refused("structural_tag", Harmless::Empty, GUIDED),
     refused("structured_outputs", Harmless::Empty, GUIDED),
     refused("suffix", Harmless::Empty, "the model cannot fill in the middle of a text"),
-    refused("thinking_token_budget", Harmless::Number(-1.0), NO_REASONING),
+    refused("thinking_token_budget", Harmless::Number(-1.0), NO_BUDGET),
+    refused("parallel_tool_calls", Harmless::Bool(true), OF_CHAT),
     refused("tool_choice", Harmless::Word("none"), OF_CHAT),
     refused("tools", Harmless::Empty, OF_CHAT),
     refused("top_logprobs", Harmless::Number(0.0), OF_CHAT),

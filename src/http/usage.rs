@@ -11,6 +11,8 @@ pub(crate) struct Usage {
     pub(crate) cached_tokens: u64,
     /// Generated tokens of all choices, final stop tokens included.
     pub(crate) completion_tokens: u64,
+    /// Those of them that were reasoning. Told if there are any.
+    pub(crate) reasoning_tokens: u64,
 }
 
 impl Serialize for Usage {
@@ -19,11 +21,19 @@ impl Serialize for Usage {
         struct Details {
             cached_tokens: u64,
         }
-        let mut usage = serializer.serialize_struct("Usage", 4)?;
+        #[derive(serde::Serialize)]
+        struct CompletionDetails {
+            reasoning_tokens: u64,
+        }
+        let reasoning_tokens = self.reasoning_tokens;
+        let mut usage = serializer.serialize_struct("Usage", 4 + usize::from(reasoning_tokens > 0))?;
         usage.serialize_field("prompt_tokens", &self.prompt_tokens)?;
         usage.serialize_field("total_tokens", &(self.prompt_tokens + self.completion_tokens))?;
         usage.serialize_field("completion_tokens", &self.completion_tokens)?;
         usage.serialize_field("prompt_tokens_details", &Details { cached_tokens: self.cached_tokens })?;
+        if reasoning_tokens > 0 {
+            usage.serialize_field("completion_tokens_details", &CompletionDetails { reasoning_tokens })?;
+        }
         usage.end()
     }
 }
@@ -34,7 +44,7 @@ mod tests {
 
     #[test]
     fn the_total_is_the_sum() {
-        let usage = Usage { prompt_tokens: 5, cached_tokens: 4, completion_tokens: 7 };
+        let usage = Usage { prompt_tokens: 5, cached_tokens: 4, completion_tokens: 7, reasoning_tokens: 0 };
         assert_eq!(
             serde_json::to_string(&usage).unwrap(),
             r#"{"prompt_tokens":5,"total_tokens":12,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":4}}"#

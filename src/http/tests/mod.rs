@@ -23,7 +23,8 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::app::{App, ModelInfo};
-use crate::config::ServerConfig;
+use crate::chat::ChatSetup;
+use crate::config::{ChatConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions};
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
@@ -40,6 +41,7 @@ pub(crate) struct Settings {
     cost: Option<StepCost>,
     max_num_queued_reqs: usize,
     vocab: std::ops::Range<u32>,
+    chat: ChatConfig,
 }
 
 impl Default for Settings {
@@ -65,6 +67,7 @@ impl Default for Settings {
             max_num_queued_reqs: 64,
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
+            chat: ChatConfig::default(),
         }
     }
 }
@@ -118,6 +121,7 @@ fn app(settings: Settings) -> Arc<App> {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
+        chat: ChatSetup::new(settings.chat, tokenizer.chat_template_source(), &tokenizer).unwrap(),
         tokenizer,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
