@@ -280,3 +280,102 @@ impl ReasoningReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    fn read<'a>(name: &str, start: Start, pieces: impl IntoIterator<Item = &'a str>) -> (String, String) {
+        let mut reader = ReasoningReader::new(ReasoningFormat::named(name).unwrap(), start);
+        let (mut reasoning, mut rest) = (String::new(), String::new());
+        for piece in pieces {
+            reader.push(piece, &mut reasoning, &mut rest);
+        }
+        reader.finish(&mut reasoning, &mut rest);
+        (reasoning, rest)
+    }
+
+    #[test]
+    fn every_format_reads_its_example() {
+        for (name, prompt, text) in [
+            ("deepseek_r1", "<｜Assistant｜>", "<think>\nHm.\n</think>\n\nYes."),
+            ("deepseek_r1", "<｜Assistant｜>", "Hm.</think>Yes."),
+            ("deepseek_r1", "<｜Assistant｜><think>\n", "Hm.\n</think>\n\nYes."),
+            ("qwen3", "<|im_start|>assistant\n", "<think>\nHm.\n</think>\n\nYes."),
+            ("qwen3", "<|im_start|>assistant\n<think>\n", "Hm.\n</think>\n\nYes."),
+            ("minimax_m2", "<think>\n", "Hm.\n</think>\n\nYes."),
+            ("kimi_k2", "<|im_middle|>", "<think>Hm.</think>Yes."),
+            ("mistral", "[/INST]", "[THINK]Hm.[/THINK]Yes."),
+            ("seed_oss", "assistant\n", "<seed:think>Hm.</seed:think>Yes."),
+            ("granite", "assistant", "Here is my thought process: Hm. Here is my response: Yes."),
+            ("granite", "assistant", "Here's my thought process:\nHm.\n\nHere's my response:\nYes."),
+        ] {
+            let start = ReasoningFormat::named(name).unwrap().start_after(prompt, false);
+            assert_eq!(read(name, start, [text]), ("Hm.".into(), "Yes.".into()), "{name}: {prompt}{text}");
+        }
+    }
+
+    #[test]
+    fn without_thoughts_everything_is_the_answer() {
+        for (name, prompt, continues) in [
+            ("qwen3", "<|im_start|>assistant\n", false),
+            ("qwen3", "<|im_start|>assistant\n<think>\n\n</think>\n\n", false),
+            ("deepseek_r1", "<｜Assistant｜></think>", false),
+            ("deepseek_r1", "<｜Assistant｜>It is", true),
+            ("granite", "assistant", false),
+        ] {
+            let start = ReasoningFormat::named(name).unwrap().start_after(prompt, continues);
+            let text = "\n Yes, <think> is a tag. ";
+            assert_eq!(read(name, start, [text]), (String::new(), text.into()), "{name}: {prompt}");
+        }
+    }
+
+    #[test]
+    fn thoughts_that_do_not_end_are_thoughts() {
+        assert_eq!(
+            read("deepseek_r1", Start::InsideOrMarker, ["Hm, </thin "]),
+            ("Hm, </thin ".into(), "".into())
+        );
+        assert_eq!(read("qwen3", Start::Marker, ["<think>Hm. \n<"]), ("Hm. \n<".into(), "".into()));
+        let (hm, rest) = read("kimi_k2", Start::Inside, ["Hm.<|tool_calls_section_begin|>x"]);
+        assert_eq!((&*hm, &*rest), ("Hm.", "<|tool_calls_section_begin|>x"));
+    }
+
+    #[test]
+    fn the_stream_reads_what_the_whole_reads() {
+        let parts = [
+            "<think>",
+            "</think>",
+            " ",
+            "\n",
+            "Hm",
+            "<",
+            "think>",
+            "[THINK]",
+            "[/THINK]",
+            "Here is my response:",
+            "é",
+            "Here is",
+        ];
+        for seed in 0..2000 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let text: String =
+                (0..rng.random_range(0..9)).map(|_| parts[rng.random_range(0..parts.len())]).collect();
+            let names = ReasoningFormat::names();
+            let name = names[rng.random_range(0..names.len())];
+            let starts = [Start::Inside, Start::InsideOrMarker, Start::Marker, Start::Outside];
+            let start = starts[rng.random_range(0..4)];
+            let whole = read(name, start, [&*text]);
+            let by_char = text.char_indices().map(|(at, c)| &text[at..at + c.len_utf8()]);
+            assert_eq!(read(name, start, by_char), whole, "seed {seed}, {name} {start:?}: {text:?}");
+            let num_visible = |text: &str| text.chars().filter(|c| !c.is_whitespace()).count();
+            let format = ReasoningFormat::named(name).unwrap();
+            let kept = num_visible(&whole.0) + num_visible(&whole.1);
+            let most = format.markers().map(num_visible).max().unwrap();
+            assert!(kept + 2 * most >= num_visible(&text), "seed {seed}, {name}: {text:?}: {whole:?}");
+        }
+    }
+}
