@@ -92,12 +92,17 @@ impl Scheduler {
     fn apply(&mut self, plan: &SchedulerOutput, results: &ModelRunnerOutput, out: &mut StepOutputs) {
         let mut sampled = results.sampled.iter().copied();
         let mut logprobs = results.logprobs.as_slice();
+        let mut forced_rows = results.forced_rows.iter().peekable();
         for at in 0..plan.rows.len() {
             let row = self.in_flight[0].rows[at];
             let token = if row.samples { sampled.next() } else { None };
             let num_logprobs = logprobs.iter().take_while(|entry| entry.row == at as u32).count();
             let (of_row, rest) = logprobs.split_at(num_logprobs);
             logprobs = rest;
+            let forced = match forced_rows.next_if(|(of, _)| *of == at as u32) {
+                Some((_, range)) => &results.forced[range.start as usize..range.end as usize],
+                None => &[],
+            };
             if !self.requests.is_live(row.index, row.id) {
                 continue;
             }
@@ -113,9 +118,8 @@ impl Scheduler {
             if let Some(token) = token {
                 // Also if the request was preempted meanwhile: the token is as good as any.
                 state.num_placeholders -= 1;
-                state.outputs.push(token);
-                out.tokens.push(token);
-                finish = state.check_stop();
+                let forced = forced.iter().copied();
+                finish = state.take_tokens(std::iter::once(token).chain(forced), &mut out.tokens);
             }
             let tokens = tokens_from..out.tokens.len() as u32;
             let first_scheduled = state.first_scheduled.take();
@@ -149,7 +153,19 @@ impl Scheduler {
 fn shape_error(plan: &SchedulerOutput, results: &ModelRunnerOutput) -> Option<String> {
     let expected = plan.rows.iter().filter(|row| row.samples).count();
     let got = results.sampled.len();
-    (got != expected).then(|| format!("the runner gave {got} tokens for {expected} rows that sample"))
+    if got != expected {
+        return Some(format!("the runner gave {got} tokens for {expected} rows that sample"));
+    }
+    let mut next_row = 0;
+    for (at, range) in &results.forced_rows {
+        let samples = plan.rows.get(*at as usize).is_some_and(|row| row.samples);
+        let held = range.start <= range.end && range.end as usize <= results.forced.len();
+        if *at < next_row || !samples || !held {
+            return Some(format!("the runner forced tokens {range:?} on row {at}"));
+        }
+        next_row = at + 1;
+    }
+    None
 }
 
 /// Passes on the log-probabilities of one row, but for those of prompt positions that were told before a
