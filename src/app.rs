@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::engine::EngineHandle;
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -22,6 +23,8 @@ pub struct App {
     pub chat_template: Option<ChatTemplate>,
     /// How answers of chats are taken apart.
     pub chat: ChatSetup,
+    /// Makes what clients want of an output's form into grammars.
+    pub grammars: GrammarCompiler,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.

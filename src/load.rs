@@ -19,6 +19,7 @@ use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerCo
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -140,6 +141,7 @@ impl Loaded {
         let app = App {
             engine: self.engine.handle().clone(),
             text_pool: TextPool::new(num_threads, MAX_QUEUED_TEXT_JOBS),
+            grammars: GrammarCompiler::new(&self.tokenizer, &self.limits),
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
             chat: self.chat,

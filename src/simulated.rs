@@ -14,6 +14,7 @@ use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::load::LoadError;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
@@ -82,6 +83,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         text_pool: TextPool::new(1, 1 << 16),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer)?,
         chat: ChatSetup::default(),
+        grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         model,
         limits,

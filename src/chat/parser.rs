@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use quire_scheduler::TokenId;
+use quire_scheduler::{Grammar, TokenId};
 
 use super::delta::ChatDelta;
 use super::reasoning::{ReasoningFormat, ReasoningReader, Start};
 use super::setup::ChatSetup;
 use super::tools::{Tool, ToolFormat, ToolReader};
+use crate::grammar::after_text;
+use crate::text::Tokenizer;
 
 /// What the request says of its tools.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -74,6 +76,18 @@ impl ChatParser {
     ) -> Self {
         self.calls = Some(CallParser { format, tools, only_first });
         self
+    }
+
+    /// `grammar` for the answer proper: it leaves the thoughts before it free.
+    pub(crate) fn after_reasoning(&self, grammar: Grammar, tokenizer: &Tokenizer) -> Grammar {
+        let Some(thoughts) = &self.thoughts else { return grammar };
+        let Some(end) = thoughts.format.ends().last() else { return grammar };
+        match (thoughts.start, thoughts.ends.0) {
+            (Start::Inside | Start::InsideOrMarker, _) => after_text(&grammar, end, None, tokenizer),
+            (Start::Marker, Some(begin)) => after_text(&grammar, end, Some(begin), tokenizer),
+            // A marker of several tokens would have to be allowed letter by letter.
+            (Start::Marker, None) | (Start::Outside, _) => grammar,
+        }
     }
 
     pub(super) fn start(&self) -> Reading {

@@ -11,9 +11,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
-use quire_scheduler::{
-    ModelRunner, RunnerError, Scheduler, SchedulerOutput, StepOutputs, StepTicket,
-};
+use quire_scheduler::{ModelRunner, RunnerError, Scheduler, SchedulerOutput, StepOutputs, StepTicket};
 
 use super::handle::{Abort, Admission, Command, EngineHandle, ExternalIds};
 use super::output::{Ledger, OutputMessage, OutputThread, Sequences};

@@ -8,6 +8,7 @@ mod control;
 mod health;
 mod inference;
 mod status;
+mod structured;
 #[cfg(test)]
 mod tests;
 mod translate;

@@ -202,7 +202,8 @@ async fn stand_still(state: &HttpState, mode: PauseMode) -> Result<(), ApiError>
     if state.app.engine.pause(mode).await {
         return Ok(());
     }
-    let message = "the pause ended before the engine stood still: it was resumed, or the server is shutting down";
+    let message =
+        "the pause ended before the engine stood still: it was resumed, or the server is shutting down";
     Err(ApiError::conflict(message))
 }
 
@@ -216,8 +217,7 @@ fn pause_mode(parameters: &[(String, String)]) -> Result<PauseMode, ApiError> {
         Some("wait") => Ok(PauseMode::Wait),
         Some("keep") => Ok(PauseMode::Keep),
         Some(other) => {
-            let message =
-                format!("mode must be \"abort\", \"wait\" or \"keep\", got {:?}", excerpt(other));
+            let message = format!("mode must be \"abort\", \"wait\" or \"keep\", got {:?}", excerpt(other));
             Err(ApiError::bad_param("mode", message))
         }
     }

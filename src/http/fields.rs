@@ -157,6 +157,11 @@ impl Fields {
         self.errors.push(FieldError { path, message: message.into() });
     }
 
+    /// Whether there are errors already.
+    pub(crate) fn is_wrong(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
     /// Records that a field is missing, unless it was there and wrong.
     pub(crate) fn missing(&mut self, name: &str) {
         if !self.errors.iter().any(|error| error.path.starts_with(name)) {

@@ -17,6 +17,7 @@ mod prompt;
 mod reply;
 mod sampling;
 mod sse;
+mod structured;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokenize;

@@ -64,7 +64,11 @@ async fn template_arguments_cannot_take_over() {
         assert_eq!(answer.status, status, "{kwargs}: {}", answer.text());
     }
     let template = json!({"messages": [{"role": "user", "content": "Hi"}], "chat_template": "{{ 7 * 7 }}"});
-    assert_eq!(http::post(server.http, CHAT, &template).await.status, 400, "templates come from the operator");
+    assert_eq!(
+        http::post(server.http, CHAT, &template).await.status,
+        400,
+        "templates come from the operator"
+    );
     assert_serves(&server).await;
 }
 
@@ -73,7 +77,8 @@ async fn template_arguments_cannot_take_over() {
 #[tokio::test]
 async fn a_long_word_holds_up_nobody() {
     let server = Server::shared(&[]);
-    for word in ["a".repeat(1 << 20), " ".repeat(1 << 20), "ab1!é".repeat(1 << 17), "\u{301}".repeat(1 << 18)] {
+    for word in ["a".repeat(1 << 20), " ".repeat(1 << 20), "ab1!é".repeat(1 << 17), "\u{301}".repeat(1 << 18)]
+    {
         let body = json!({"prompt": word, "max_tokens": 1, "truncate_prompt_tokens": 16});
         let bomb = http::post(server.http, COMPLETIONS, &body);
         let others = async {
@@ -148,7 +153,8 @@ async fn the_host_header_opens_nothing() {
 async fn a_salt_keeps_prompts_from_strangers() {
     let server = Server::start(&[]);
     let cached = async |salt: Value| {
-        let prompt = "The secret of the old lighthouse is kept by a fox who lives under the third stair. ".repeat(3);
+        let prompt =
+            "The secret of the old lighthouse is kept by a fox who lives under the third stair. ".repeat(3);
         let body = json!({"prompt": prompt, "max_tokens": 1, "cache_salt": salt});
         let answer = http::post(server.http, COMPLETIONS, &body).await.ok();
         answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0)

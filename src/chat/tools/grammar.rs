@@ -15,14 +15,14 @@ pub(crate) fn writable(format: Option<&'static ToolFormat>, tokenizer: &Tokenize
     format.filter(|format| writes(format, tokenizer).is_some()).unwrap_or(&JSON_LIST)
 }
 
-/// A grammar of calls to `tools`, at least one; `single` = exactly one. `format` is [`writable`].
+/// The rule `calls`, of calls to `tools`, at least one; `single` = exactly one. `format` is [`writable`].
 pub(crate) fn grammar(format: &ToolFormat, tools: &[Tool], single: bool, tokenizer: &Tokenizer) -> String {
     let Some(writes) = writes(format, tokenizer) else { unreachable!("asked for a writable format") };
     let literal = |text: &str| lark(text, tokenizer);
     let (first, last) = (literal(writes.first), literal(writes.last));
     let more = if single { String::new() } else { format!("({} call)*", literal(writes.between)) };
     let names: Vec<_> = (0..tools.len()).map(|index| format!("call{index}")).collect();
-    let mut text = format!("start: {first} call {more} {last}\ncall: {}\n", names.join(" | "));
+    let mut text = format!("calls: {first} call {more} {last}\ncall: {}\n", names.join(" | "));
     for (index, tool) in tools.iter().enumerate() {
         let [before, middle, after] = writes.call;
         let head = literal(&format!("{before}{}", tool.name));

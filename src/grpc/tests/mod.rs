@@ -25,6 +25,7 @@ use crate::app::{App, ModelInfo as AppModel};
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
 use crate::metrics::Metrics;
 use crate::text::{TextPool, Tokenizer};
@@ -158,6 +159,7 @@ fn app(options: Options) -> App {
     App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 16),
+        grammars: GrammarCompiler::new(&tokenizer, &limits()),
         tokenizer,
         chat_template: None,
         chat: ChatSetup::default(),

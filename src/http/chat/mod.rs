@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`: a conversation in, the next message out.
 
+mod calling;
 mod job;
 mod messages;
 mod request;
@@ -18,6 +19,7 @@ use super::logprobs::TokenNames;
 use super::reply::{Reply, ReplyPrompt, now};
 use super::sampling::choose_id;
 use super::sse::{self, Dialect, Source};
+use super::structured::Structured;
 use super::{HttpState, RequestName};
 
 pub(crate) use self::job::ChatJob;
@@ -42,6 +44,7 @@ pub(crate) async fn chat_completions(
     let echo = common.echo.then(|| conversation.echo(&role)).flatten();
     let wants_logprobs = common.sampling.logprobs.is_some();
     let wants_prompt_logprobs = common.sampling.prompt_logprobs.is_some();
+    let (constraint, constraint_param) = common.structured.map(Structured::into_parts).unzip();
     let job = ChatJob {
         id: id.clone(),
         conversation,
@@ -50,6 +53,8 @@ pub(crate) async fn chat_completions(
         include_reasoning,
         sampling: common.sampling,
         bad_words: common.bad_words,
+        constraint,
+        constraint_param: constraint_param.unwrap_or_default(),
         priority: common.priority,
         cache_salt: common.cache_salt,
         truncate: common.truncate,

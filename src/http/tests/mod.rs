@@ -26,6 +26,7 @@ use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
 use crate::config::{ChatConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -117,11 +118,19 @@ fn app(settings: Settings) -> Arc<App> {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
     };
     let Ok(engine) = Engine::start(options, build);
+    let limits = RequestLimits {
+        max_model_len: MAX_MODEL_LEN,
+        vocab_size: VOCAB_SIZE,
+        max_logprobs: Some(20),
+        eos_token_ids: Arc::new([EOS]),
+        defaults: SamplingDefaults::default(),
+    };
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
         chat: ChatSetup::new(settings.chat, tokenizer.chat_template_source(), &tokenizer).unwrap(),
+        grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
@@ -134,13 +143,7 @@ fn app(settings: Settings) -> Arc<App> {
             max_num_batched_tokens: 256,
             enable_prefix_caching: true,
         },
-        limits: RequestLimits {
-            max_model_len: MAX_MODEL_LEN,
-            vocab_size: VOCAB_SIZE,
-            max_logprobs: Some(20),
-            eos_token_ids: Arc::new([EOS]),
-            defaults: SamplingDefaults::default(),
-        },
+        limits,
         metrics,
         server: settings.server,
     })
