@@ -50,6 +50,31 @@ struct CallParser {
 }
 
 impl ChatParser {
+    /// Reads answers in the formats of these names, whatever the request; `None` if there is no such format.
+    /// The answer begins where answers in that format usually do.
+    pub fn named(tool_call_parser: Option<&str>, reasoning_parser: Option<&str>) -> Option<Self> {
+        let mut parser = Self::default();
+        if let Some(name) = reasoning_parser {
+            let format = ReasoningFormat::named(name)?;
+            let start = format.start_after("", false);
+            parser.thoughts = Some(Thoughts { format, start, shown: true, ends: (None, None) });
+        }
+        match tool_call_parser {
+            Some(name) => Some(parser.with_tools(ToolFormat::named(name)?, [].into(), false)),
+            None => Some(parser),
+        }
+    }
+
+    /// The names for `--tool-call-parser`, sorted.
+    pub fn tool_call_parsers() -> Vec<&'static str> {
+        ToolFormat::names()
+    }
+
+    /// The names for `--reasoning-parser`, sorted.
+    pub fn reasoning_parsers() -> Vec<&'static str> {
+        ReasoningFormat::names()
+    }
+
     /// Answers to `prompt` have thoughts in them. `continues` = the prompt ends within the message.
     pub(crate) fn with_reasoning(
         mut self,
@@ -90,7 +115,8 @@ impl ChatParser {
         }
     }
 
-    pub(super) fn start(&self) -> Reading {
+    /// At the beginning of an answer.
+    pub fn start(&self) -> Reading {
         let thoughts = self.thoughts.clone().map(|thoughts| {
             let reader = ReasoningReader::new(thoughts.format, thoughts.start);
             ThoughtReading { inside: reader.is_inside(), reader, thoughts, num_tokens: 0 }
@@ -105,7 +131,7 @@ impl ChatParser {
 
 /// The state of reading one answer.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Reading {
+pub struct Reading {
     thoughts: Option<ThoughtReading>,
     calls: Option<ToolReader>,
     /// Between the two; empty between two pushes.
@@ -124,7 +150,7 @@ struct ThoughtReading {
 impl Reading {
     /// Takes `text` in and puts what it means into `delta`, whose tokens are there already. `last` = nothing
     /// follows.
-    pub(super) fn push(&mut self, text: &mut String, last: bool, delta: &mut ChatDelta) {
+    pub fn push(&mut self, text: &mut String, last: bool, delta: &mut ChatDelta) {
         if let Some(thoughts) = &mut self.thoughts {
             thoughts.push(text, last, delta, &mut self.rest);
         } else {
