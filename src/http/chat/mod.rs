@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`: a conversation in, the next message out.
 
+mod calling;
 mod job;
 mod messages;
 mod request;

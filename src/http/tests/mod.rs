@@ -9,6 +9,7 @@ mod openapi;
 mod ops;
 mod page;
 mod streams;
+mod tools;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -48,6 +49,8 @@ pub(crate) struct Settings {
     max_num_queued_reqs: usize,
     vocab: std::ops::Range<u32>,
     chat: ChatConfig,
+    /// Instead of the model's.
+    chat_template: Option<String>,
 }
 
 impl Default for Settings {
@@ -76,6 +79,7 @@ impl Default for Settings {
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
             chat: ChatConfig::default(),
+            chat_template: None,
         }
     }
 }
@@ -125,6 +129,7 @@ fn app(settings: Settings) -> Arc<App> {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
     };
     let Ok(engine) = Engine::start(options, build);
+    let template = settings.chat_template.unwrap_or_else(|| tokenizer.chat_template_source().unwrap().into());
     let limits = RequestLimits {
         max_model_len: MAX_MODEL_LEN,
         vocab_size: VOCAB_SIZE,
@@ -135,8 +140,8 @@ fn app(settings: Settings) -> Arc<App> {
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
-        chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
-        chat: ChatSetup::new(settings.chat, tokenizer.chat_template_source(), &tokenizer).unwrap(),
+        chat_template: Some(ChatTemplate::new(&template, tokenizer.special_tokens()).unwrap()),
+        chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         model: ModelInfo {
