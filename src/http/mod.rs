@@ -10,6 +10,7 @@ mod completions;
 mod error;
 mod fields;
 mod json;
+mod load_report;
 mod logprobs;
 mod models;
 mod ops;
@@ -73,6 +74,7 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(admin)
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(state.clone(), load_report::report))
         .layer(from_fn(catch_panic))
         .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(from_fn_with_state(state.clone(), count));

@@ -27,7 +27,7 @@ use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -36,7 +36,6 @@ const EOS: u32 = 2;
 
 /// What a test may want to be different.
 pub(crate) struct Settings {
-    shutdown: tokio::sync::Notify::new(),
     server: ServerConfig,
     failures: SimFailures,
     cost: Option<StepCost>,
@@ -91,6 +90,7 @@ fn app(settings: Settings) -> Arc<App> {
         max_num_queued_reqs: settings.max_num_queued_reqs,
         seed: 0,
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 7, vocab: settings.vocab },
@@ -142,6 +142,9 @@ fn app(settings: Settings) -> Arc<App> {
         },
         limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
+        shutdown: tokio::sync::Notify::new(),
         server: settings.server,
     })
 }
