@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 /// Shared by HTTP and gRPC behind an `Arc`.
@@ -31,6 +31,10 @@ pub struct App {
     pub limits: RequestLimits,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
+    /// What clients need to tokenise for themselves.
+    pub tokenizer_files: TokenizerFiles,
+    /// What happens in the prefix cache; `None` = nobody was to know.
+    pub kv_events: Option<Arc<KvEvents>>,
     /// Notified when an operator asks the server to shut down; it then does as on SIGTERM.
     pub shutdown: tokio::sync::Notify,
     /// Keys, names, limits of the listeners.

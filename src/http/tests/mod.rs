@@ -33,7 +33,7 @@ use crate::config::{ChatConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -42,7 +42,6 @@ const EOS: u32 = 2;
 
 /// What a test may want to be different.
 pub(crate) struct Settings {
-    shutdown: tokio::sync::Notify::new(),
     server: ServerConfig,
     failures: SimFailures,
     cost: Option<StepCost>,
@@ -104,6 +103,7 @@ fn app(settings: Settings) -> Arc<App> {
         max_num_queued_reqs: settings.max_num_queued_reqs,
         seed: 0,
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 7, vocab: settings.vocab },
@@ -158,6 +158,9 @@ fn app(settings: Settings) -> Arc<App> {
         },
         limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
+        shutdown: tokio::sync::Notify::new(),
         server: settings.server,
     })
 }
