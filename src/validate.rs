@@ -100,6 +100,8 @@ pub struct SamplingFields {
     pub logprobs_param: &'static str,
     pub prompt_logprobs: Option<i64>,
     pub skip_special_tokens: Option<bool>,
+    /// Special tokens that stay in the text all the same.
+    pub kept_special_tokens: Arc<[TokenId]>,
     pub spaces_between_special_tokens: Option<bool>,
     pub detokenize: Option<bool>,
 }
@@ -190,6 +192,7 @@ fn text_options(f: &SamplingFields) -> Result<TextOptions, ParamError> {
         stop: f.stop.clone(),
         include_stop_str_in_output: f.include_stop_str_in_output,
         skip_special_tokens: f.skip_special_tokens.unwrap_or(true),
+        kept_special_tokens: f.kept_special_tokens.clone(),
         spaces_between_special_tokens: f.spaces_between_special_tokens.unwrap_or(true),
     })
 }

@@ -61,6 +61,16 @@ impl ApiError {
         Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplementedError", message)
     }
 
+    /// 404 for a response that is not in the store (any more).
+    pub(crate) fn no_such_response(id: &str) -> Self {
+        Self::not_found(format!("Response with id '{}' not found.", excerpt(id)))
+    }
+
+    /// 404 for something that a request refers to.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
     /// 405.
     pub(crate) fn method_not_allowed() -> Self {
         Self::new(
@@ -107,6 +117,16 @@ impl ApiError {
             code: self.status.as_u16(),
         };
         serde_json::to_string(&ErrorBody { error }).expect("strings and numbers serialise")
+    }
+
+    /// The status to answer with.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What is wrong, for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
@@ -165,6 +185,7 @@ impl From<TextError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, self.to_json()).into_response();
+        response.extensions_mut().insert(ErrorMessage(self.message));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
@@ -173,6 +194,10 @@ impl IntoResponse for ApiError {
         response
     }
 }
+
+/// Goes with an error's response, for those who say it in another API's shape.
+#[derive(Debug, Clone)]
+pub(crate) struct ErrorMessage(pub(crate) String);
 
 /// What a client sent, short enough to be sent back in a message.
 pub(crate) fn excerpt(text: &str) -> String {

@@ -20,6 +20,7 @@ use super::HttpState;
 use super::error::{ApiError, excerpt};
 use super::json::{self, Object, Prompt, kind};
 use super::openapi::Recorder;
+use super::part::Wrong;
 use super::unsupported;
 use crate::app::App;
 
@@ -175,10 +176,20 @@ impl Fields {
         self.object.values.contains_key(name) || self.object.prompts.iter().any(|(other, _)| *other == name)
     }
 
+    /// Whether anything was wrong so far.
+    pub(crate) fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
     /// Records an error.
     pub(crate) fn wrong(&mut self, name: impl Into<String>, message: impl Into<String>) {
         let path = format!("{}{}", self.prefix, name.into());
         self.errors.push(FieldError { path, message: message.into() });
+    }
+
+    /// Records what is wrong deep in a field.
+    pub(crate) fn wrong_part(&mut self, Wrong { at, message }: Wrong) {
+        self.wrong(at, message);
     }
 
     /// Records that a field is missing, unless it was there and wrong.
@@ -207,6 +218,11 @@ impl Fields {
 
     /// To be called when all has been read: the errors, else a refusal of what is not supported.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
+        self.finish_by(&unsupported::OPENAI)
+    }
+
+    /// [`finish`](Self::finish) for an API that knows other fields.
+    pub(crate) fn finish_by(self, known: &unsupported::Table) -> Result<(), ApiError> {
         if let Some(first) = self.errors.first() {
             let number = self.errors.len();
             let listed = self.errors.iter().take(MAX_LISTED);
@@ -216,10 +232,10 @@ impl Fields {
             return Err(ApiError::bad_body(message).about(&first.path));
         }
         for (name, value) in &self.object.values {
-            if let Some(why) = unsupported::refusal(name, value) {
+            if let Some(why) = known.refusal(name, value) {
                 return Err(ApiError::bad_param(name, format!("{name} is not supported: {why}")));
             }
-            if !unsupported::is_label(name) {
+            if !known.is_label(name) {
                 tracing::debug!(field = excerpt(name), "unknown field in a request");
             }
         }

@@ -114,11 +114,12 @@ impl Serialize for Top {
 /// `logprobs` of a choice of a chat answer.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 pub(crate) struct ChatLogprobs {
-    content: Vec<ChatToken>,
+    pub(crate) content: Vec<ChatToken>,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
-struct ChatToken {
+/// One token of a chat answer.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub(crate) struct ChatToken {
     token: String,
     logprob: f32,
     /// UTF-8, exact also where the token is only part of a character.
@@ -126,7 +127,7 @@ struct ChatToken {
     top_logprobs: Vec<ChatTop>,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 struct ChatTop {
     token: String,
     logprob: f32,

@@ -4,10 +4,12 @@
 //! into status codes. It decides nothing about scheduling, and nothing behind it knows of HTTP.
 
 mod admin;
+mod anthropic;
 mod auth;
 mod chat;
 mod completions;
 mod error;
+mod events;
 mod fields;
 mod json;
 mod logprobs;
@@ -15,8 +17,10 @@ mod models;
 mod openapi;
 mod ops;
 mod page;
+mod part;
 mod prompt;
 mod reply;
+mod responses;
 mod routes;
 mod sampling;
 mod sse;
@@ -44,6 +48,7 @@ use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use self::error::ApiError;
 use self::prompt::Encoder;
+use self::responses::ResponseStore;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
 use crate::engine::{GenerateRequest, OutputStream, SubmitError};
@@ -57,6 +62,7 @@ pub fn router(app: Arc<App>) -> Router {
         api_keys: ApiKeys::new(&app.server.api_keys),
         encoder: Encoder::new(app.tokenizer.clone(), &app.limits),
         openapi: OnceLock::new(),
+        responses: Arc::default(),
         app,
     });
     let mut router = routes::router(&state.app.server)
@@ -64,6 +70,7 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn(catch_panic))
         .layer(from_fn_with_state(state.clone(), auth::check))
+        .layer(from_fn(anthropic::shape_errors))
         .layer(from_fn_with_state(state.clone(), count));
     if state.app.server.enable_request_id_headers {
         router = router.layer(from_fn(echo_request_id));
@@ -82,6 +89,7 @@ pub(crate) struct HttpState {
     pub(crate) encoder: Encoder,
     /// `/openapi.json`, once somebody has asked for it.
     pub(crate) openapi: OnceLock<Bytes>,
+    pub(crate) responses: Arc<ResponseStore>,
 }
 
 impl HttpState {

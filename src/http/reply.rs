@@ -101,6 +101,7 @@ pub(crate) fn usage(reply: &Reply, prompts: &[Vec<Generated>]) -> Usage {
         prompt_tokens: reply.prompt_tokens(),
         cached_tokens: prompts.iter().map(cached).sum(),
         completion_tokens: prompts.iter().flatten().map(|one| one.token_ids.len() as u64).sum(),
+        reasoning_tokens: 0,
     }
 }
 

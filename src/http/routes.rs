@@ -9,7 +9,7 @@ use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
-use super::{HttpState, admin, chat, completions, models, ops, page, tokenize};
+use super::{HttpState, admin, anthropic, chat, completions, models, ops, page, responses, tokenize};
 use crate::config::ServerConfig;
 
 /// One method of one path.
@@ -28,6 +28,13 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
     let mut routes = vec![
         post("/v1/completions", completions::completions, completions::describe),
         post("/v1/chat/completions", chat::chat_completions, chat::describe),
+        post("/v1/responses", responses::create, responses::describe::create),
+        get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
+        delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
+        post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
+        get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
+        post("/v1/messages", anthropic::messages, anthropic::describe_messages),
+        post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
@@ -87,8 +94,7 @@ fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(
     handler: H,
     describe: Describe,
 ) -> Route {
-    let handler = on(MethodFilter::GET, handler);
-    Route { method: Method::GET, path, handler, describe: Some(describe) }
+    Route { method: Method::GET, path, handler: on(MethodFilter::GET, handler), describe: Some(describe) }
 }
 
 fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
@@ -96,6 +102,18 @@ fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
     handler: H,
     describe: Describe,
 ) -> Route {
-    let handler = on(MethodFilter::POST, handler);
-    Route { method: Method::POST, path, handler, describe: Some(describe) }
+    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: Some(describe) }
+}
+
+fn delete<H: Handler<T, Arc<HttpState>>, T: 'static>(
+    path: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route {
+    Route {
+        method: Method::DELETE,
+        path,
+        handler: on(MethodFilter::DELETE, handler),
+        describe: Some(describe),
+    }
 }

@@ -67,7 +67,12 @@ pub(crate) fn choose_id(
     header: Option<&str>,
     field: Option<String>,
 ) -> Result<String, ApiError> {
-    let base = match (header, field) {
+    Ok(format!("{prefix}-{}", choose_base(header, field)?))
+}
+
+/// The part of an id that the client may choose.
+pub(crate) fn choose_base(header: Option<&str>, field: Option<String>) -> Result<String, ApiError> {
+    Ok(match (header, field) {
         (Some(header), _) if header.chars().count() > MAX_REQUEST_ID_CHARS => {
             let message = format!("X-Request-Id has at most {MAX_REQUEST_ID_CHARS} characters");
             return Err(ApiError::bad_param("X-Request-Id", message));
@@ -75,8 +80,7 @@ pub(crate) fn choose_id(
         (Some(header), _) if !header.is_empty() => header.to_owned(),
         (_, Some(field)) => field,
         _ => uuid::Uuid::new_v4().simple().to_string(),
-    };
-    Ok(format!("{prefix}-{base}"))
+    })
 }
 
 fn sampling(fields: &mut Fields) -> SamplingFields {
@@ -107,9 +111,9 @@ fn sampling(fields: &mut Fields) -> SamplingFields {
     }
 }
 
-/// What is known of the fields beyond their types, for `/openapi.json`. The rest, such as that `min_tokens` is
-/// at most `max_tokens`, is in no schema.
-fn describe(fields: &Fields) {
+/// What is known of those of these fields that were read, beyond their types, for `/openapi.json`. The rest, such
+/// as that `min_tokens` is at most `max_tokens`, is in no schema.
+pub(crate) fn describe(fields: &Fields) {
     let range = |name, min: Value, max: Value| {
         fields.describe(name, |_| json!({ "minimum": min, "maximum": max }));
     };
@@ -170,7 +174,7 @@ fn stream_options(fields: &mut Fields, stream: bool) -> (bool, bool) {
     (include_usage, continuous_usage)
 }
 
-fn logit_bias(fields: &mut Fields) -> Vec<(i64, f64)> {
+pub(crate) fn logit_bias(fields: &mut Fields) -> Vec<(i64, f64)> {
     let mut biases = Vec::new();
     for (key, value) in fields.map("logit_bias").unwrap_or_default() {
         match (key.parse(), value.as_f64()) {
@@ -188,7 +192,7 @@ fn logit_bias(fields: &mut Fields) -> Vec<(i64, f64)> {
     biases
 }
 
-fn request_id(fields: &mut Fields) -> Option<String> {
+pub(crate) fn request_id(fields: &mut Fields) -> Option<String> {
     let id = fields.string("request_id")?;
     if id.is_empty() || id.chars().count() > MAX_REQUEST_ID_CHARS {
         fields.wrong("request_id", format!("must have 1 to {MAX_REQUEST_ID_CHARS} characters"));
@@ -197,7 +201,7 @@ fn request_id(fields: &mut Fields) -> Option<String> {
     Some(id)
 }
 
-fn priority(fields: &mut Fields) -> i32 {
+pub(crate) fn priority(fields: &mut Fields) -> i32 {
     let priority = fields.int("priority").unwrap_or(0);
     i32::try_from(priority).unwrap_or_else(|_| {
         fields.wrong("priority", format!("must fit in 32 bits, got {priority}"));

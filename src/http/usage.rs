@@ -14,6 +14,8 @@ pub(crate) struct Usage {
     pub(crate) cached_tokens: u64,
     /// Generated tokens of all choices, final stop tokens included.
     pub(crate) completion_tokens: u64,
+    /// Those of them that were reasoning. Told if there are any.
+    pub(crate) reasoning_tokens: u64,
 }
 
 /// As it is on the wire.
@@ -24,6 +26,13 @@ struct UsageJson {
     total_tokens: u64,
     completion_tokens: u64,
     prompt_tokens_details: PromptTokensDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens_details: Option<CompletionTokensDetails>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct CompletionTokensDetails {
+    reasoning_tokens: u64,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -38,6 +47,8 @@ impl From<Usage> for UsageJson {
             total_tokens: usage.prompt_tokens + usage.completion_tokens,
             completion_tokens: usage.completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
+            completion_tokens_details: (usage.reasoning_tokens > 0)
+                .then_some(CompletionTokensDetails { reasoning_tokens: usage.reasoning_tokens }),
         }
     }
 }
@@ -48,7 +59,7 @@ mod tests {
 
     #[test]
     fn the_total_is_the_sum() {
-        let usage = Usage { prompt_tokens: 5, cached_tokens: 4, completion_tokens: 7 };
+        let usage = Usage { prompt_tokens: 5, cached_tokens: 4, completion_tokens: 7, reasoning_tokens: 0 };
         assert_eq!(
             serde_json::to_string(&usage).unwrap(),
             r#"{"prompt_tokens":5,"total_tokens":12,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":4}}"#

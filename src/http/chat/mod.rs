@@ -5,6 +5,7 @@ mod messages;
 mod request;
 mod response;
 mod stream;
+mod tools;
 
 use std::sync::Arc;
 
@@ -41,7 +42,8 @@ pub(crate) async fn chat_completions(
     name: RequestName,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let ChatRequest { common, conversation } = ChatRequest::read(fields)?;
+    let ChatRequest { common, conversation, tool_choice, single_tool_call, include_reasoning } =
+        ChatRequest::read(fields)?;
     let app = &*state.app;
     let model = state.served_name(common.model)?;
     let id = choose_id("chatcmpl", name.sent.as_deref(), common.request_id.or(name.given))?;
@@ -52,6 +54,9 @@ pub(crate) async fn chat_completions(
     let job = ChatJob {
         id: id.clone(),
         conversation,
+        tool_choice,
+        single_tool_call,
+        include_reasoning,
         sampling: common.sampling,
         bad_words: common.bad_words,
         priority: common.priority,

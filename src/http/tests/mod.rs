@@ -25,7 +25,8 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::app::{App, ModelInfo};
-use crate::config::ServerConfig;
+use crate::chat::ChatSetup;
+use crate::config::{ChatConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions};
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
@@ -42,6 +43,7 @@ pub(crate) struct Settings {
     cost: Option<StepCost>,
     max_num_queued_reqs: usize,
     vocab: std::ops::Range<u32>,
+    chat: ChatConfig,
 }
 
 impl Default for Settings {
@@ -56,9 +58,9 @@ impl Default for Settings {
                 enable_log_requests: false,
                 max_body_bytes: 1 << 20,
                 allowed_origins: Vec::new(),
+                enable_admin: false,
                 disable_fastapi_docs: false,
                 ui: true,
-                enable_admin: false,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
@@ -69,6 +71,7 @@ impl Default for Settings {
             max_num_queued_reqs: 64,
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
+            chat: ChatConfig::default(),
         }
     }
 }
@@ -122,6 +125,7 @@ fn app(settings: Settings) -> Arc<App> {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
+        chat: ChatSetup::new(settings.chat, tokenizer.chat_template_source(), &tokenizer).unwrap(),
         tokenizer,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
