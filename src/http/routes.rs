@@ -28,13 +28,13 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
     let mut routes = vec![
         post("/v1/completions", completions::completions, completions::describe),
         post("/v1/chat/completions", chat::chat_completions, chat::describe),
-        plain(Method::POST, "/v1/responses", responses::create),
-        plain(Method::GET, "/v1/responses/{id}", responses::retrieve),
-        plain(Method::DELETE, "/v1/responses/{id}", responses::delete),
-        plain(Method::POST, "/v1/responses/{id}/cancel", responses::cancel),
-        plain(Method::GET, "/v1/responses/{id}/input_items", responses::input_items),
-        plain(Method::POST, "/v1/messages", anthropic::messages),
-        plain(Method::POST, "/v1/messages/count_tokens", anthropic::count_tokens),
+        post("/v1/responses", responses::create, responses::describe::create),
+        get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
+        delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
+        post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
+        get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
+        post("/v1/messages", anthropic::messages, anthropic::describe_messages),
+        post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
@@ -89,19 +89,12 @@ pub(crate) fn router(server: &ServerConfig) -> Router<Arc<HttpState>> {
     routes(server).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
 }
 
-/// A route that the document leaves out.
-fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(method: Method, path: &'static str, handler: H) -> Route {
-    let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
-    Route { method, path, handler: on(filter, handler), describe: None }
-}
-
 fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(
     path: &'static str,
     handler: H,
     describe: Describe,
 ) -> Route {
-    let handler = on(MethodFilter::GET, handler);
-    Route { method: Method::GET, path, handler, describe: Some(describe) }
+    Route { method: Method::GET, path, handler: on(MethodFilter::GET, handler), describe: Some(describe) }
 }
 
 fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
@@ -109,6 +102,18 @@ fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
     handler: H,
     describe: Describe,
 ) -> Route {
-    let handler = on(MethodFilter::POST, handler);
-    Route { method: Method::POST, path, handler, describe: Some(describe) }
+    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: Some(describe) }
+}
+
+fn delete<H: Handler<T, Arc<HttpState>>, T: 'static>(
+    path: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route {
+    Route {
+        method: Method::DELETE,
+        path,
+        handler: on(MethodFilter::DELETE, handler),
+        describe: Some(describe),
+    }
 }

@@ -1,6 +1,7 @@
 //! `/v1/responses`: OpenAI's newer API. Items in, items out, streamed as typed events; what was answered is
 //! kept for a while, so that a later request can go on from it.
 
+pub(crate) mod describe;
 mod input;
 mod listing;
 mod object;
