@@ -251,6 +251,7 @@ fn scheduler_config(
             quire_scheduler::SchedulingPolicy::Priority => PRIORITY_AGEING_US,
             quire_scheduler::SchedulingPolicy::Fcfs => 0,
         },
+        whole_prompts: false,
     })
 }
 

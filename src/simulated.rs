@@ -102,6 +102,7 @@ fn scheduler_config(simulation: &Simulation) -> SchedulerConfig {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 

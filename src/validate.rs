@@ -220,6 +220,7 @@ fn sampling_params(
         bad_words: bad_words(f.bad_words_token_ids, limits.vocab_size)?,
         logprobs: logprobs(f.logprobs_param, f.logprobs, limits)?,
         prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
+        pooling: None,
     })
 }
 

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use quire_model::{
     AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, LogitsTask,
-    PLACEHOLDER_BIT, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
+    PLACEHOLDER_BIT, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView,
+    sample_row,
 };
 
 use crate::attention::{PagedKv, Queries, attend, key_offset, scores_len};
@@ -12,6 +13,7 @@ use crate::elementwise::{head_norm, rms_norm, rotate, silu_mul};
 use crate::lanes::{Element, Isa};
 use crate::linear::linear;
 use crate::pool::Pool;
+use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
 use crate::weight::{CpuWeight, WeightData};
 use crate::zeroed::zeroed;
@@ -39,6 +41,8 @@ pub struct CpuBackend {
     results: Vec<RowResult>,
     /// Results of the step; the rest of `results` is memory for later steps.
     num_results: usize,
+    /// Vectors of the step.
+    pooled: Vec<f32>,
 }
 
 /// Memory of one thread.
@@ -80,6 +84,7 @@ impl CpuBackend {
             scratch: Vec::new(),
             results: Vec::new(),
             num_results: 0,
+            pooled: Vec::new(),
         })
     }
 
@@ -192,6 +197,7 @@ impl Backend for CpuBackend {
     ) -> Result<(), BackendError> {
         self.step.copy_from(inputs);
         self.num_results = 0;
+        self.pooled.clear();
         for [slot, index, block] in inputs.block_writes() {
             self.block_tables[*slot as usize * self.limits.max_blocks_per_seq + *index as usize] = *block;
         }
@@ -363,6 +369,28 @@ impl Backend for CpuBackend {
             out.copy_from_slice(&x[*token as usize * width..][..width]);
         }
         Ok(())
+    }
+
+    fn pool(
+        &mut self,
+        rows: &[PoolRow],
+        width: usize,
+        x: &Vec<f32>,
+        state: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        for row in rows {
+            let tokens = &x[row.tokens.start as usize * width..row.tokens.end as usize * width];
+            let state = &mut state[row.slot as usize * width..][..width];
+            pool_row(row, tokens, state);
+            if row.is_last() {
+                self.pooled.extend_from_slice(state);
+            }
+        }
+        Ok(())
+    }
+
+    fn pooled(&self) -> &[f32] {
+        &self.pooled
     }
 
     fn sample(

@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::checkpoint::TensorView;
 use crate::slot::Slot;
 use crate::spec::Dtype;
-use crate::step_inputs::{LogitsRow, RowResult, StepInputs};
+use crate::step_inputs::{LogitsRow, PoolRow, RowResult, StepInputs};
 
 /// The device cannot do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -246,6 +246,30 @@ pub trait Backend: Send {
         rows: &[LogitsRow],
         slots: &[Slot],
     ) -> Result<(), BackendError>;
+
+    /// Takes the hidden states `x[T][width]` of `rows` into `state[slot][width]`, in order of position, and makes
+    /// the vectors of rows that end their prompt.
+    fn pool(
+        &mut self,
+        rows: &[PoolRow],
+        width: usize,
+        x: &Self::Buffer,
+        state: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, width, x, state);
+        Err(self.not_built("pooling"))
+    }
+
+    /// The vectors of the step collected last, in the order of the rows that ended their prompts.
+    fn pooled(&self) -> &[f32] {
+        &[]
+    }
+
+    /// The refusal of an operation that this device lacks.
+    fn not_built(&self, what: &str) -> BackendError {
+        let reason = format!("{what} is not built for this device yet; use --device cpu");
+        BackendError { device: self.name(), reason, fatal: false }
+    }
 
     /// All operations of the uploaded step have been called: its results may come back.
     fn end_step(&mut self) -> Result<(), BackendError> {

@@ -91,6 +91,15 @@ impl Checkpoint {
         }
     }
 
+    /// Whether a file has a tensor of that name; false for a dummy.
+    pub fn has(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Mapped(files) => files.get(name).is_ok(),
+            Source::Memory(file) => file.get(name).is_ok(),
+            Source::Dummy(_) => false,
+        }
+    }
+
     /// The tensor of that name, which must have that shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
         let missing = |_| ModelError::MissingTensor { name: name.into() };

@@ -3,7 +3,8 @@
 use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, QkNorm, StepLimits};
 use crate::kv_layout::KvLayout;
 use crate::rope::rope_table;
-use crate::spec::{Activation, ModelSpec};
+use crate::spec::{Activation, LmHead, ModelSpec};
+use crate::step_inputs::PoolRow;
 use crate::weights::{LayerWeights, Model};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
@@ -21,10 +22,12 @@ pub(crate) struct Workspace<B: Backend> {
     attended: B::Buffer,
     gate_up: B::Buffer,
     activated: B::Buffer,
-    /// `[logits rows][hidden]`.
+    /// `[logits rows][hidden]`; empty if there are no logits.
     gathered: B::Buffer,
-    /// `[logits rows][vocab]`.
+    /// `[logits rows][vocab]`; empty likewise.
     pub(crate) logits: B::Buffer,
+    /// `[slot][hidden]` what has been pooled of a prompt, where there are no logits.
+    pool_state: Option<B::Buffer>,
 }
 
 impl<B: Backend> Workspace<B> {
@@ -40,6 +43,12 @@ impl<B: Backend> Workspace<B> {
             kv_cache.push(backend.alloc(BufferRole::KvCache, num_blocks * block_len)?);
         }
         let tokens = limits.max_num_batched_tokens;
+        let pools = spec.lm_head == LmHead::None;
+        let logits_rows = if pools { 0 } else { limits.max_logits_rows };
+        let pool_state = match pools {
+            true => Some(backend.alloc(BufferRole::Residual, limits.max_num_seqs * spec.hidden_size)?),
+            false => None,
+        };
         let mut activation = |width: usize| backend.alloc(BufferRole::Activation, tokens * width);
         Ok(Self {
             kv_cache,
@@ -50,8 +59,9 @@ impl<B: Backend> Workspace<B> {
             gate_up: activation(2 * spec.intermediate_size)?,
             activated: activation(spec.intermediate_size)?,
             residual: backend.alloc(BufferRole::Residual, tokens * spec.hidden_size)?,
-            gathered: backend.alloc(BufferRole::Activation, limits.max_logits_rows * spec.hidden_size)?,
-            logits: backend.alloc(BufferRole::Logits, limits.max_logits_rows * spec.vocab_size)?,
+            gathered: backend.alloc(BufferRole::Activation, logits_rows * spec.hidden_size)?,
+            logits: backend.alloc(BufferRole::Logits, logits_rows * spec.vocab_size)?,
+            pool_state,
             rope_table: load_rope_table(backend, spec, limits.max_blocks_per_seq * limits.block_size)?,
         })
     }
@@ -90,6 +100,19 @@ impl<B: Backend> Workspace<B> {
         let rows = range.len();
         backend.gather(range, model.spec.hidden_size, &self.normed, &mut self.gathered)?;
         backend.linear(rows, &self.gathered, head, None, &mut self.logits)
+    }
+
+    /// Pools what [`Self::forward`] gave for these rows.
+    pub(crate) fn pool(
+        &mut self,
+        backend: &mut B,
+        spec: &ModelSpec,
+        rows: &[PoolRow],
+    ) -> Result<(), BackendError> {
+        match &mut self.pool_state {
+            Some(state) if !rows.is_empty() => backend.pool(rows, spec.hidden_size, &self.normed, state),
+            _ => Ok(()),
+        }
     }
 
     fn add_norm(

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::ModelError;
-use crate::spec::{Activation, AttentionSpec, Dtype, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
+use crate::spec::{Activation, AttentionSpec, Dtype, LayerSpec, LmHead, ModelSpec, RopeScaling, RopeSpec};
 
 impl ModelSpec {
     /// Reads config.json and, where there is one, generation_config.json from a model's directory.
@@ -52,11 +52,15 @@ enum Family {
     Qwen3,
 }
 
-const FAMILIES: [(&str, Family); 4] = [
+const FAMILIES: [(&str, Family); 8] = [
     ("LlamaForCausalLM", Family::Llama),
     ("MistralForCausalLM", Family::Mistral),
     ("Qwen2ForCausalLM", Family::Qwen2),
     ("Qwen3ForCausalLM", Family::Qwen3),
+    ("LlamaModel", Family::Llama),
+    ("MistralModel", Family::Mistral),
+    ("Qwen2Model", Family::Qwen2),
+    ("Qwen3Model", Family::Qwen3),
 ];
 
 #[derive(Deserialize)]
@@ -129,9 +133,18 @@ impl HfConfig {
             attention: self.attention(family, hidden_size)?,
             rope: self.rope()?,
             layers: self.layers(family, num_layers)?,
-            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
+            lm_head: self.lm_head(),
             eos_token_ids,
         })
+    }
+
+    /// An architecture of bare name (`Qwen3Model`) is the same without the head.
+    fn lm_head(&self) -> LmHead {
+        match self.tie_word_embeddings {
+            _ if self.architectures[0].ends_with("Model") => LmHead::None,
+            Some(true) => LmHead::Tied,
+            Some(false) | None => LmHead::Own,
+        }
     }
 
     fn dtype(&self) -> Result<Dtype, ModelError> {

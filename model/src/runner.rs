@@ -13,7 +13,7 @@ use crate::error::ModelError;
 use crate::forward::Workspace;
 use crate::input_batch::InputBatch;
 use crate::kv_layout::KvLayout;
-use crate::spec::ModelSpec;
+use crate::spec::{LmHead, ModelSpec};
 use crate::step_inputs::{LogitsRow, LogitsTask};
 use crate::weights::Model;
 
@@ -68,6 +68,8 @@ struct PendingStep {
     rows: Vec<LogitsRow>,
     /// Whose each row is: a slot may have changed hands by then.
     owners: Vec<Option<RequestId>>,
+    /// Rows of the plan that end a prompt which is pooled.
+    pooled: Vec<u32>,
 }
 
 impl<B: Backend> Runner<B> {
@@ -105,6 +107,7 @@ impl<B: Backend> Runner<B> {
             return self.backend.end_step();
         }
         self.workspace.forward(&mut self.backend, &self.model, inputs.num_tokens())?;
+        self.workspace.pool(&mut self.backend, &self.model.spec, self.batch.pool_rows())?;
         // Prompt log-probabilities can need more rows than the logits buffer has.
         let rows = self.batch.logits_rows();
         for first in (0..rows.len()).step_by(self.limits.max_logits_rows) {
@@ -115,6 +118,16 @@ impl<B: Backend> Runner<B> {
         self.backend.end_step()
     }
 
+    /// A model with a head generates, one without is pooled.
+    fn check_outputs(&self) -> Result<(), Arc<str>> {
+        let pools = self.model.spec.lm_head == LmHead::None;
+        match if pools { self.batch.logits_rows().len() } else { self.batch.pool_rows().len() } {
+            0 => Ok(()),
+            _ if pools => Err("the model has no head: it can only be pooled".into()),
+            _ => Err("the model is loaded to generate, and cannot be pooled".into()),
+        }
+    }
+
     fn remember(&mut self, step: u64) {
         let mut pending = self.spare.pop().unwrap_or_default();
         let slots = self.batch.slots();
@@ -123,6 +136,9 @@ impl<B: Backend> Runner<B> {
         pending.rows.extend_from_slice(self.batch.logits_rows());
         pending.owners.clear();
         pending.owners.extend(pending.rows.iter().map(|row| slots[row.slot as usize].id()));
+        let pooled = self.batch.pool_rows().iter().filter(|row| row.is_last());
+        pending.pooled.clear();
+        pending.pooled.extend(pooled.map(|row| row.plan_row));
         self.in_flight.push_back(pending);
     }
 }
@@ -144,6 +160,7 @@ impl<B: Backend> ModelRunner for Runner<B> {
             return Err(refuse(format!("{block:?} of {} blocks", self.num_blocks).into()));
         }
         self.batch.apply(plan).map_err(refuse)?;
+        self.check_outputs().map_err(refuse)?;
         self.compute().map_err(|error| device_error(plan.step, &error))?;
         self.remember(plan.step);
         self.batch.expect_tokens();
@@ -159,6 +176,7 @@ impl<B: Backend> ModelRunner for Runner<B> {
         output.sampled.clear();
         output.logprobs.clear();
         output.top.clear();
+        output.pooled.clear();
         output.failed_rows.clear();
         let results = self.backend.collect().map_err(|error| device_error(ticket.0, &error))?;
         for ((row, owner), result) in pending.rows.iter().zip(&pending.owners).zip(results) {
@@ -185,6 +203,13 @@ impl<B: Backend> ModelRunner for Runner<B> {
                 });
             }
         }
+        output.pooled.extend_from_slice(self.backend.pooled());
+        let width = self.model.spec.hidden_size;
+        for (plan_row, vector) in pending.pooled.iter().zip(output.pooled.chunks_exact(width)) {
+            if vector.iter().any(|x| !x.is_finite()) {
+                output.failed_rows.push((*plan_row, "the model's hidden states are not finite".into()));
+            }
+        }
         self.spare.push(pending);
         Ok(output)
     }
@@ -198,6 +223,9 @@ fn record_decode_steps<B: Backend>(
     limits: &StepLimits,
 ) -> Result<(), BackendError> {
     let largest = limits.max_logits_rows;
+    if model.spec.lm_head == LmHead::None {
+        return Ok(());
+    }
     for size in backend.capture_sizes().into_iter().filter(|size| *size <= largest) {
         backend.begin_capture(size)?;
         workspace.forward(backend, model, size)?;

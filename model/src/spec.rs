@@ -52,10 +52,21 @@ pub struct ModelSpec {
     pub rope: RopeSpec,
     /// One entry a layer, from the embedding up.
     pub layers: Vec<LayerSpec>,
-    /// The logits use the embedding's weights.
-    pub tie_word_embeddings: bool,
+    /// What makes logits of the last hidden states.
+    pub lm_head: LmHead,
     /// End tokens of config.json and generation_config.json together; sorted, without repeats.
     pub eos_token_ids: Vec<TokenId>,
+}
+
+/// The way from hidden states to logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LmHead {
+    /// By weights of its own.
+    Own,
+    /// By the embedding's weights.
+    Tied,
+    /// There are no logits: the model is there for its hidden states, which are pooled.
+    None,
 }
 
 /// Attention with grouped queries.
@@ -135,12 +146,17 @@ impl ModelSpec {
             + usize::from(self.mlp_bias) * (2 * inner + hidden);
         let norms = 2 * hidden + usize::from(attention.qk_norm) * 2 * attention.head_dim;
         let products = hidden * (qkv + self.attention_size() + 3 * inner);
-        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
+        let embeddings = if self.lm_head == LmHead::Own { 2 } else { 1 };
         self.layers.len() * (products + biases + norms) + embeddings * self.vocab_size * hidden + hidden
     }
 
+    /// The same model as one to be pooled, whether it could generate or not.
+    pub fn for_pooling(self) -> Self {
+        Self { lm_head: LmHead::None, ..self }
+    }
+
     /// The products of a forward pass and its logits, each shape once.
-    pub fn linear_shapes(&self, limits: &StepLimits) -> [LinearShape; 5] {
+    pub fn linear_shapes(&self, limits: &StepLimits) -> Vec<LinearShape> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let layer = |n, k, has_bias| LinearShape {
             n,
@@ -149,17 +165,20 @@ impl ModelSpec {
             output: BufferRole::Activation,
             max_rows: limits.max_num_batched_tokens,
         };
-        [
+        let mut shapes = vec![
             layer(self.qkv_size(), hidden, self.attention.qkv_bias),
             layer(hidden, self.attention_size(), self.attention.output_bias),
             layer(2 * inner, hidden, self.mlp_bias),
             layer(hidden, inner, self.mlp_bias),
-            LinearShape {
+        ];
+        if self.lm_head != LmHead::None {
+            shapes.push(LinearShape {
                 output: BufferRole::Logits,
                 max_rows: limits.max_logits_rows,
                 ..layer(self.vocab_size, hidden, false)
-            },
-        ]
+            });
+        }
+        shapes
     }
 
     /// Rows of the fused query, key and value projection: `(num_heads + 2 num_kv_heads) * head_dim`.

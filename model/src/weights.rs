@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
-use crate::spec::ModelSpec;
+use crate::spec::{LmHead, ModelSpec};
 
 /// A model on a device.
 pub struct Model<B: Backend> {
@@ -14,7 +14,7 @@ pub struct Model<B: Backend> {
     pub(crate) embedding: B::Weight,
     pub(crate) layers: Vec<LayerWeights<B>>,
     pub(crate) final_norm: B::Weight,
-    /// `None` if tied to the embedding.
+    /// `None` if tied to the embedding, or if there is none.
     pub(crate) lm_head: Option<B::Weight>,
 }
 
@@ -55,20 +55,26 @@ impl<B: Backend> Model<B> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModelError> {
-        let mut loader = Loader { backend, checkpoint, unused: checkpoint.names(), loaded_bytes: 0 };
+        let mut loader = Loader {
+            backend,
+            checkpoint,
+            prefix: prefix(&spec, checkpoint),
+            unused: checkpoint.names(),
+            loaded_bytes: 0,
+        };
         loader.unused.retain(|name| !is_redundant(name, &spec));
         let (vocab, hidden) = (spec.vocab_size, spec.hidden_size);
-        let embedding = loader.load(&[("model.embed_tokens.weight".into(), vocab)], Some(hidden))?;
+        let embedding = loader.load(&[(loader.named("embed_tokens.weight"), vocab)], Some(hidden))?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         for index in 0..spec.layers.len() {
             layers.push(loader.layer(&spec, index)?);
             let loaded_bytes = loader.loaded_bytes;
             progress(Progress { layers: index + 1, num_layers: spec.layers.len(), loaded_bytes });
         }
-        let final_norm = loader.load(&[("model.norm.weight".into(), hidden)], None)?;
-        let lm_head = match spec.tie_word_embeddings {
-            true => None,
-            false => Some(loader.load(&[("lm_head.weight".into(), vocab)], Some(hidden))?),
+        let final_norm = loader.load(&[(loader.named("norm.weight"), hidden)], None)?;
+        let lm_head = match spec.lm_head {
+            LmHead::Tied | LmHead::None => None,
+            LmHead::Own => Some(loader.load(&[("lm_head.weight".into(), vocab)], Some(hidden))?),
         };
         if let Some(example) = loader.unused.first() {
             return Err(ModelError::UnmappedTensors { count: loader.unused.len(), example: example.clone() });
@@ -77,25 +83,38 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Tensors that older tools wrote though they follow from others: rotary frequencies (from the config) and
-/// a copy of a tied head.
+/// Tensors that older tools wrote though they follow from others (rotary frequencies from the config, a copy of
+/// a tied head), and the head where nothing is generated.
 fn is_redundant(name: &str, spec: &ModelSpec) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (spec.tie_word_embeddings && name == "lm_head.weight")
+    name.ends_with(".rotary_emb.inv_freq") || (spec.lm_head != LmHead::Own && name == "lm_head.weight")
+}
+
+/// A checkpoint of the model without its head may name tensors from there on.
+fn prefix(spec: &ModelSpec, checkpoint: &Checkpoint) -> &'static str {
+    let bare = spec.lm_head == LmHead::None && checkpoint.has("embed_tokens.weight");
+    if bare { "" } else { "model." }
 }
 
 struct Loader<'a, B: Backend> {
     backend: &'a mut B,
     checkpoint: &'a Checkpoint,
+    /// What all names but that of the head begin with.
+    prefix: &'static str,
     unused: BTreeSet<String>,
     loaded_bytes: usize,
 }
 
 impl<B: Backend> Loader<'_, B> {
+    fn named(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     fn layer(&mut self, spec: &ModelSpec, index: usize) -> Result<LayerWeights<B>, ModelError> {
         let attention = &spec.attention;
         let (hidden, inner, head) = (spec.hidden_size, spec.intermediate_size, attention.head_dim);
         let (q, kv) = (attention.num_heads * head, attention.num_kv_heads * head);
-        let own = |name: &str| format!("model.layers.{index}.{name}");
+        let prefix = self.prefix;
+        let own = |name: &str| format!("{prefix}layers.{index}.{name}");
         let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
         let gate_up = [("mlp.gate_proj", inner), ("mlp.up_proj", inner)];
         Ok(LayerWeights {
@@ -123,8 +142,10 @@ impl<B: Backend> Loader<'_, B> {
         columns: usize,
         has_bias: bool,
     ) -> Result<Projection<B>, ModelError> {
+        let prefix = self.prefix;
         let named = |kind: &str| -> Vec<(String, usize)> {
-            parts.iter().map(|(name, rows)| (format!("model.layers.{layer}.{name}.{kind}"), *rows)).collect()
+            let full = |name: &str| format!("{prefix}layers.{layer}.{name}.{kind}");
+            parts.iter().map(|(name, rows)| (full(name), *rows)).collect()
         };
         let weight = self.load(&named("weight"), Some(columns))?;
         let bias = if has_bias { Some(self.load(&named("bias"), None)?) } else { None };

@@ -1,6 +1,6 @@
 //! config.json to `ModelSpec`: what is understood, and what is refused by name.
 
-use quire_model::{Dtype, ModelError, ModelSpec, RopeScaling};
+use quire_model::{Dtype, LmHead, ModelError, ModelSpec, RopeScaling};
 use serde_json::{Value, json};
 
 fn llama() -> Value {
@@ -34,7 +34,7 @@ fn defaults_follow_transformers() {
     assert_eq!(plain.dtype, Dtype::Bf16);
     assert_eq!((plain.attention.head_dim, plain.rope.theta), (6, 10_000.0));
     assert_eq!(plain.rope.scaling, RopeScaling::None);
-    assert!(!plain.tie_word_embeddings && !plain.attention.qkv_bias && !plain.mlp_bias);
+    assert!(plain.lm_head == LmHead::Own && !plain.attention.qkv_bias && !plain.mlp_bias);
     assert_eq!(plain.attention.scale, 6f32.powf(-0.5));
     let one = with(llama(), json!({"num_key_value_heads": null, "torch_dtype": null}));
     assert_eq!((spec(&one).attention.num_kv_heads, spec(&one).dtype), (4, Dtype::F32));

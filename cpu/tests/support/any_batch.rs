@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use quire_model::{
-    Activation, AttentionSpec, Backend, Checkpoint, Dtype, LayerSpec, Model, ModelSpec, RopeScaling,
+    Activation, AttentionSpec, Backend, Checkpoint, Dtype, LayerSpec, LmHead, Model, ModelSpec, RopeScaling,
     RopeSpec, Runner, RunnerConfig,
 };
 use quire_scheduler::{ALL_LOGPROBS, ModelRunner, ModelRunnerOutput, RequestId, SamplingParams, TokenId};
@@ -63,7 +63,7 @@ pub(crate) fn random_spec(rng: &mut StdRng, width_multiple: usize, head_dims: &[
         },
         rope: RopeSpec { theta: 100.0, scaling },
         layers: (0..num_layers).map(|_| layer(rng)).collect(),
-        tie_word_embeddings: rng.random_bool(0.5),
+        lm_head: if rng.random_bool(0.5) { LmHead::Tied } else { LmHead::Own },
         eos_token_ids: vec![0],
     }
 }

@@ -8,6 +8,9 @@ use std::ops::Range;
 use super::rng::{fold, mix};
 use crate::request::{FinishReason, Request, SamplingParams, TokenId};
 
+/// Numbers in a pooled vector.
+pub const POOLED_WIDTH: usize = 8;
+
 /// See the module's text.
 #[derive(Debug, Clone)]
 pub struct SimModel {
@@ -44,11 +47,28 @@ impl SimModel {
             .unwrap_or(self.vocab.start + first)
     }
 
+    /// What a pooled request gives, whoever it shares steps with.
+    pub fn pool_alone(&self, request: &Request) -> [f32; POOLED_WIDTH] {
+        self.pool(self.prompt(request))
+    }
+
+    /// The vector of a prompt with this hash: numbers in [-1, 1).
+    pub(super) fn pool(&self, hash: u64) -> [f32; POOLED_WIDTH] {
+        std::array::from_fn(|i| (fold(hash, i as u64) >> 40) as f32 / (1u32 << 23) as f32 - 1.0)
+    }
+
+    fn prompt(&self, request: &Request) -> u64 {
+        let start = self.start(request.adapter.as_deref());
+        request.prompt_token_ids.iter().fold(start, |hash, &token| self.extend(hash, token))
+    }
+
     /// What a request generates if it is alone in the world, and how it ends: what any schedule must give.
     pub fn generate_alone(&self, request: &Request, max_model_len: u32) -> (Vec<TokenId>, FinishReason) {
         let sampling = &request.sampling;
-        let start = self.start(request.adapter.as_deref());
-        let mut hash = request.prompt_token_ids.iter().fold(start, |hash, &token| self.extend(hash, token));
+        if sampling.pooling.is_some() {
+            return (Vec::new(), FinishReason::Pooled);
+        }
+        let mut hash = self.prompt(request);
         let mut outputs = Vec::new();
         loop {
             let token = self.sample(hash, sampling, outputs.len() as u32);

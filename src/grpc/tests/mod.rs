@@ -130,6 +130,7 @@ fn app(options: Options) -> App {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let step_us = options.step_ms as f64 * 1000.0;
     let runner = SimRunner::new(SimRunnerConfig {
