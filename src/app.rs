@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::ServerConfig;
+use crate::embed::Pooler;
 use crate::engine::EngineHandle;
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
@@ -19,6 +20,8 @@ pub struct App {
     pub tokenizer: Tokenizer,
     /// The model's (or the operator's) chat template. Without one, chat is refused with a 400.
     pub chat_template: Option<ChatTemplate>,
+    /// How the model is pooled, if that is what it is served for; else it generates.
+    pub pooler: Option<Pooler>,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvLayout, ModelError, ModelSpec, Progress, RunnerConfig,
-    SamplingDefaults,
+    BackendError, Checkpoint, Dtype, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
+    RunnerConfig, SamplingDefaults, is_sentence_transformer,
 };
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
-use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig};
+use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig};
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
+use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
@@ -54,6 +55,10 @@ pub enum LoadError {
          larger device"
     )]
     NoRoom { available_bytes: u64, max_model_len: u32, needed_bytes: u64 },
+    #[error("{architecture} has no head to generate with; use --runner pooling")]
+    CannotGenerate { architecture: String },
+    #[error("--runner pooling: pooling is not built for GPUs yet; use --device cpu")]
+    NoPooling,
     #[error("the tokenizer has {tokenizer} entries, the model only {model}: they do not belong together")]
     Vocabulary { tokenizer: usize, model: usize },
     #[error(
@@ -72,6 +77,8 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// The model's chat template, or the operator's.
     pub chat_template: Option<ChatTemplate>,
+    /// How it is pooled, if it does not generate.
+    pub pooler: Option<Pooler>,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
@@ -88,6 +95,7 @@ pub fn start(
 ) -> Result<Loaded, LoadError> {
     let files = Files::read(config)?;
     let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
+    let (spec, pooler) = task(config, &files.config, spec)?;
     let defaults = files.generation_config.as_deref().map(SamplingDefaults::from_json).transpose()?;
     let tokenizer = files.tokenizer;
     if tokenizer.vocab_size() > spec.vocab_size {
@@ -99,6 +107,9 @@ pub fn start(
         None => ChatTemplate::from_tokenizer(&tokenizer)?,
     };
     let device = Device::choose(config.device)?;
+    if pooler.is_some() && !device.can_pool() {
+        return Err(LoadError::NoPooling);
+    }
     let scheduler = scheduler_config(config, &spec, &device)?;
     let model = model_info(config, &spec, &scheduler);
     let limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults.unwrap_or_default());
@@ -116,6 +127,7 @@ pub fn start(
         metrics: metrics.clone(),
         max_num_queued_reqs: config.max_num_queued_reqs,
         seed: config.seed,
+        pools: pooler.is_some(),
         log_requests,
     };
     let (checkpoint, config) = (open_checkpoint(config, &spec)?, config.clone());
@@ -124,7 +136,7 @@ pub fn start(
         let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
-    Ok(Loaded { engine, tokenizer, chat_template, model, limits, metrics })
+    Ok(Loaded { engine, tokenizer, chat_template, pooler, model, limits, metrics })
 }
 
 impl Loaded {
@@ -136,6 +148,7 @@ impl Loaded {
             text_pool: TextPool::new(num_threads, MAX_QUEUED_TEXT_JOBS),
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
+            pooler: self.pooler,
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
@@ -143,6 +156,37 @@ impl Loaded {
         };
         (self.engine, app)
     }
+}
+
+/// Whether the model generates or is pooled, and the model as it is loaded for that.
+fn task(
+    config: &EngineConfig,
+    config_json: &str,
+    mut spec: ModelSpec,
+) -> Result<(ModelSpec, Option<Pooler>), LoadError> {
+    let dir = match &config.model {
+        ModelSource::Demo => None,
+        ModelSource::Folder(dir) => Some(dir.as_path()),
+    };
+    let generates = spec.lm_head != LmHead::None;
+    match config.runner {
+        RunnerChoice::Generate if !generates => {
+            return Err(LoadError::CannotGenerate { architecture: spec.architecture });
+        }
+        RunnerChoice::Generate => return Ok((spec, None)),
+        RunnerChoice::Auto if generates && !dir.is_some_and(is_sentence_transformer) => {
+            return Ok((spec, None));
+        }
+        RunnerChoice::Auto | RunnerChoice::Pooling => spec = spec.for_pooling(),
+    }
+    let mut pooler = PoolerSpec::of(&spec, config_json, dir)?;
+    pooler.pooling = config.pooler.pooling.unwrap_or(pooler.pooling);
+    pooler.normalize = config.pooler.normalize.unwrap_or(pooler.normalize);
+    if let Some(longest) = pooler.max_seq_length {
+        spec.max_position_embeddings = spec.max_position_embeddings.min(longest);
+    }
+    let width = spec.hidden_size;
+    Ok((spec, Some(Pooler { spec: pooler, width })))
 }
 
 /// The small files of a model.

@@ -59,6 +59,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         metrics: metrics.clone(),
         max_num_queued_reqs: 1 << 20,
         seed: 0,
+        pools: false,
         log_requests: false,
     };
     let runner = SimRunner::new(SimRunnerConfig {
@@ -81,6 +82,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         text_pool: TextPool::new(1, 1 << 16),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer)?,
         tokenizer,
+        pooler: None,
         model,
         limits,
         metrics,

@@ -1,6 +1,6 @@
 //! [`ModelSpec`]: a decoder as data. The forward pass reads it; nothing else about a model is code.
 
-use quire_scheduler::TokenId;
+use quire_scheduler::{Pooling, TokenId};
 
 use crate::backend::{BufferRole, LinearShape, StepLimits};
 
@@ -148,6 +148,11 @@ impl ModelSpec {
         let products = hidden * (qkv + self.attention_size() + 3 * inner);
         let embeddings = if self.lm_head == LmHead::Own { 2 } else { 1 };
         self.layers.len() * (products + biases + norms) + embeddings * self.vocab_size * hidden + hidden
+    }
+
+    /// The hidden state that stands for a text if nobody says which: the last of a causal model has seen it all.
+    pub fn default_pooling(&self) -> Pooling {
+        Pooling::Last
     }
 
     /// The same model as one to be pooled, whether it could generate or not.

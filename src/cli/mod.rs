@@ -14,6 +14,7 @@ mod config_file;
 mod layers;
 mod logging;
 mod numbers;
+mod pooler_config;
 mod resolve;
 mod sse;
 

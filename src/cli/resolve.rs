@@ -7,8 +7,13 @@ use std::time::Duration;
 
 use quire_scheduler::SchedulingPolicy;
 
-use super::args::{DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, SchedulingArgs, ServeArgs};
-use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig, WeightDtype};
+use super::args::{
+    ConvertArg, DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, RunnerArg, SchedulingArgs,
+    ServeArgs,
+};
+use crate::config::{
+    EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig, WeightDtype,
+};
 
 /// The demo model's name.
 pub(super) const DEMO: &str = "pebble";
@@ -75,11 +80,14 @@ pub(super) fn engine_config(
         Some(bytes) => Some(bytes),
         None => cpu_kv_cache_space(env)?,
     };
+    let runner = runner(&m)?;
     let names = if m.served_model_name.is_empty() { vec![typed] } else { m.served_model_name };
     if let Some(name) = names.iter().find(|name| name.trim().is_empty()) {
         return Err(value("served-model-name", format!("{name:?}"), "must not be empty"));
     }
     Ok(EngineConfig {
+        runner,
+        pooler: m.pooler_config.unwrap_or_default(),
         model,
         device: m.device,
         served_model_names: names,
@@ -114,6 +122,23 @@ pub(super) fn engine_config(
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
     })
+}
+
+fn runner(m: &ModelArgs) -> Result<RunnerChoice, ConfigError> {
+    let embeds = m.convert == ConvertArg::Embed;
+    let choice = match m.runner {
+        RunnerArg::Pooling => RunnerChoice::Pooling,
+        RunnerArg::Auto if embeds => RunnerChoice::Pooling,
+        RunnerArg::Auto => RunnerChoice::Auto,
+        RunnerArg::Generate if embeds => {
+            return Err(value("convert", "embed", "contradicts --runner generate"));
+        }
+        RunnerArg::Generate => RunnerChoice::Generate,
+    };
+    if m.pooler_config.is_some() && choice == RunnerChoice::Generate {
+        return Err(value("pooler-config", "", "contradicts --runner generate"));
+    }
+    Ok(choice)
 }
 
 fn value(flag: &'static str, given: impl ToString, allowed: &str) -> ConfigError {

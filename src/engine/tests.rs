@@ -59,6 +59,7 @@ fn start(runner: impl ModelRunner + 'static, max_num_queued_reqs: usize) -> Engi
         metrics: Arc::new(Metrics::for_tests()),
         max_num_queued_reqs,
         seed: 0,
+        pools: false,
         log_requests: false,
     };
     let build = move || {

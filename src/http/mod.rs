@@ -12,6 +12,7 @@ mod json;
 mod logprobs;
 mod models;
 mod ops;
+mod pooling;
 mod prompt;
 mod reply;
 mod sampling;
@@ -42,7 +43,7 @@ use self::error::ApiError;
 use self::prompt::Encoder;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
-use crate::engine::{GenerateRequest, OutputStream, SubmitError};
+use crate::engine::{GenerateRequest, OutputStream};
 use crate::text::ChatTemplate;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -59,6 +60,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
+        .route("/v1/embeddings", post(pooling::embeddings))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(ops::health))
@@ -113,13 +115,7 @@ impl HttpState {
                 log_request(&request);
             }
             // Those taken before a refusal are aborted as their streams are dropped.
-            streams.push(engine.submit(request).inspect_err(|error| {
-                self.app.metrics.on_rejection(match error {
-                    SubmitError::Overloaded { .. } => "max_num_queued_reqs",
-                    SubmitError::Draining => "draining",
-                    SubmitError::Dead(_) => "engine_dead",
-                });
-            })?);
+            streams.push(engine.submit(request).inspect_err(|error| self.app.metrics.on_refusal(error))?);
         }
         Ok(streams)
     }

@@ -128,7 +128,7 @@ fn logit_bias(fields: &mut Fields) -> Vec<(i64, f64)> {
     biases
 }
 
-fn request_id(fields: &mut Fields) -> Option<String> {
+pub(crate) fn request_id(fields: &mut Fields) -> Option<String> {
     let id = fields.string("request_id")?;
     if id.is_empty() || id.chars().count() > MAX_REQUEST_ID_CHARS {
         fields.wrong("request_id", format!("must have 1 to {MAX_REQUEST_ID_CHARS} characters"));
@@ -137,7 +137,7 @@ fn request_id(fields: &mut Fields) -> Option<String> {
     Some(id)
 }
 
-fn priority(fields: &mut Fields) -> i32 {
+pub(crate) fn priority(fields: &mut Fields) -> i32 {
     let priority = fields.int("priority").unwrap_or(0);
     i32::try_from(priority).unwrap_or_else(|_| {
         fields.wrong("priority", format!("must fit in 32 bits, got {priority}"));

@@ -147,6 +147,7 @@ fn app(options: Options) -> App {
         metrics: metrics.clone(),
         max_num_queued_reqs: options.max_num_queued_reqs,
         seed: 0,
+        pools: false,
         log_requests: false,
     };
     let build =
@@ -157,6 +158,7 @@ fn app(options: Options) -> App {
         text_pool: TextPool::new(1, 16),
         tokenizer,
         chat_template: None,
+        pooler: None,
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),

@@ -24,6 +24,7 @@ use tokio::net::TcpListener;
 
 use crate::app::{App, ModelInfo};
 use crate::config::ServerConfig;
+use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
@@ -40,6 +41,8 @@ pub(crate) struct Settings {
     cost: Option<StepCost>,
     max_num_queued_reqs: usize,
     vocab: std::ops::Range<u32>,
+    /// Embeddings instead of text.
+    pooler: Option<Pooler>,
 }
 
 impl Default for Settings {
@@ -63,6 +66,7 @@ impl Default for Settings {
             max_num_queued_reqs: 64,
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
+            pooler: None,
         }
     }
 }
@@ -86,6 +90,7 @@ fn app(settings: Settings) -> Arc<App> {
         metrics: metrics.clone(),
         max_num_queued_reqs: settings.max_num_queued_reqs,
         seed: 0,
+        pools: settings.pooler.is_some(),
         log_requests: false,
     };
     let runner = SimRunner::new(SimRunnerConfig {
@@ -118,6 +123,7 @@ fn app(settings: Settings) -> Arc<App> {
         text_pool: TextPool::new(2, 256),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
         tokenizer,
+        pooler: settings.pooler,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
             root: "pebble".into(),
