@@ -152,10 +152,40 @@ pub struct ServerConfig {
     pub max_body_bytes: usize,
     /// Origins allowed by CORS; empty = none.
     pub allowed_origins: Vec<String>,
+    /// Open the routes that change the server for everybody.
+    pub enable_admin: bool,
     /// Echo `X-Request-Id` in answers.
     pub enable_request_id_headers: bool,
     /// Seconds between SSE comments on a silent stream; zero = none.
     pub sse_keep_alive_interval: Duration,
     /// With work to do and no step finished for this long, `/health` says 503.
     pub stall_timeout: Duration,
+    /// TLS on both ports; `None` = plain.
+    pub tls: Option<TlsConfig>,
+}
+
+/// Certificates of the server and of its clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The server's certificate and those up to its root, in PEM.
+    pub cert_file: PathBuf,
+    /// Its private key, in PEM; `None` = in the same file.
+    pub key_file: Option<PathBuf>,
+    /// Whose signatures on clients' certificates count, in PEM; there unless `client_auth` is `None`.
+    pub client_ca_file: Option<PathBuf>,
+    /// Whether clients must prove who they are.
+    pub client_auth: ClientAuth,
+    /// Read the files again when they change.
+    pub refresh: bool,
+}
+
+/// What is asked of a TLS client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Nothing.
+    None,
+    /// A certificate, if it has one; it must then be good.
+    Optional,
+    /// A good certificate.
+    Required,
 }

@@ -8,27 +8,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tonic::transport::server::TcpIncoming;
-use tower::ServiceExt;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::app::App;
 use crate::config::ServerConfig;
+use crate::listen::{self, Protocol};
+use crate::tls::{Tls, TlsError};
 use crate::{grpc, http};
 
-/// Connections that may wait to be accepted. With the usual 128, a burst of new streams waits a second for
-/// its second attempt.
-const BACKLOG: u32 = 4096;
-/// How long a client may take to send its request's head.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long connections may take to flush once the engine is empty.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long aborted requests may take to tell their clients.
@@ -36,23 +27,25 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the drain looks whether the engine is empty.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 
-/// Both ports, bound and not yet served. Made before the model is loaded, so that a taken port is known
-/// at once.
+/// Both ports, bound and not yet served, and what proves who answers there. Made before the model is loaded, so
+/// that a taken port or a bad certificate is known at once.
 #[derive(Debug)]
 pub struct Listeners {
     http: TcpListener,
     grpc: Option<TcpListener>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Listeners {
-    /// Binds, inside a tokio runtime. The error names the address.
-    pub fn bind(config: &ServerConfig) -> Result<Self, BindError> {
+    /// Reads certificates and binds, inside a tokio runtime. The error names the file or the address.
+    pub fn bind(config: &ServerConfig) -> Result<Self, ListenError> {
+        let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let http = bind(SocketAddr::new(config.host, config.port))?;
         let grpc = match config.grpc_port {
             Some(port) => Some(bind(SocketAddr::new(config.host, port))?),
             None => None,
         };
-        Ok(Self { http, grpc })
+        Ok(Self { http, grpc, tls })
     }
 
     /// Where HTTP listens, with the port the system chose.
@@ -66,23 +59,18 @@ impl Listeners {
     }
 }
 
-/// A port could not be bound.
+/// The listeners could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {addr} (choose another with --port, --grpc-port or --host)")]
-pub struct BindError {
-    addr: SocketAddr,
-    source: std::io::Error,
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum ListenError {
+    #[error("cannot listen on {addr} (choose another with --port, --grpc-port or --host)")]
+    Bind { addr: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
-fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
-    let listen = || {
-        let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A restarted server must not wait until the old one's connections are forgotten.
-        socket.set_reuseaddr(true)?;
-        socket.bind(addr)?;
-        socket.listen(BACKLOG)
-    };
-    listen().map_err(|source| BindError { addr, source })
+fn bind(addr: SocketAddr) -> Result<TcpListener, ListenError> {
+    listen::bind(addr).map_err(|source| ListenError::Bind { addr, source })
 }
 
 /// Serves until the process is told to end, or the engine dies. Returns whether the end was orderly.
@@ -117,8 +105,12 @@ impl Serving {
     /// Begins to answer on both ports.
     pub fn start(app: &Arc<App>, listeners: Listeners) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let http = tokio::spawn(serve_http(listeners.http, http::router(app.clone()), stopped.clone()));
-        let grpc = listeners.grpc.map(|listener| tokio::spawn(serve_grpc(listener, app.clone(), stopped)));
+        let Listeners { http, grpc, tls } = listeners;
+        let spawn = |listener, protocol, router| {
+            tokio::spawn(listen::serve(listener, tls.clone(), protocol, router, stopped.clone()))
+        };
+        let http = spawn(http, Protocol::Http, http::router(app.clone()));
+        let grpc = grpc.map(|listener| spawn(listener, Protocol::Grpc, grpc::router(app.clone())));
         Self { stop, http, grpc }
     }
 
@@ -187,56 +179,5 @@ impl Signals {
             _ = self.terminate.recv() => (),
             _ = self.interrupt.recv() => (),
         }
-    }
-}
-
-async fn serve_http(listener: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
-    let connections = GracefulShutdown::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopped.changed() => break,
-        };
-        match accepted {
-            Ok((socket, _)) => serve_connection(socket, router.clone(), &connections),
-            Err(error) => {
-                // Out of file descriptors, most likely: let some connections end first.
-                tracing::warn!(%error, "cannot accept a connection");
-                sleep_until(Instant::now() + Duration::from_millis(50)).await;
-            }
-        }
-    }
-    drop(listener);
-    connections.shutdown().await;
-}
-
-fn serve_connection(socket: TcpStream, router: Router, connections: &GracefulShutdown) {
-    // Tokens are small and late: do not let the kernel wait for more of them.
-    let _ = socket.set_nodelay(true);
-    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        router.clone().oneshot(request.map(axum::body::Body::new))
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT);
-    builder.http2().timer(TokioTimer::new());
-    let connection = builder.serve_connection(TokioIo::new(socket), service).into_owned();
-    let connection = connections.watch(connection);
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection ended with an error");
-        }
-    });
-}
-
-async fn serve_grpc(listener: TcpListener, app: Arc<App>, mut stopped: watch::Receiver<bool>) {
-    // Tokens are small and late, as above; the server's own option is for sockets that it accepts itself.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let until = async move {
-        let _ = stopped.changed().await;
-    };
-    let server = tonic::transport::Server::builder();
-    let served = grpc::routes(server, app).serve_with_incoming_shutdown(incoming, until).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the gRPC listener failed");
     }
 }

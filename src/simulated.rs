@@ -132,8 +132,10 @@ fn server_config() -> ServerConfig {
         enable_log_requests: false,
         max_body_bytes: 32 << 20,
         allowed_origins: Vec::new(),
+        enable_admin: false,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),
+        tls: None,
     }
 }

@@ -218,6 +218,7 @@ fn sampling_params(
         logit_bias: logit_bias(&f.logit_bias, limits.vocab_size)?,
         allowed_token_ids: allowed_token_ids(f.allowed_token_ids, limits.vocab_size)?,
         bad_words: bad_words(f.bad_words_token_ids, limits.vocab_size)?,
+        grammar: None,
         logprobs: logprobs(f.logprobs_param, f.logprobs, limits)?,
         prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
         pooling: None,

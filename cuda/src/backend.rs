@@ -260,7 +260,6 @@ impl Backend for CudaBackend {
             return Ok(false);
         };
         stream.launch_graph(graph)?;
-        prepared.sampler.read_wide_rows(stream, prepared.logits, 0, prepared.current.num_rows)?;
         Ok(true)
     }
 

@@ -6,11 +6,47 @@
 //! variable the same test fails if the code is stale.
 #![forbid(unsafe_code)]
 
+macro_rules! generated {
+    ($file:literal) => {
+        include!(concat!("generated/", $file, ".rs"));
+    };
+}
+
 /// `vllm.Inference` and `vllm.Control`: vLLM's native gRPC interface.
 #[allow(missing_docs, clippy::all, reason = "generated")]
-#[rustfmt::skip]
-#[path = "generated/vllm.rs"]
-pub mod vllm;
+pub mod vllm {
+    generated!("vllm");
+    pub mod grpc {
+        /// `vllm.grpc.engine.VllmEngine`: the interface of `vllm serve --grpc`.
+        pub mod engine {
+            generated!("vllm.grpc.engine");
+        }
+    }
+}
+
+/// What the engine interfaces of the Shepherd Model Gateway have in common.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod smg {
+    pub mod grpc {
+        pub mod common {
+            generated!("smg.grpc.common");
+        }
+    }
+}
+
+/// `openengine.v1.Inference` and `openengine.v1.Control`: a contract of no vendor.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod openengine {
+    pub mod v1 {
+        generated!("openengine.v1");
+    }
+}
+
+/// Load reports for load balancers.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod orca {
+    generated!("xds.data.orca.v3");
+}
 
 /// Version of vLLM's schema that [`vllm`] follows; servers report it as `ServerInfo.proto_version`.
 pub const VLLM_PROTO_VERSION: &str = "0.6.0";

@@ -39,7 +39,11 @@ impl PartialEq for Grammar {
     }
 }
 
-/// One sequence's place in its grammar.
+/// One sequence's place in its grammar. Runners call it through [`crate::Matching`], on threads of their own and
+/// from one at a time. Nothing is asked of it any more after an error, nor after an end token of the model.
+///
+/// A step waits for these calls, those of all its sequences: an implementation bounds its own work, and gives
+/// an error when that is not enough.
 pub trait GrammarMatcher: fmt::Debug + Send {
     /// Writes which tokens may come next: bit `t % 32` of word `t / 32` for token `t`. `mask` has a bit for
     /// every token of the model, and all its words are written. False, and nothing written, if every token

@@ -2,7 +2,7 @@
 //!
 //! Nothing here knows a device, a clock, a socket or a thread. Same calls, same plans, everywhere.
 //!
-//! * What is asked: [`Request`], [`SamplingParams`]; how it ends: [`FinishReason`].
+//! * What is asked: [`Request`], [`SamplingParams`], a [`Grammar`] perhaps; how it ends: [`FinishReason`].
 //! * The decisions: [`Scheduler`] within a [`SchedulerConfig`], over the blocks of [`kv`].
 //! * The messages of a step: [`SchedulerOutput`] to a [`ModelRunner`], [`ModelRunnerOutput`] back,
 //!   [`StepOutputs`] to the world.
@@ -15,6 +15,7 @@ mod config;
 mod grammar;
 mod in_flight;
 pub mod kv;
+mod matching;
 mod output;
 mod preemption;
 mod queue;
@@ -27,6 +28,7 @@ mod update;
 
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use grammar::{Grammar, GrammarError, GrammarMatcher};
+pub use matching::{Matching, NOTHING_LEFT};
 pub use output::*;
 pub use request::*;
 pub use runner::*;

@@ -71,6 +71,12 @@ pub struct AdmittedRequest {
 pub struct ModelRunnerOutput {
     /// One token for each row of the plan with `samples`, in row order.
     pub sampled: Vec<TokenId>,
+    /// Tokens that must follow those sampled, by the grammars of their requests: the sequences go on with
+    /// them, though no step has computed them yet.
+    pub forced: Vec<TokenId>,
+    /// Whose `forced` are: index into the plan's rows (one that samples), ascending, and a range of `forced`.
+    /// A row without forced tokens is not listed.
+    pub forced_rows: Vec<(u32, Range<u32>)>,
     /// Log-probabilities that were asked for, grouped by row in row order; prompt positions first, in
     /// order of position, then the sampled token.
     pub logprobs: Vec<TokenLogprob>,
@@ -128,7 +134,8 @@ pub struct StepOutputs {
 pub struct RequestUpdate {
     /// Whose.
     pub id: RequestId,
-    /// New tokens: a range of [`StepOutputs::tokens`]. A token that ended the sequence is included.
+    /// New tokens: a range of [`StepOutputs::tokens`]. A token that ended the sequence is included. More than
+    /// one if a grammar forced those behind the first.
     pub tokens: Range<u32>,
     /// New log-probabilities: a range of [`StepOutputs::logprobs`].
     pub logprobs: Range<u32>,

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::grammar::Grammar;
+
 /// An index into the model's vocabulary.
 pub type TokenId = u32;
 
@@ -72,6 +74,8 @@ pub struct SamplingParams {
     pub allowed_token_ids: Option<Vec<TokenId>>,
     /// Token sequences that must not be completed.
     pub bad_words: Vec<Vec<TokenId>>,
+    /// What the output must be.
+    pub grammar: Option<Grammar>,
     /// `Some(k)`: log-probability of each generated token and of the `k` best. [`ALL_LOGPROBS`] = all.
     pub logprobs: Option<u32>,
     /// The same for each prompt token but the first.
@@ -115,10 +119,25 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             allowed_token_ids: None,
             bad_words: Vec::new(),
+            grammar: None,
             logprobs: None,
             prompt_logprobs: None,
             pooling: None,
         }
+    }
+}
+
+impl SamplingParams {
+    /// Whether `token` can never come next after `output`, whatever the model and the grammar say:
+    /// `allowed_token_ids`, `bad_words` and `min_tokens`.
+    pub fn excludes(&self, output: &[TokenId], token: TokenId) -> bool {
+        let completes = |word: &Vec<TokenId>| {
+            word.split_last().is_some_and(|(last, prefix)| *last == token && output.ends_with(prefix))
+        };
+        let ends = || self.eos_token_ids.contains(&token) || self.stop_token_ids.contains(&token);
+        self.allowed_token_ids.as_ref().is_some_and(|allowed| allowed.binary_search(&token).is_err())
+            || self.bad_words.iter().any(completes)
+            || output.len() < self.min_tokens as usize && ends()
     }
 }
 

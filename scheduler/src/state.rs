@@ -84,10 +84,28 @@ impl RequestState {
     }
 
     /// Tokens that remain to be computed, those in flight taken as done. None if the token in flight will be
-    /// the last one.
+    /// the last one; or if there is a grammar, which must know it before it can say what may come next.
     pub(crate) fn num_wanted(&self) -> u32 {
         let total = self.num_tokens();
-        if total >= self.max_len { 0 } else { total - self.num_computed }
+        let unknown = self.num_placeholders > 0 && self.request.sampling.grammar.is_some();
+        if total >= self.max_len || unknown { 0 } else { total - self.num_computed }
+    }
+
+    /// Takes new tokens up to the one that ends the sequence.
+    pub(crate) fn take_tokens(
+        &mut self,
+        tokens: impl Iterator<Item = TokenId>,
+        taken: &mut Vec<TokenId>,
+    ) -> Option<FinishReason> {
+        for token in tokens {
+            self.outputs.push(token);
+            taken.push(token);
+            let finish = self.check_stop();
+            if finish.is_some() {
+                return finish;
+            }
+        }
+        None
     }
 
     /// Whether the request takes blocks from the prefix cache. Log-probabilities and hidden states of prompt

@@ -33,7 +33,7 @@ impl Scheduler {
         out.tokens.reserve_exact(plan.rows.len());
         out.updates.append(&mut self.pending_updates);
         match result {
-            Ok(results) => match shape_error(&self.in_flight[at], results) {
+            Ok(results) => match shape_error(&plan, &self.in_flight[at], results) {
                 Some(reason) => self.fail_step(at, &reason.into(), &mut out),
                 None => {
                     assert!(at == 0, "step {} was collected before an earlier one", plan.step);
@@ -94,6 +94,7 @@ impl Scheduler {
         let mut sampled = results.sampled.iter().copied();
         let mut pooled = results.pooled.chunks_exact(pooled_width(&self.in_flight[0], results).max(1));
         let mut logprobs = results.logprobs.as_slice();
+        let mut forced_rows = results.forced_rows.iter().peekable();
         for at in 0..plan.rows.len() {
             let row = self.in_flight[0].rows[at];
             let token = if row.outcome == RowOutcome::Token { sampled.next() } else { None };
@@ -101,6 +102,10 @@ impl Scheduler {
             let num_logprobs = logprobs.iter().take_while(|entry| entry.row == at as u32).count();
             let (of_row, rest) = logprobs.split_at(num_logprobs);
             logprobs = rest;
+            let forced = match forced_rows.next_if(|(of, _)| *of == at as u32) {
+                Some((_, range)) => &results.forced[range.start as usize..range.end as usize],
+                None => &[],
+            };
             if !self.requests.is_live(row.index, row.id) {
                 continue;
             }
@@ -116,9 +121,8 @@ impl Scheduler {
             if let Some(token) = token {
                 // Also if the request was preempted meanwhile: the token is as good as any.
                 state.num_placeholders -= 1;
-                state.outputs.push(token);
-                out.tokens.push(token);
-                finish = state.check_stop();
+                let forced = forced.iter().copied();
+                finish = state.take_tokens(std::iter::once(token).chain(forced), &mut out.tokens);
             }
             let pooled_from = out.pooled.len() as u32;
             if let Some(vector) = vector {
@@ -155,14 +159,25 @@ impl Scheduler {
 }
 
 /// A runner that breaks its contract must not bring down the engine, nor give one request another's token.
-fn shape_error(flight: &InFlightStep, results: &ModelRunnerOutput) -> Option<String> {
+fn shape_error(plan: &SchedulerOutput, flight: &InFlightStep, results: &ModelRunnerOutput) -> Option<String> {
     let (expected, got) = (flight.count(RowOutcome::Token), results.sampled.len());
     if got != expected {
         return Some(format!("the runner gave {got} tokens for {expected} rows that sample"));
     }
     let (vectors, got) = (flight.count(RowOutcome::Vector), results.pooled.len());
-    let fits = if vectors == 0 { got == 0 } else { got > 0 && got.is_multiple_of(vectors) };
-    (!fits).then(|| format!("the runner gave {got} numbers for {vectors} rows that are pooled"))
+    if vectors == 0 && got > 0 || vectors > 0 && (got == 0 || !got.is_multiple_of(vectors)) {
+        return Some(format!("the runner gave {got} numbers for {vectors} rows that are pooled"));
+    }
+    let mut next_row = 0;
+    for (at, range) in &results.forced_rows {
+        let samples = plan.rows.get(*at as usize).is_some_and(|row| row.samples);
+        let held = range.start <= range.end && range.end as usize <= results.forced.len();
+        if *at < next_row || !samples || !held {
+            return Some(format!("the runner forced tokens {range:?} on row {at}"));
+        }
+        next_row = at + 1;
+    }
+    None
 }
 
 /// Numbers in a vector.

@@ -45,6 +45,8 @@ fn invariant_5_6_8_hold_in_every_step_of_every_life() {
             total.preempted += report.preempted;
             total.cache_hits += report.cache_hits;
             total.deferrals += report.deferrals;
+            total.forced += report.forced;
+            total.stuck += report.stuck;
         }
     };
     std::thread::scope(|scope| {
@@ -59,6 +61,7 @@ fn invariant_5_6_8_hold_in_every_step_of_every_life() {
     assert!(total.finished > 100_000, "{total:?}");
     assert!(total.aborted > 1_000 && total.failed > 1_000, "{total:?}");
     assert!(total.preempted > 10_000, "{total:?}");
+    assert!(total.forced > 10_000 && total.stuck > 1_000, "{total:?}");
     assert!(total.cache_hits > 100_000 && total.deferrals > 1_000, "{total:?}");
 }
 

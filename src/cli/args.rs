@@ -184,6 +184,22 @@ pub(super) struct ListenArgs {
     /// Requests must bear one of these keys (several allowed) [env: VLLM_API_KEY]
     #[arg(long, value_name = "KEY", num_args = 1..)]
     pub(super) api_key: Vec<String>,
+    /// TLS on both ports: the server's certificate and those up to its root, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub(super) ssl_certfile: Option<PathBuf>,
+    /// Private key of the certificate, in PEM [default: in the same file]
+    #[arg(long, value_name = "FILE", requires = "ssl_certfile")]
+    pub(super) ssl_keyfile: Option<PathBuf>,
+    /// Authorities that sign certificates of clients, in PEM; with --ssl-cert-reqs 1 or 2
+    #[arg(long, value_name = "FILE", requires = "ssl_certfile")]
+    pub(super) ssl_ca_certs: Option<PathBuf>,
+    /// Certificates of clients: 0 = not asked for, 1 = checked if there is one, 2 = needed
+    #[arg(long, value_name = "0|1|2", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub(super) ssl_cert_reqs: u8,
+    /// Read the files of TLS again when they change
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) enable_ssl_refresh: bool,
     /// Seconds that running requests may take to finish after SIGTERM; 0 = end them at once (vLLM's default)
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, default_value = "30", value_parser = parse_seconds)]
     pub(super) shutdown_timeout: f64,
@@ -196,6 +212,11 @@ pub(super) struct ListenArgs {
     /// Origins from which browsers may call (CORS): `*`, one or several, or a JSON list
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     pub(super) allowed_origins: Vec<String>,
+    /// Open the routes that change the server for everybody: /pause, /resume, /sleep, /wake_up,
+    /// /reset_prefix_cache, /abort_requests, /server_info
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) enable_admin: bool,
     /// Repeat X-Request-Id in answers
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]

@@ -96,7 +96,6 @@ const ACCEPTED: &[Accepted] = &[
 const NO_ADAPTERS: &str = "adapters (LoRA) are not supported";
 const NO_TOOLS: &str = "tool calls are not parsed; their text arrives as it is";
 const NO_PARALLEL: &str = "the model runs on one device, in one process; run several servers behind a router";
-const NO_TLS: &str = "connections are plain; put a proxy in front for TLS";
 const NO_DOWNLOAD: &str = "nothing is downloaded; give the model's folder";
 const NO_TRANSFER: &str = "KV blocks stay in this process";
 const TEXT_ONLY: &str = "models take and give text only";
@@ -163,11 +162,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("log-config-file", "use QUIRE_LOG and --log-format"),
     ("uvicorn-log-level", "use QUIRE_LOG or VLLM_LOGGING_LEVEL"),
     ("uds", "servers listen on TCP"),
-    ("ssl-keyfile", NO_TLS),
-    ("ssl-certfile", NO_TLS),
-    ("ssl-ca-certs", NO_TLS),
-    ("ssl-cert-reqs", NO_TLS),
-    ("enable-ssl-refresh", NO_TLS),
+    ("ssl-ciphers", "the suites of TLS 1.2 and 1.3 are those of rustls, all of them safe"),
     ("allowed-methods", "CORS allows the methods that there are"),
     ("allowed-headers", "CORS allows every header"),
     ("headless", NO_PARALLEL),

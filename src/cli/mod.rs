@@ -102,11 +102,12 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
 fn announce(app: &crate::app::App, listeners: &Listeners) -> anyhow::Result<()> {
     let http = listeners.http_addr().context("the HTTP listener has no address")?;
     let grpc = listeners.grpc_addr().transpose().context("the gRPC listener has no address")?;
+    let scheme = if app.server.tls.is_some() { "https" } else { "http" };
     match grpc {
         Some(grpc) => {
-            println!("Quire serves {} on http://{http} (OpenAI) and {grpc} (gRPC)", app.model.name())
+            println!("Quire serves {} on {scheme}://{http} (OpenAI) and {grpc} (gRPC)", app.model.name())
         }
-        None => println!("Quire serves {} on http://{http} (OpenAI)", app.model.name()),
+        None => println!("Quire serves {} on {scheme}://{http} (OpenAI)", app.model.name()),
     }
     tracing::info!(
         model = app.model.name(),

@@ -12,7 +12,8 @@ use super::args::{
     ServeArgs,
 };
 use crate::config::{
-    EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig, WeightDtype,
+    ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig, TlsConfig,
+    WeightDtype,
 };
 
 /// The demo model's name.
@@ -172,10 +173,40 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
         enable_log_requests: l.enable_log_requests,
         max_body_bytes: usize::try_from(l.max_body_bytes).unwrap_or(usize::MAX),
         allowed_origins: origins(&l.allowed_origins)?,
+        enable_admin: l.enable_admin,
         enable_request_id_headers: l.enable_request_id_headers,
         sse_keep_alive_interval: Duration::from_secs_f64(l.sse_keep_alive_interval),
         stall_timeout: Duration::from_secs_f64(l.stall_timeout),
+        tls: tls_config(l)?,
     })
+}
+
+fn tls_config(l: &ListenArgs) -> Result<Option<TlsConfig>, ConfigError> {
+    let client_auth = match l.ssl_cert_reqs {
+        0 => ClientAuth::None,
+        1 => ClientAuth::Optional,
+        _ => ClientAuth::Required,
+    };
+    let asks = client_auth != ClientAuth::None;
+    let Some(cert_file) = l.ssl_certfile.clone() else {
+        return match asks || l.enable_ssl_refresh {
+            true => Err(value("ssl-certfile", "(none)", "is needed for TLS")),
+            false => Ok(None),
+        };
+    };
+    match &l.ssl_ca_certs {
+        None if asks => {
+            let allowed = "needs --ssl-ca-certs: whose certificates are good";
+            return Err(value("ssl-cert-reqs", l.ssl_cert_reqs, allowed));
+        }
+        Some(file) if !asks => {
+            let allowed = "needs --ssl-cert-reqs 1 or 2; without, no client is asked for a certificate";
+            return Err(value("ssl-ca-certs", file.display(), allowed));
+        }
+        _ => (),
+    }
+    let (key_file, client_ca_file) = (l.ssl_keyfile.clone(), l.ssl_ca_certs.clone());
+    Ok(Some(TlsConfig { cert_file, key_file, client_ca_file, client_auth, refresh: l.enable_ssl_refresh }))
 }
 
 /// vLLM takes a JSON list here.

@@ -11,12 +11,11 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
-use quire_scheduler::{
-    FinishReason, ModelRunner, RunnerError, Scheduler, SchedulerOutput, StepOutputs, StepTicket,
-};
+use quire_scheduler::{ModelRunner, RunnerError, Scheduler, SchedulerOutput, StepOutputs, StepTicket};
 
 use super::handle::{Abort, Admission, Command, EngineHandle, ExternalIds};
 use super::output::{Ledger, OutputMessage, OutputThread, Sequences};
+use super::pause::Pause;
 use super::stats::EngineStats;
 use crate::metrics::Metrics;
 use crate::text::Tokenizer;
@@ -77,6 +76,7 @@ impl Engine {
                 credits,
                 stats: stats.clone(),
                 epoch: Instant::now(),
+                pause: Pause::default(),
                 stopping: false,
             };
             let _ = started.send(Ok((stats, core.epoch)));
@@ -136,6 +136,7 @@ struct EngineCore {
     credits: Receiver<()>,
     stats: Arc<EngineStats>,
     epoch: Instant,
+    pause: Pause,
     stopping: bool,
 }
 
@@ -155,7 +156,7 @@ impl EngineCore {
     fn run(&mut self) -> Result<(), RunnerError> {
         loop {
             self.take_commands();
-            if self.is_idle() {
+            if self.stands_still() {
                 self.send_outputs();
                 if self.stopping {
                     return Ok(());
@@ -174,41 +175,59 @@ impl EngineCore {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.in_flight.is_empty() && !self.scheduler.has_unfinished()
+    /// Whether there is nothing to do until somebody says something.
+    fn stands_still(&self) -> bool {
+        let may_plan = self.scheduler.has_unfinished() && !self.pause.forbids_steps();
+        self.in_flight.is_empty() && !may_plan
     }
 
     /// Takes all commands there are; sleeps if there are none and nothing else to do.
     fn take_commands(&mut self) {
-        if self.is_idle() && !self.stopping {
+        if self.stands_still() && !self.stopping {
+            self.pause.tell_still();
             self.stats.record_progress(false);
             match self.commands.recv() {
                 Ok(command) => self.obey(command),
-                Err(_) => self.stopping = true,
+                Err(_) => self.stop(),
             }
         }
         loop {
             match self.commands.try_recv() {
                 Ok(command) => self.obey(command),
                 Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => return self.stopping = true,
+                Err(TryRecvError::Disconnected) => return self.stop(),
             }
         }
     }
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Add(request) => self.scheduler.add(*request),
-            Command::Abort(id) => _ = self.scheduler.abort(id),
-            Command::AbortAll => self.scheduler.end_all(&FinishReason::Abort),
+            Command::Add(request) => self.pause.add(request, &mut self.scheduler),
+            Command::Abort(id) => self.pause.abort(id, &mut self.scheduler),
+            Command::AbortAll => self.pause.abort_all(&mut self.scheduler),
             Command::ResetPrefixCache(answer) => drop(answer.send(self.scheduler.reset_prefix_cache())),
-            Command::Stop => self.stopping = true,
+            Command::Pause(mode, asker) => self.pause.begin(mode, asker, &mut self.scheduler),
+            Command::Resume(asker) => {
+                self.pause.end(&mut self.scheduler);
+                // Whoever is answered finds it so.
+                self.stats.record_pause(&self.pause);
+                let _ = asker.send(());
+            }
+            Command::Drain => self.pause.end_for_good(&mut self.scheduler),
+            Command::Stop => self.stop(),
         }
+        self.stats.record_pause(&self.pause);
+    }
+
+    /// What is left is worked off first; a pause would keep it for ever.
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.pause.end_for_good(&mut self.scheduler);
     }
 
     /// Plans and submits one step, if there is room for it in flight and anything to compute.
     fn plan_ahead(&mut self) -> Result<bool, RunnerError> {
-        if self.in_flight.len() >= self.runner.max_in_flight() {
+        if self.in_flight.len() >= self.runner.max_in_flight() || self.pause.forbids_steps() {
             return Ok(false);
         }
         let now_us = u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX);

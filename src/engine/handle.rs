@@ -12,6 +12,7 @@ use crossbeam_channel::Sender;
 use quire_scheduler::{Request, RequestId};
 
 use super::output::{OutputMessage, SequenceOutput};
+use super::pause::PauseMode;
 use super::request::{GenerateRequest, SubmitError};
 use super::stats::EngineStats;
 use super::stream::{Mailbox, OutputStream};
@@ -27,6 +28,12 @@ pub(super) enum Command {
     AbortAll,
     /// Forget cached prefixes, if nothing holds them; the answer says whether it was done.
     ResetPrefixCache(tokio::sync::oneshot::Sender<bool>),
+    /// Stand still in this way; the answer comes when it is so.
+    Pause(PauseMode, tokio::sync::oneshot::Sender<()>),
+    /// Go on; the answer comes at once.
+    Resume(tokio::sync::oneshot::Sender<()>),
+    /// Go on, and never stand still again: the server shuts down.
+    Drain,
     /// Leave the loop once nothing is left to do.
     Stop,
 }
@@ -140,9 +147,34 @@ impl EngineHandle {
         receiver.await.unwrap_or(false)
     }
 
-    /// From now on nothing new is taken.
+    /// Has the engine stand still, and waits until it does: with [`PauseMode::Wait`] that is until the last
+    /// request taken before has ended. What arrives meanwhile is held. A pause may change the mode of another.
+    ///
+    /// False if the pause ended before the engine stood still, or the server is shutting down. The pause goes
+    /// on if the future is dropped.
+    pub async fn pause(&self, mode: PauseMode) -> bool {
+        let (answer, receiver) = tokio::sync::oneshot::channel();
+        let _ = self.0.commands.send(Command::Pause(mode, answer));
+        receiver.await.is_ok()
+    }
+
+    /// Ends a pause; nothing happens if there is none.
+    pub async fn resume(&self) {
+        let (answer, receiver) = tokio::sync::oneshot::channel();
+        let _ = self.0.commands.send(Command::Resume(answer));
+        // No answer: the engine is gone, and with it the pause.
+        let _ = receiver.await;
+    }
+
+    /// Whether a pause is on, though what was taken before it may still be running to its end.
+    pub fn is_paused(&self) -> bool {
+        self.0.stats.is_paused()
+    }
+
+    /// From now on nothing new is taken, and a pause is over: what there is may run to its end.
     pub fn start_draining(&self) {
         self.0.admission.draining.store(true, Ordering::Relaxed);
+        let _ = self.0.commands.send(Command::Drain);
     }
 
     /// Whether [`start_draining`](Self::start_draining) was called.

@@ -4,6 +4,7 @@
 mod core;
 mod handle;
 mod output;
+mod pause;
 mod request;
 mod stats;
 mod stream;
@@ -12,6 +13,7 @@ mod tests;
 
 pub use self::core::{Engine, EngineOptions};
 pub use self::handle::EngineHandle;
+pub use self::pause::PauseMode;
 pub use self::request::{GenerateRequest, SubmitError, TextOptions};
 pub use self::stats::EngineStats;
 pub use self::stream::{

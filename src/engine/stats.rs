@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use quire_scheduler::SchedulerStats;
 
+use super::pause::Pause;
+
 /// Shared counters of one engine.
 #[derive(Debug)]
 pub struct EngineStats {
@@ -26,6 +28,9 @@ pub struct EngineStats {
     /// Microseconds since `started` at which the engine last finished a step or had nothing to do.
     progress_us: AtomicU64,
     busy: AtomicBool,
+    paused: AtomicBool,
+    /// Sequences that arrived during a pause.
+    num_held: AtomicU32,
     death: OnceLock<Arc<str>>,
 }
 
@@ -45,18 +50,21 @@ impl EngineStats {
             num_steps: AtomicU64::new(0),
             progress_us: AtomicU64::new(0),
             busy: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            num_held: AtomicU32::new(0),
             death: OnceLock::new(),
         };
         stats.record_scheduler(initial);
         stats
     }
 
-    /// The scheduler's state after the last step. Fields may be of two neighbouring steps.
+    /// The scheduler's state after the last step; what a pause holds back counts as deferred. Fields may be of
+    /// two neighbouring steps.
     pub fn scheduler(&self) -> SchedulerStats {
         SchedulerStats {
             num_running: self.num_running.load(Relaxed),
             num_waiting_capacity: self.num_waiting_capacity.load(Relaxed),
-            num_waiting_deferred: self.num_waiting_deferred.load(Relaxed),
+            num_waiting_deferred: self.num_waiting_deferred.load(Relaxed) + self.num_held.load(Relaxed),
             num_blocks_total: self.num_blocks_total.load(Relaxed),
             num_blocks_free: self.num_blocks_free.load(Relaxed),
             num_scheduled_tokens: 0,
@@ -84,6 +92,11 @@ impl EngineStats {
             return Duration::ZERO;
         }
         self.started.elapsed().saturating_sub(Duration::from_micros(self.progress_us.load(Relaxed)))
+    }
+
+    /// Whether the engine has been told to stand still.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Relaxed)
     }
 
     /// Why the engine thread ended, if it did.
@@ -126,6 +139,11 @@ impl EngineStats {
         let now = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.progress_us.store(now, Relaxed);
         self.busy.store(busy, Relaxed);
+    }
+
+    pub(super) fn record_pause(&self, pause: &Pause) {
+        self.paused.store(pause.is_on(), Relaxed);
+        self.num_held.store(u32::try_from(pause.num_held()).unwrap_or(u32::MAX), Relaxed);
     }
 
     pub(super) fn record_death(&self, reason: Arc<str>) {

@@ -1,5 +1,7 @@
 //! The engine as a whole, over the simulated runner: threads, channels, mailboxes, ends.
 
+mod pause;
+
 use std::convert::Infallible;
 use std::panic::panic_any;
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use quire_proto::vllm::control_server::SERVICE_NAME as CONTROL;
+use quire_proto::vllm::grpc::engine::vllm_engine_server::SERVICE_NAME as VLLM_ENGINE;
 use quire_proto::vllm::inference_server::SERVICE_NAME as INFERENCE;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -76,16 +77,23 @@ impl Watch {
 }
 
 fn status(app: &App, service: &str) -> ServingStatus {
-    if !["", INFERENCE, CONTROL].contains(&service) {
+    if !["", INFERENCE, CONTROL, VLLM_ENGINE].contains(&service) {
         return ServingStatus::ServiceUnknown;
     }
+    if health_problem(app).is_some() { ServingStatus::NotServing } else { ServingStatus::Serving }
+}
+
+/// Why no requests should come here, if they should not.
+pub(super) fn health_problem(app: &App) -> Option<String> {
     let stats = app.engine.stats();
-    let stalled = stats.stalled_for() > app.server.stall_timeout;
-    if app.engine.is_draining() || stats.death().is_some() || stalled {
-        ServingStatus::NotServing
-    } else {
-        ServingStatus::Serving
+    if let Some(reason) = stats.death() {
+        return Some(format!("the engine has stopped: {reason}"));
     }
+    if app.engine.is_draining() {
+        return Some("the server is shutting down".into());
+    }
+    let stalled = stats.stalled_for();
+    (stalled > app.server.stall_timeout).then(|| format!("no step has ended for {} s", stalled.as_secs()))
 }
 
 fn response(status: ServingStatus) -> HealthCheckResponse {

@@ -3,6 +3,7 @@
 //! Translates protobuf into [`crate::validate`] and [`crate::engine`] and back; decides nothing itself.
 
 mod auth;
+mod call;
 mod control;
 mod health;
 mod inference;
@@ -10,13 +11,14 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod translate;
+mod vllm_engine;
 
 use std::sync::Arc;
 
 use quire_proto::vllm::control_server::ControlServer;
+use quire_proto::vllm::grpc::engine::vllm_engine_server::VllmEngineServer;
 use quire_proto::vllm::inference_server::InferenceServer;
-use tonic::service::InterceptorLayer;
-use tonic::transport::server::{Router, Server};
+use tonic::service::{InterceptorLayer, Routes};
 use tonic_health::pb::health_server::HealthServer;
 use tower::Layer;
 
@@ -24,29 +26,34 @@ use self::auth::Guard;
 use self::control::Control;
 use self::health::Health;
 use self::inference::Inference;
+use self::vllm_engine::VllmEngine;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
 
 /// Bytes of a request message at most, decoded; vLLM's limit.
 pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
-/// Adds all services to a server.
+/// All services.
 ///
 /// Health follows the engine by itself: it says NOT_SERVING from
 /// [`start_draining`](crate::engine::EngineHandle::start_draining) on, or when the engine died or stalls,
 /// and its watches end when draining starts, so that they do not hold up a graceful shutdown.
-pub fn routes(mut server: Server, app: Arc<App>) -> Router {
+pub fn router(app: Arc<App>) -> axum::Router {
     let keys = InterceptorLayer::new(Guard::new(ApiKeys::new(&app.server.api_keys)));
     let inference =
         InferenceServer::new(Inference::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let control = ControlServer::new(Control::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    server
+    let engine =
+        VllmEngineServer::new(VllmEngine::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    Routes::default()
+        .add_service(keys.layer(engine))
         .add_service(keys.layer(inference))
         .add_service(keys.layer(control))
         .add_service(HealthServer::new(Health::new(app)))
         // grpcurl and others still speak only v1alpha.
-        .add_service(reflection().build_v1().expect("our descriptors are valid"))
-        .add_service(reflection().build_v1alpha().expect("our descriptors are valid"))
+        .add_service(keys.layer(reflection().build_v1().expect("our descriptors are valid")))
+        .add_service(keys.layer(reflection().build_v1alpha().expect("our descriptors are valid")))
+        .into_axum_router()
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

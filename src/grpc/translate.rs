@@ -13,6 +13,7 @@ use quire_proto::vllm::{
 use quire_scheduler::TokenId;
 use tonic::Status;
 
+use super::call::truncate;
 use super::status::invalid_field;
 use crate::engine::{Finish, FinishKind, OutputDelta, PromptOutput, StopCause, TokenLogprobs};
 use crate::validate::{RequestFields, SamplingFields};
@@ -151,8 +152,7 @@ pub(super) fn request_fields(
     mut prompt_token_ids: Vec<TokenId>,
 ) -> RequestFields {
     if let Some(keep) = given::<u32>(request.truncate_prompt_tokens) {
-        let excess = prompt_token_ids.len().saturating_sub(keep as usize);
-        prompt_token_ids.drain(..excess);
+        truncate(&mut prompt_token_ids, keep as usize);
     }
     let kv = request.kv.unwrap_or_default();
     RequestFields {
@@ -283,6 +283,29 @@ fn finish_info(finish: &Finish, num_cached_tokens: u32) -> FinishInfo {
         kv_transfer_params: None,
         ec_transfer_params: None,
         num_cached_tokens: Some(num_cached_tokens),
+    }
+}
+
+/// Where [`crate::validate`]'s names are in a `GenerateRequest`.
+pub(super) fn field_path(param: &str) -> &str {
+    match param {
+        "n" => "sampling.num_sequences",
+        "top_k" => "sampling.top_k",
+        "top_p" => "sampling.top_p",
+        "min_p" => "sampling.min_p",
+        "presence_penalty" => "decoding.presence_penalty",
+        "frequency_penalty" => "decoding.frequency_penalty",
+        "repetition_penalty" => "decoding.repetition_penalty",
+        "logit_bias" => "decoding.logit_bias",
+        "allowed_token_ids" => "decoding.allowed_token_ids",
+        "bad_words" => "decoding.bad_words_token_ids",
+        "min_tokens" => "stopping.min_new_tokens",
+        "stop" => "stopping.stop_strings",
+        "stop_token_ids" => "stopping.stop_token_ids",
+        "prompt_logprobs" => "response.prompt_candidates",
+        "cache_salt" => "kv.cache_salt",
+        "input_tokens" => "prompt",
+        path => path,
     }
 }
 

@@ -3,6 +3,7 @@
 //! This module translates: JSON into [`GenerateRequest`]s, output into JSON or server-sent events, errors
 //! into status codes. It decides nothing about scheduling, and nothing behind it knows of HTTP.
 
+mod admin;
 mod auth;
 mod chat;
 mod completions;
@@ -55,6 +56,7 @@ pub fn router(app: Arc<App>) -> Router {
         encoder: Encoder::new(app.tokenizer.clone(), &app.limits),
         app,
     });
+    let admin = admin_routes().layer(from_fn_with_state(state.clone(), admin::guard));
     let mut router = Router::new()
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat_completions))
@@ -69,6 +71,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/version", get(ops::version))
         .route("/load", get(ops::load))
         .route("/metrics", get(ops::metrics))
+        .merge(admin)
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn(catch_panic))
@@ -81,6 +84,20 @@ pub fn router(app: Arc<App>) -> Router {
         router = router.layer(cors(&state.app.server.allowed_origins));
     }
     router.with_state(state)
+}
+
+/// Routes for operators who may change things.
+fn admin_routes() -> Router<Arc<HttpState>> {
+    Router::new()
+        .route("/pause", post(admin::pause))
+        .route("/resume", post(admin::resume))
+        .route("/is_paused", get(admin::is_paused))
+        .route("/sleep", post(admin::sleep))
+        .route("/wake_up", post(admin::wake_up))
+        .route("/is_sleeping", get(admin::is_sleeping))
+        .route("/reset_prefix_cache", post(admin::reset_prefix_cache))
+        .route("/abort_requests", post(admin::abort_requests))
+        .route("/server_info", get(admin::server_info))
 }
 
 /// What handlers share.

@@ -36,6 +36,9 @@ pub(crate) async fn ready(State(state): State<Arc<HttpState>>) -> Result<StatusC
     if let Some(reason) = engine.stats().death() {
         return Err(ApiError::unavailable(format!("the engine has stopped: {reason}")));
     }
+    if engine.is_paused() {
+        return Err(ApiError::unavailable("the engine is paused: new requests wait until it is resumed"));
+    }
     Ok(StatusCode::OK)
 }
 

@@ -5,7 +5,15 @@ use std::path::Path;
 
 use prost::Message;
 
-const FILES: [&str; 2] = ["vllm/inference.proto", "vllm/control.proto"];
+const FILES: [&str; 7] = [
+    "vllm/inference.proto",
+    "vllm/control.proto",
+    "vllm/engine.proto",
+    "smg/common.proto",
+    "openengine/v1/inference.proto",
+    "openengine/v1/control.proto",
+    "xds/data/orca/v3/orca_load_report.proto",
+];
 
 #[test]
 fn generated_code_is_up_to_date() {
@@ -37,5 +45,15 @@ fn generated_code_is_up_to_date() {
     }
     fs::remove_dir_all(&out).unwrap();
     names.sort();
-    assert_eq!(names, ["descriptor.bin", "vllm.rs"]);
+    assert_eq!(
+        names,
+        [
+            "descriptor.bin",
+            "openengine.v1.rs",
+            "smg.grpc.common.rs",
+            "vllm.grpc.engine.rs",
+            "vllm.rs",
+            "xds.data.orca.v3.rs",
+        ]
+    );
 }

@@ -176,7 +176,7 @@ fn messages_are_those_of_vllm() {
 fn methods_are_those_of_vllm() {
     let pool = DescriptorPool::decode(quire_proto::FILE_DESCRIPTOR_SET).unwrap();
     let mut methods = Vec::new();
-    for service in pool.services() {
+    for service in pool.services().filter(|service| service.package_name() == "vllm") {
         for m in service.methods() {
             let stream = if m.is_server_streaming() { "stream " } else { "" };
             methods.push(format!("{} {} {stream}{}", m.full_name(), m.input().name(), m.output().name()));

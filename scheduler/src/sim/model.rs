@@ -4,8 +4,10 @@
 //! a scheduler that loses, repeats or mixes up anything changes what is generated.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::rng::{fold, mix};
+use crate::matching::{Matching, NOTHING_LEFT};
 use crate::request::{FinishReason, Request, SamplingParams, TokenId};
 
 /// Numbers in a pooled vector.
@@ -31,20 +33,24 @@ impl SimModel {
         fold(hash, u64::from(token))
     }
 
-    /// The token after the sequence with this hash, of which `num_outputs` tokens are generated.
-    pub(super) fn sample(&self, hash: u64, sampling: &SamplingParams, num_outputs: u32) -> TokenId {
-        let size = self.vocab.end - self.vocab.start;
+    /// The token after the sequence with this hash and this output. `mask` is what a grammar allows, if there is
+    /// one; then any token of the vocabulary can be generated, those below the range as well, or none.
+    pub(super) fn sample(
+        &self,
+        hash: u64,
+        sampling: &SamplingParams,
+        output: &[TokenId],
+        mask: Option<&[u32]>,
+    ) -> Option<TokenId> {
+        let from = if mask.is_some() { 0 } else { self.vocab.start };
+        let size = self.vocab.end - from;
         let first = (mix(hash ^ mix(sampling.seed)) % u64::from(size)) as u32;
-        if num_outputs >= sampling.min_tokens {
-            return self.vocab.start + first;
-        }
-        let ends = |token: &TokenId| {
-            sampling.eos_token_ids.contains(token) || sampling.stop_token_ids.contains(token)
+        let allowed = |token: &TokenId| {
+            mask.is_none_or(|mask| mask[*token as usize / 32] >> (token % 32) & 1 == 1)
+                && !sampling.excludes(output, *token)
         };
-        (0..size)
-            .map(|i| self.vocab.start + (first + i) % size)
-            .find(|token| !ends(token))
-            .unwrap_or(self.vocab.start + first)
+        let chosen = (0..size).map(|i| from + (first + i) % size).find(allowed);
+        chosen.or(mask.is_none().then_some(from + first))
     }
 
     /// What a pooled request gives, whoever it shares steps with.
@@ -62,28 +68,50 @@ impl SimModel {
         request.prompt_token_ids.iter().fold(start, |hash, &token| self.extend(hash, token))
     }
 
-    /// What a request generates if it is alone in the world, and how it ends: what any schedule must give.
+    /// What a request generates if it is alone in the world, and how it ends: what any schedule must give. Each
+    /// token is sampled, those that a grammar forces as well.
     pub fn generate_alone(&self, request: &Request, max_model_len: u32) -> (Vec<TokenId>, FinishReason) {
+        let mut outputs = Vec::new();
+        let end = self.generate_into(request, max_model_len, &mut outputs);
+        (outputs, end.unwrap_or_else(|reason| FinishReason::Error(reason)))
+    }
+
+    fn generate_into(
+        &self,
+        request: &Request,
+        max_model_len: u32,
+        outputs: &mut Vec<TokenId>,
+    ) -> Result<FinishReason, Arc<str>> {
         let sampling = &request.sampling;
         if sampling.pooling.is_some() {
-            return (Vec::new(), FinishReason::Pooled);
+            return Ok(FinishReason::Pooled);
         }
+        let vocab_size = self.vocab.end as usize;
+        let start = |grammar| Matching::start(grammar, sampling, vocab_size, &[]).map_err(|error| error.0);
+        let mut matching = sampling.grammar.as_ref().map(start).transpose()?;
+        let mut mask = vec![0; Matching::mask_words(vocab_size)];
         let mut hash = self.prompt(request);
-        let mut outputs = Vec::new();
         loop {
-            let token = self.sample(hash, sampling, outputs.len() as u32);
+            let masked = match &mut matching {
+                Some(matching) => matching.fill_mask(&mut mask).map_err(|error| error.0)?,
+                None => false,
+            };
+            let token = self.sample(hash, sampling, outputs, masked.then_some(&mask)).ok_or(NOTHING_LEFT)?;
+            if let Some(matching) = &mut matching {
+                matching.accept(token).map_err(|error| error.0)?;
+            }
             hash = self.extend(hash, token);
             outputs.push(token);
             let may_stop = outputs.len() >= sampling.min_tokens as usize;
             if may_stop && !sampling.ignore_eos && sampling.eos_token_ids.contains(&token) {
-                return (outputs, FinishReason::Eos(token));
+                return Ok(FinishReason::Eos(token));
             }
             if may_stop && sampling.stop_token_ids.contains(&token) {
-                return (outputs, FinishReason::StopToken(token));
+                return Ok(FinishReason::StopToken(token));
             }
             let full = request.prompt_token_ids.len() + outputs.len() >= max_model_len as usize;
             if full || outputs.len() >= sampling.max_tokens as usize {
-                return (outputs, FinishReason::Length);
+                return Ok(FinishReason::Length);
             }
         }
     }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::model::SimModel;
 use super::rng::fold;
+use super::toy_grammar::ToyGrammar;
 use crate::config::SchedulerConfig;
 use crate::kv::{BlockHash, BlockId, KvEvent};
+use crate::matching::NOTHING_LEFT;
 use crate::output::{RequestUpdate, SchedulerOutput, StepOutputs, TokenLogprob};
 use crate::request::{FinishReason, Request, RequestId, TokenId};
 
@@ -41,6 +43,10 @@ pub(super) struct Observer {
     pub(super) num_failed: u64,
     pub(super) num_finished: u64,
     pub(super) num_preempted: u64,
+    /// Ended by an error of its grammar.
+    pub(super) num_stuck: u64,
+    /// Tokens that were not sampled.
+    pub(super) num_forced: u64,
 }
 
 macro_rules! ensure {
@@ -65,6 +71,8 @@ impl Observer {
             num_failed: 0,
             num_finished: 0,
             num_preempted: 0,
+            num_stuck: 0,
+            num_forced: 0,
         }
     }
 
@@ -222,6 +230,8 @@ impl Observer {
         let wanted = if sampling.logprobs.is_some() { tokens.len() } else { 0 };
         ensure!(of_output == wanted, "{of_output} logprobs for {} tokens", tokens.len());
         life.outputs.extend_from_slice(tokens);
+        self.num_forced += tokens.len().saturating_sub(1) as u64;
+        ensure!(tokens.len() <= 1 || sampling.grammar.is_some(), "{} tokens in a step", tokens.len());
         if !tokens.is_empty() {
             ensure!(life.was_scheduled, "tokens before it was scheduled");
             let (expected, _) = life.expected.as_ref().ok_or("tokens of a request that cannot run")?;
@@ -238,8 +248,7 @@ impl Observer {
         let life = self.live.remove(&id).expect("looked up by the caller");
         match (reason, life.expected) {
             (FinishReason::Error(_), None) => self.num_failed += 1,
-            (FinishReason::Error(text), Some(_)) => {
-                ensure!(text.starts_with("injected failure"), "it ended with: {text}");
+            (FinishReason::Error(text), Some(_)) if text.starts_with("injected failure") => {
                 self.num_failed += 1;
             }
             (FinishReason::Abort, _) => {
@@ -251,6 +260,12 @@ impl Observer {
                 ensure!(!life.aborted, "it was aborted, but ended with {reason:?}");
                 ensure!(*reason == expected, "it ended with {reason:?}, alone with {expected:?}");
                 ensure!(tokens == life.outputs, "generated {:?}, alone {tokens:?}", life.outputs);
+                if let FinishReason::Error(text) = reason {
+                    let of_grammar = &**text == ToyGrammar::GIVES_UP || &**text == NOTHING_LEFT;
+                    ensure!(of_grammar, "it ended with: {text}");
+                    self.num_stuck += 1;
+                    return Ok(());
+                }
                 let told = life.next_prompt_logprob;
                 let all = life.request.prompt_token_ids.len() as u32;
                 let complete = life.request.sampling.prompt_logprobs.is_none() || told == all;

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use super::memory::SimMemory;
 use super::model::SimModel;
 use super::rng::{fold, mix};
+use crate::grammar::GrammarError;
 use crate::kv::BlockId;
+use crate::matching::{Matching, NOTHING_LEFT};
 use crate::output::{AdmittedRequest, ModelRunnerOutput, ScheduledRow, SchedulerOutput, TokenLogprob};
 use crate::request::{RequestId, SamplingParams, TokenId};
 use crate::runner::{ModelRunner, RunnerError, StepTicket};
@@ -75,14 +77,50 @@ struct Slot {
     id: RequestId,
     sampling: Arc<SamplingParams>,
     prompt: Arc<[TokenId]>,
-    num_outputs: u32,
+    outputs: Vec<TokenId>,
     /// Tokens of the prompt that have been computed here, if it is to be pooled.
     num_pooled: u32,
+    /// The place in the grammar, if there is one, or why it could not be found again.
+    matching: Option<Result<Matching, GrammarError>>,
     /// Hash of all tokens so far.
     hash: u64,
     /// In checking mode: the hash after each token, and the block table.
     prefix: Vec<u64>,
     table: Vec<BlockId>,
+}
+
+impl Slot {
+    /// The next token, and those that the grammar forces behind it.
+    fn choose(
+        &mut self,
+        model: &SimModel,
+        mask: &mut [u32],
+        forced: &mut Vec<TokenId>,
+    ) -> Result<TokenId, Arc<str>> {
+        let Some(matching) = &mut self.matching else {
+            let chosen = model.sample(self.hash, &self.sampling, &self.outputs, None);
+            return chosen.ok_or_else(|| "the model has no tokens".into());
+        };
+        let matching = matching.as_mut().map_err(|error| error.0.clone())?;
+        let mut next = || {
+            let masked = matching.fill_mask(mask)?.then_some(&*mask);
+            let Some(token) = model.sample(self.hash, &self.sampling, &self.outputs, masked) else {
+                return Err(GrammarError(NOTHING_LEFT.into()));
+            };
+            matching.accept(token)?;
+            matching.take_forced(forced)?;
+            Ok(token)
+        };
+        next().map_err(|error| error.0)
+    }
+
+    fn go_on(&mut self, model: &SimModel, token: TokenId, keeps_prefix: bool) {
+        self.hash = model.extend(self.hash, token);
+        self.outputs.push(token);
+        if keeps_prefix {
+            self.prefix.push(self.hash);
+        }
+    }
 }
 
 /// A plan that has been submitted. It is computed then, in order; only the news waits to be collected.
@@ -102,6 +140,7 @@ pub struct SimRunner {
     memory: Option<SimMemory>,
     in_flight: VecDeque<Submitted>,
     collected: ModelRunnerOutput,
+    mask: Vec<u32>,
     simulated_us: f64,
     busy_until: Option<Instant>,
 }
@@ -114,6 +153,7 @@ impl SimRunner {
             memory: config.check.map(|check| SimMemory::new(check.num_blocks, check.block_size)),
             in_flight: VecDeque::new(),
             collected: ModelRunnerOutput::default(),
+            mask: vec![0; Matching::mask_words(config.model.vocab.end as usize)],
             simulated_us: 0.0,
             busy_until: None,
             config,
@@ -164,12 +204,15 @@ impl SimRunner {
                 prefix.push(hash);
             }
         }
+        let (sampling, outputs) = (&admitted.sampling, &admitted.output_token_ids);
+        let start = |grammar| Matching::start(grammar, sampling, model.vocab.end as usize, outputs);
         Slot {
             id: admitted.id,
             sampling: admitted.sampling.clone(),
             prompt: admitted.prompt_token_ids.clone(),
-            num_outputs: admitted.output_token_ids.len() as u32,
+            outputs: admitted.output_token_ids.clone(),
             num_pooled: 0,
+            matching: admitted.sampling.grammar.as_ref().map(start),
             hash,
             prefix,
             table: if self.memory.is_some() { admitted.block_ids.clone() } else { Vec::new() },
@@ -223,18 +266,29 @@ impl SimRunner {
                     output.pooled.extend(model.pool(slot.hash));
                 }
             }
-            if row.samples {
-                let token = model.sample(slot.hash, &slot.sampling, slot.num_outputs);
-                if slot.sampling.logprobs.is_some() {
-                    let position = slot.prompt.len() + slot.num_outputs as usize;
-                    push_logprob(output, at, position, token);
+            if !row.samples {
+                continue;
+            }
+            let position = slot.prompt.len() + slot.outputs.len();
+            let forced_from = output.forced.len();
+            match slot.choose(model, &mut self.mask, &mut output.forced) {
+                Ok(token) => {
+                    if slot.sampling.logprobs.is_some() {
+                        push_logprob(output, at, position, token);
+                    }
+                    slot.go_on(model, token, self.memory.is_some());
+                    output.sampled.push(token);
                 }
-                slot.hash = model.extend(slot.hash, token);
-                slot.num_outputs += 1;
-                if self.memory.is_some() {
-                    slot.prefix.push(slot.hash);
+                Err(reason) => {
+                    output.failed_rows.push((at as u32, reason));
+                    output.sampled.push(0);
                 }
-                output.sampled.push(token);
+            }
+            for token in &output.forced[forced_from..] {
+                slot.go_on(model, *token, self.memory.is_some());
+            }
+            if output.forced.len() > forced_from {
+                output.forced_rows.push((at as u32, forced_from as u32..output.forced.len() as u32));
             }
         }
     }
@@ -273,6 +327,8 @@ impl ModelRunner for SimRunner {
         }
         let mut output = std::mem::take(&mut self.collected);
         output.sampled.clear();
+        output.forced.clear();
+        output.forced_rows.clear();
         output.logprobs.clear();
         output.top.clear();
         output.pooled.clear();

@@ -34,6 +34,10 @@ pub struct SimReport {
     pub cache_hits: u64,
     /// Calls after which a request was waiting for another's blocks.
     pub deferrals: u64,
+    /// Tokens that a grammar forced.
+    pub forced: u64,
+    /// Requests that ended with an error of their grammar, or because it left nothing.
+    pub stuck: u64,
 }
 
 /// An invariant does not hold.
@@ -220,6 +224,8 @@ impl Simulation {
         self.report.finished = self.observer.num_finished;
         self.report.aborted = self.observer.num_aborted;
         self.report.failed = self.observer.num_failed;
+        self.report.forced = self.observer.num_forced;
+        self.report.stuck = self.observer.num_stuck;
         self.report.preempted = self.observer.num_preempted;
         self.report.cache_hits = stats.prefix_cache_hits_total;
         Ok(())

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::model::SimModel;
 use super::rng::Rng;
 use super::runner::{SimCheck, SimFailures, SimRunnerConfig};
+use super::toy_grammar::ToyGrammar;
 use crate::config::{SchedulerConfig, SchedulingPolicy};
+use crate::grammar::Grammar;
 use crate::request::{Pooling, Request, RequestId, SamplingParams, TimeUs, TokenId};
 
 const VOCAB: u32 = 40;
@@ -22,6 +24,10 @@ pub(super) struct Workload {
     pub(super) abort_permille: u32,
     /// Requests alive at once.
     pub(super) max_live: usize,
+    /// Requests with a grammar.
+    grammar_percent: u32,
+    /// What they share.
+    grammars: Vec<Grammar>,
     /// Prompts that others begin with; grows by finished conversations.
     prefixes: Vec<Vec<TokenId>>,
     /// Often asked again at once.
@@ -47,10 +53,14 @@ impl Workload {
             failures,
         };
         let prefixes = (0..rng.between(1, 4)).map(|_| draw_tokens(rng, scheduler.max_model_len)).collect();
+        let toy = |number| ToyGrammar { seed: seed ^ number, vocab_size: VOCAB, eos: EOS, failures: 2 };
+        let grammars = (1..4).map(|number| toy(number << 32).grammar()).collect();
         Self {
             arrival_percent: *rng.pick(&[5, 20, 50, 90]),
             abort_permille: *rng.pick(&[0, 0, 5, 30]),
             max_live: rng.between(2, 40) as usize,
+            grammar_percent: *rng.pick(&[0, 30, 100]),
+            grammars,
             scheduler,
             runner,
             prefixes,
@@ -82,6 +92,9 @@ impl Workload {
             ignore_eos: rng.percent(20),
             eos_token_ids: Arc::new([EOS]),
             stop_token_ids: if rng.percent(20) { vec![1, 2] } else { Vec::new() },
+            allowed_token_ids: rng.percent(5).then(|| (0..VOCAB).filter(|token| token % 8 != 7).collect()),
+            bad_words: if rng.percent(5) { vec![vec![3], vec![4, 5]] } else { Vec::new() },
+            grammar: rng.percent(self.grammar_percent).then(|| rng.pick(&self.grammars).clone()),
             logprobs: rng.percent(10).then_some(0),
             prompt_logprobs: rng.percent(8).then_some(0),
             ..SamplingParams::default()

@@ -17,14 +17,14 @@ use quire_proto::vllm::inference_client::InferenceClient;
 use quire_proto::vllm::*;
 use quire_scheduler::sim::{SimFailures, SimModel, SimRunner, SimRunnerConfig, StepCost};
 use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::app::{App, ModelInfo as AppModel};
 use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions};
+use crate::listen::{self, Protocol};
 use crate::metrics::Metrics;
 use crate::text::{TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -58,6 +58,8 @@ impl Default for Options {
 struct TestServer {
     app: Arc<App>,
     channel: Channel,
+    /// The server ends with it.
+    _stop: tokio::sync::watch::Sender<bool>,
 }
 
 impl TestServer {
@@ -70,11 +72,12 @@ impl TestServer {
         let app = Arc::new(app(options));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = super::routes(Server::builder(), app.clone());
-        tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let router = super::router(app.clone());
+        tokio::spawn(listen::serve(listener, None, Protocol::Grpc, router, stopped));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         let channel = endpoint.initial_stream_window_size(window).connect().await.unwrap();
-        Self { app, channel }
+        Self { app, channel, _stop: stop }
     }
 
     fn inference(&self) -> InferenceClient<Channel> {
@@ -181,9 +184,11 @@ fn app(options: Options) -> App {
             enable_log_requests: false,
             max_body_bytes: 1 << 20,
             allowed_origins: Vec::new(),
+            enable_admin: false,
             enable_request_id_headers: false,
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,
+            tls: None,
         },
     }
 }

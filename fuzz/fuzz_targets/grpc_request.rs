@@ -1,0 +1,7 @@
+//! See targets/grpc_request.rs.
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::grpc_request::run(data));

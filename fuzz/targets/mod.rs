@@ -1,0 +1,23 @@
+//! What each fuzz target checks: a function from any bytes that panics if a promise is broken. The fuzzers
+//! call them with what they make up, `tests/fuzz.rs` with the corpus that is kept.
+#![allow(dead_code, reason = "each fuzzer uses one of them")]
+
+pub mod detokenizer;
+pub mod grpc_request;
+pub mod http_request;
+pub mod input;
+pub mod server;
+pub mod stop_strings;
+pub mod template;
+
+/// A target by name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const ALL: &[Target] = &[
+    ("detokenizer", detokenizer::run),
+    ("grpc_request", grpc_request::run),
+    ("http_request", http_request::run),
+    ("stop_strings", stop_strings::run),
+    ("template", template::run),
+];
