@@ -251,8 +251,15 @@ fn scheduler_config(
     device: &Device,
 ) -> Result<SchedulerConfig, LoadError> {
     let limit = u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX);
-    let max_num_batched_tokens =
-        config.max_num_batched_tokens.unwrap_or_else(|| device.default_max_num_batched_tokens());
+    let longest = match config.max_model_len {
+        MaxModelLen::Model | MaxModelLen::Fitting => limit,
+        MaxModelLen::Tokens(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
+        MaxModelLen::Tokens(asked) => asked,
+    };
+    // Where prompts are computed whole, a step must hold the longest.
+    let least = if spec.causal { 0 } else { longest };
+    let default = device.default_max_num_batched_tokens().max(least);
+    let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or(default);
     let asked = config.max_num_seqs.unwrap_or(DEFAULT_MAX_NUM_SEQS.min(max_num_batched_tokens));
     let max_num_seqs = asked.min(max_num_batched_tokens);
     if max_num_seqs < asked {
@@ -261,11 +268,6 @@ fn scheduler_config(
             "lowered to --max-num-batched-tokens: each request needs a token a step"
         );
     }
-    let longest = match config.max_model_len {
-        MaxModelLen::Model | MaxModelLen::Fitting => limit,
-        MaxModelLen::Tokens(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
-        MaxModelLen::Tokens(asked) => asked,
-    };
     let limits = RunnerConfig {
         max_num_seqs: max_num_seqs as usize,
         max_num_batched_tokens: max_num_batched_tokens as usize,
@@ -286,7 +288,7 @@ fn scheduler_config(
         max_model_len,
         block_size: config.block_size,
         num_blocks,
-        enable_prefix_caching: config.enable_prefix_caching,
+        enable_prefix_caching: config.enable_prefix_caching && spec.causal,
         // Nobody publishes them yet.
         enable_kv_events: false,
         policy: config.scheduling_policy,
@@ -295,7 +297,7 @@ fn scheduler_config(
             quire_scheduler::SchedulingPolicy::Priority => PRIORITY_AGEING_US,
             quire_scheduler::SchedulingPolicy::Fcfs => 0,
         },
-        whole_prompts: false,
+        whole_prompts: !spec.causal,
     })
 }
 
@@ -332,7 +334,7 @@ impl KvRoom {
     }
 
     fn tokens(&self) -> u64 {
-        (self.fitting.saturating_sub(1) * self.block_size) as u64
+        (self.fitting.saturating_sub(1)).saturating_mul(self.block_size) as u64
     }
 
     /// KV blocks to have, the padding block included: those that fit, but no more than could ever be used.

@@ -47,6 +47,7 @@ fn config(block_size: usize, num_blocks: u32, max_num_batched_tokens: u32) -> Sc
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 

@@ -101,6 +101,16 @@ pub struct QkNorm<'a, W> {
     pub eps: f32,
 }
 
+/// LayerNorm's parameters.
+pub struct LayerNorm<'a, W> {
+    /// `[width]`, factors.
+    pub weight: &'a W,
+    /// `[width]`, added at the end.
+    pub bias: &'a W,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
 /// A device. Implementations own their stream, scratch memory and the step's metadata.
 pub trait Backend: Send {
     /// A flat array on the device.
@@ -217,6 +227,61 @@ pub trait Backend: Send {
         kv_cache: &Self::Buffer,
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
+
+    /// `x[T][width] += table[positions[T]]`; `table` is what [`Self::load_table`] gave.
+    fn add_positions(&mut self, table: &Self::Weight, x: &mut Self::Buffer) -> Result<(), BackendError> {
+        let _ = (table, x);
+        Err(self.not_built("learned positions"))
+    }
+
+    /// `out[rows][width] = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`; `weight` and `bias` are
+    /// `[width]`.
+    fn layer_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: LayerNorm<'_, Self::Weight>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, x, norm, out);
+        Err(self.not_built("LayerNorm"))
+    }
+
+    /// `sum = layer_norm(sum + x)`.
+    fn add_layer_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: LayerNorm<'_, Self::Weight>,
+        sum: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, x, norm, sum);
+        Err(self.not_built("LayerNorm"))
+    }
+
+    /// Attention of each of the `T` tokens over all tokens of its row, those behind it as well: rows are whole
+    /// sequences. `qkv` is as in [`Self::rope_and_cache`], `out` as in [`Self::paged_attention`].
+    fn full_attention(
+        &mut self,
+        shape: &AttentionShape,
+        qkv: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (shape, qkv, out);
+        Err(self.not_built("attention that looks ahead"))
+    }
+
+    /// `out[rows][width] = x * (1 + erf(x / sqrt 2)) / 2`.
+    fn gelu(
+        &mut self,
+        rows: usize,
+        width: usize,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, width, x, out);
+        Err(self.not_built("GELU"))
+    }
 
     /// `out[rows][width] = silu(gate) * up`, where `gate_up` is `[rows][gate: width | up: width]`.
     fn silu_mul(

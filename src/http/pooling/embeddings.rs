@@ -121,8 +121,8 @@ pub(crate) struct PoolingUsage {
 }
 
 impl PoolingUsage {
-    pub(super) fn of(embeddings: &[Embedding]) -> Self {
-        let prompt_tokens = embeddings.iter().map(|one| u64::from(one.prompt_tokens)).sum();
+    pub(super) fn of<'a>(embeddings: impl IntoIterator<Item = &'a Embedding>) -> Self {
+        let prompt_tokens = embeddings.into_iter().map(|one| u64::from(one.prompt_tokens)).sum();
         Self { prompt_tokens, total_tokens: prompt_tokens, ..Self::default() }
     }
 }
