@@ -9,7 +9,9 @@ use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
-use super::{HttpState, admin, anthropic, chat, completions, models, ops, page, responses, tokenize};
+use super::{
+    HttpState, admin, anthropic, chat, completions, models, ops, page, pooling, responses, tokenize,
+};
 use crate::config::ServerConfig;
 
 /// One method of one path.
@@ -35,6 +37,14 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
         get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
         post("/v1/messages", anthropic::messages, anthropic::describe_messages),
         post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
+        plain("/v1/embeddings", pooling::embeddings),
+        plain("/v1/score", pooling::score),
+        plain("/score", pooling::score),
+        plain("/v1/rerank", pooling::rerank),
+        plain("/v2/rerank", pooling::rerank),
+        plain("/rerank", pooling::rerank),
+        plain("/pooling", pooling::pooling),
+        plain("/classify", pooling::classify),
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
@@ -87,6 +97,11 @@ fn admin_routes(enabled: bool) -> Vec<Route> {
 /// The router of the table.
 pub(crate) fn router(server: &ServerConfig) -> Router<Arc<HttpState>> {
     routes(server).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
+}
+
+/// A route that the document leaves out.
+fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(path: &'static str, handler: H) -> Route {
+    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: None }
 }
 
 fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(
