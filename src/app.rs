@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::engine::EngineHandle;
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -19,12 +21,18 @@ pub struct App {
     pub tokenizer: Tokenizer,
     /// The model's (or the operator's) chat template. Without one, chat is refused with a 400.
     pub chat_template: Option<ChatTemplate>,
+    /// How answers of chats are taken apart.
+    pub chat: ChatSetup,
+    /// Makes what clients want of an output's form into grammars.
+    pub grammars: GrammarCompiler,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
     pub limits: RequestLimits,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
+    /// Notified when an operator asks the server to shut down; it then does as on SIGTERM.
+    pub shutdown: tokio::sync::Notify,
     /// Keys, names, limits of the listeners.
     pub server: ServerConfig,
 }
@@ -40,6 +48,8 @@ pub struct ModelInfo {
     pub created: i64,
     /// Name in `architectures` of config.json.
     pub architecture: String,
+    /// Elements of all weights.
+    pub num_parameters: u64,
     /// Tokens in a KV block.
     pub block_size: u32,
     /// KV blocks, the padding block not counted.
