@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::engine::EngineHandle;
 use crate::metrics::Metrics;
@@ -19,6 +20,8 @@ pub struct App {
     pub tokenizer: Tokenizer,
     /// The model's (or the operator's) chat template. Without one, chat is refused with a 400.
     pub chat_template: Option<ChatTemplate>,
+    /// How answers of chats are taken apart.
+    pub chat: ChatSetup,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.

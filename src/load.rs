@@ -14,6 +14,7 @@ use quire_model::{
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
+use crate::chat::{ChatSetup, ChatSetupError};
 use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig};
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
@@ -37,6 +38,8 @@ pub enum LoadError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Text(#[from] TextError),
+    #[error(transparent)]
+    Chat(#[from] ChatSetupError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot read {path}")]
@@ -72,6 +75,8 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// The model's chat template, or the operator's.
     pub chat_template: Option<ChatTemplate>,
+    /// How answers of chats are taken apart.
+    pub chat: ChatSetup,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
@@ -98,6 +103,7 @@ pub fn start(
         Some(source) => Some(ChatTemplate::new(source, tokenizer.special_tokens())?),
         None => ChatTemplate::from_tokenizer(&tokenizer)?,
     };
+    let chat = chat_setup(config, &tokenizer)?;
     let device = Device::choose(config.device)?;
     let scheduler = scheduler_config(config, &spec, &device)?;
     let model = model_info(config, &spec, &scheduler);
@@ -124,7 +130,7 @@ pub fn start(
         let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
-    Ok(Loaded { engine, tokenizer, chat_template, model, limits, metrics })
+    Ok(Loaded { engine, tokenizer, chat_template, chat, model, limits, metrics })
 }
 
 impl Loaded {
@@ -136,6 +142,7 @@ impl Loaded {
             text_pool: TextPool::new(num_threads, MAX_QUEUED_TEXT_JOBS),
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
+            chat: self.chat,
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
@@ -143,6 +150,20 @@ impl Loaded {
         };
         (self.engine, app)
     }
+}
+
+/// Settles how answers are read, and says so: the operator may have to set it right.
+fn chat_setup(config: &EngineConfig, tokenizer: &Tokenizer) -> Result<ChatSetup, ChatSetupError> {
+    let own = || tokenizer.tool_use_template_source().or_else(|| tokenizer.chat_template_source());
+    let template = config.chat_template.as_deref().or_else(own);
+    let chat = ChatSetup::new(config.chat.clone(), template, tokenizer)?;
+    let or_none = |name: &str| if name.is_empty() { "none".to_owned() } else { name.to_owned() };
+    tracing::info!(
+        tool_call_parser = or_none(chat.tool_call_parser()),
+        reasoning_parser = or_none(chat.reasoning_parser()),
+        "chats"
+    );
+    Ok(chat)
 }
 
 /// The small files of a model.

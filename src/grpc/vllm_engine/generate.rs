@@ -167,6 +167,7 @@ fn sampling(params: SamplingParams) -> SamplingFields {
         prompt_logprobs: params.prompt_logprobs.map(i64::from),
         skip_special_tokens: Some(params.skip_special_tokens),
         spaces_between_special_tokens: Some(params.spaces_between_special_tokens),
+        kept_special_tokens: [].into(),
     }
 }
 
