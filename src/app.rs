@@ -31,6 +31,8 @@ pub struct App {
     pub limits: RequestLimits,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
+    /// Notified when an operator asks the server to shut down; it then does as on SIGTERM.
+    pub shutdown: tokio::sync::Notify,
     /// Keys, names, limits of the listeners.
     pub server: ServerConfig,
 }
@@ -46,6 +48,8 @@ pub struct ModelInfo {
     pub created: i64,
     /// Name in `architectures` of config.json.
     pub architecture: String,
+    /// Elements of all weights.
+    pub num_parameters: u64,
     /// Tokens in a KV block.
     pub block_size: u32,
     /// KV blocks, the padding block not counted.

@@ -148,6 +148,10 @@ pub struct ServerConfig {
     pub allowed_origins: Vec<String>,
     /// Open the routes that change the server for everybody.
     pub enable_admin: bool,
+    /// No `/openapi.json`.
+    pub disable_fastapi_docs: bool,
+    /// The page at `/`, and `/quire/state` which feeds it.
+    pub ui: bool,
     /// Echo `X-Request-Id` in answers.
     pub enable_request_id_headers: bool,
     /// Seconds between SSE comments on a silent stream; zero = none.

@@ -148,6 +148,7 @@ impl Loaded {
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
+            shutdown: tokio::sync::Notify::new(),
             server,
         };
         (self.engine, app)
@@ -367,6 +368,7 @@ fn model_info(config: &EngineConfig, spec: &ModelSpec, scheduler: &SchedulerConf
         root,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
         architecture: spec.architecture.clone(),
+        num_parameters: spec.num_parameters() as u64,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
         max_num_seqs: scheduler.max_num_seqs,

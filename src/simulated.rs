@@ -88,6 +88,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         model,
         limits,
         metrics,
+        shutdown: tokio::sync::Notify::new(),
         server: server_config(),
     };
     Ok((engine, app))
@@ -115,6 +116,7 @@ fn model_info(scheduler: &SchedulerConfig) -> ModelInfo {
         root: "simulated".into(),
         created: 0,
         architecture: "none".into(),
+        num_parameters: 0,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
         max_num_seqs: scheduler.max_num_seqs,
@@ -134,6 +136,8 @@ fn server_config() -> ServerConfig {
         max_body_bytes: 32 << 20,
         allowed_origins: Vec::new(),
         enable_admin: false,
+        disable_fastapi_docs: false,
+        ui: true,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),

@@ -402,7 +402,8 @@ mod tests {
             let num_visible = |text: &str| text.chars().filter(|c| !c.is_whitespace()).count();
             let format = ReasoningFormat::named(name).unwrap();
             let kept = num_visible(&whole.0) + num_visible(&whole.1);
-            let without_markers = format.markers().fold(text.clone(), |text, marker| text.replace(marker, ""));
+            let without_markers =
+                format.markers().fold(text.clone(), |text, marker| text.replace(marker, ""));
             assert!(kept >= num_visible(&without_markers), "seed {seed}, {name}: {text:?}: {whole:?}");
         }
     }

@@ -233,6 +233,14 @@ pub(super) struct ListenArgs {
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) enable_admin: bool,
+    /// Serve the page at / (--no-ui to turn off)
+    #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) ui: bool,
+    /// Serve no /openapi.json
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) disable_fastapi_docs: bool,
     /// Repeat X-Request-Id in answers
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]

@@ -55,7 +55,6 @@ const ACCEPTED: &[Accepted] = &[
     on("disable-log-stats", "statistics are at /metrics, not in the log"),
     on("disable-uvicorn-access-log", NO_ACCESS_LOG),
     on("disable-frontend-multiprocessing", "everything is one process"),
-    on("disable-fastapi-docs", "there are no pages of documentation to serve"),
     on("enable-server-load-tracking", "/load always answers"),
     on("enable-prompt-tokens-details", "usage always tells the cached tokens"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),

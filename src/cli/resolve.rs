@@ -169,6 +169,8 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
         max_body_bytes: usize::try_from(l.max_body_bytes).unwrap_or(usize::MAX),
         allowed_origins: origins(&l.allowed_origins)?,
         enable_admin: l.enable_admin,
+        disable_fastapi_docs: l.disable_fastapi_docs,
+        ui: l.ui,
         enable_request_id_headers: l.enable_request_id_headers,
         sse_keep_alive_interval: Duration::from_secs_f64(l.sse_keep_alive_interval),
         stall_timeout: Duration::from_secs_f64(l.stall_timeout),

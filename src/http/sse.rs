@@ -31,6 +31,14 @@ use super::usage::Usage;
 /// Above this the buffer is handed to the socket before more is added.
 const FULL_BYTES: usize = 64 << 10;
 
+/// What every answer with events carries.
+pub(crate) const HEADERS: [(HeaderName, &str); 3] = [
+    (CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+    (CACHE_CONTROL, "no-cache"),
+    // Asks nginx not to hold back what it gets.
+    (HeaderName::from_static("x-accel-buffering"), "no"),
+];
+
 /// A 200 whose body is a stream of events.
 ///
 /// `sources` are in the order of the prompts in `reply`. A silent stream gets a comment every
@@ -41,12 +49,6 @@ pub(crate) fn response(
     sources: Vec<Source>,
     keep_alive: Duration,
 ) -> Response {
-    let headers = [
-        (CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-        (CACHE_CONTROL, "no-cache"),
-        // Asks nginx not to hold back what it gets.
-        (HeaderName::from_static("x-accel-buffering"), "no"),
-    ];
     let body = SseBody {
         sources: sources.into_iter().map(Some).collect(),
         frames: Frames::new(reply, dialect),
@@ -54,7 +56,7 @@ pub(crate) fn response(
         keep_alive: (!keep_alive.is_zero()).then(|| (keep_alive, Box::pin(sleep(keep_alive)))),
         ended: false,
     };
-    (headers, Body::new(body)).into_response()
+    (HEADERS, Body::new(body)).into_response()
 }
 
 /// Which API's chunks to write.

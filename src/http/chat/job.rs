@@ -18,6 +18,8 @@ pub(crate) struct ChatJob {
     /// The client's name for it, with the API's prefix.
     pub(crate) id: String,
     pub(crate) conversation: Conversation,
+    /// The prompt as text, instead of a conversation that a template makes one of.
+    pub(crate) raw_prompt: Option<String>,
     /// What the model may do with the conversation's tools.
     pub(crate) tool_choice: ToolChoice,
     /// At most one call is made (`parallel_tool_calls: false`).
@@ -58,10 +60,14 @@ impl ChatJob {
         let Reading { mut parser, asked, kept_special_tokens } = calling.reading(asked, &state.app)?;
         chat.complete(&mut conversation, self.tool_choice != ToolChoice::None);
         let truncate = truncation(self.truncate, sampling.max_tokens, &state.app.limits)?;
-        let (shared, include_reasoning) = (state.clone(), self.include_reasoning);
+        let (raw_prompt, include_reasoning) = (self.raw_prompt, self.include_reasoning);
+        let shared = state.clone();
         let work = move || -> Result<_, ApiError> {
             let app = &shared.app;
-            let text = conversation.render(shared.chat_template()?)?;
+            let text = match raw_prompt {
+                Some(text) => text,
+                None => conversation.render(shared.chat_template()?)?,
+            };
             let continues = conversation.continue_final_message;
             parser = parser.with_reasoning(&app.chat, &text, continues, include_reasoning);
             let ids = shared.encoder.encode(&text, add_special_tokens, truncate)?;

@@ -16,18 +16,28 @@ use axum::response::Response;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::TokenNames;
+use super::openapi::Operation;
 use super::reply::{Reply, ReplyPrompt, now};
 use super::sampling::choose_id;
 use super::sse::{self, Dialect, Source};
 use super::structured::Structured;
 use super::{HttpState, RequestName};
 
-pub(crate) use self::job::ChatJob;
+pub(crate) use self::job::{ChatJob, PreparedChat};
+pub(crate) use self::messages::read_messages;
 pub(crate) use self::request::read_conversation;
 pub(crate) use self::response::collect_chat;
 pub(crate) use self::stream::ChatWriter;
 
 use self::request::ChatRequest;
+
+/// How `/v1/chat/completions` tells of itself.
+pub(crate) fn describe(op: &mut Operation<'_>) {
+    op.about("Answers a conversation")
+        .takes(|fields| drop(ChatRequest::read(fields)))
+        .answers::<response::ChatCompletion<'_>>()
+        .streams("Events whose data are chunks of the answer; the last one's is [DONE]");
+}
 
 /// The handler.
 pub(crate) async fn chat_completions(

@@ -1,9 +1,13 @@
 //! The whole front end over real sockets: engine and output threads run, only the model is simulated.
 
+mod admin;
 mod chat;
 mod completions;
 mod errors;
+mod ollama;
+mod openapi;
 mod ops;
+mod page;
 mod streams;
 mod tools;
 
@@ -38,6 +42,7 @@ const EOS: u32 = 2;
 
 /// What a test may want to be different.
 pub(crate) struct Settings {
+    shutdown: tokio::sync::Notify::new(),
     server: ServerConfig,
     failures: SimFailures,
     cost: Option<StepCost>,
@@ -61,6 +66,8 @@ impl Default for Settings {
                 max_body_bytes: 1 << 20,
                 allowed_origins: Vec::new(),
                 enable_admin: false,
+                disable_fastapi_docs: false,
+                ui: true,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
@@ -142,6 +149,7 @@ fn app(settings: Settings) -> Arc<App> {
             root: "pebble".into(),
             created: 1_700_000_000,
             architecture: "LlamaForCausalLM".into(),
+            num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1024,
             max_num_seqs: 32,
