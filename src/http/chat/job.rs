@@ -60,7 +60,8 @@ impl ChatJob {
         let Reading { mut parser, asked, kept_special_tokens } = calling.reading(asked, &state.app)?;
         chat.complete(&mut conversation, self.tool_choice != ToolChoice::None);
         let truncate = truncation(self.truncate, sampling.max_tokens, &state.app.limits)?;
-        let (shared, include_reasoning) = (state.clone(), self.include_reasoning);
+        let (raw_prompt, include_reasoning) = (self.raw_prompt, self.include_reasoning);
+        let shared = state.clone();
         let work = move || -> Result<_, ApiError> {
             let app = &shared.app;
             let text = match raw_prompt {
