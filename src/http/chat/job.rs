@@ -50,7 +50,7 @@ impl ChatJob {
     /// Renders, tokenizes and checks, the expensive parts on the text pool.
     pub(crate) async fn prepare(self, state: &Arc<HttpState>) -> Result<PreparedChat, ApiError> {
         let chat = &state.app.chat;
-        let Self { mut conversation, raw_prompt, mut sampling, bad_words, add_special_tokens, .. } = self;
+        let Self { mut conversation, mut sampling, bad_words, add_special_tokens, .. } = self;
         let asked = self.constraint.map(|constraint| Asked { constraint, param: self.constraint_param });
         let calling = Calling {
             tools: conversation.tools.as_deref(),
