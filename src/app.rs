@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::engine::EngineHandle;
 use crate::grammar::GrammarCompiler;
@@ -22,6 +23,8 @@ pub struct App {
     pub chat_template: Option<ChatTemplate>,
     /// Makes what clients want of an output's form into grammars.
     pub grammars: GrammarCompiler,
+    /// How answers of chats are taken apart.
+    pub chat: ChatSetup,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.

@@ -14,6 +14,7 @@ use quire_model::{
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
+use crate::chat::{ChatSetup, ChatSetupError};
 use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig};
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
@@ -38,6 +39,8 @@ pub enum LoadError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Text(#[from] TextError),
+    #[error(transparent)]
+    Chat(#[from] ChatSetupError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot read {path}")]
@@ -73,6 +76,8 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// The model's chat template, or the operator's.
     pub chat_template: Option<ChatTemplate>,
+    /// How answers of chats are taken apart.
+    pub chat: ChatSetup,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
@@ -99,6 +104,7 @@ pub fn start(
         Some(source) => Some(ChatTemplate::new(source, tokenizer.special_tokens())?),
         None => ChatTemplate::from_tokenizer(&tokenizer)?,
     };
+    let chat = chat_setup(config, &tokenizer)?;
     let device = Device::choose(config.device)?;
     let scheduler = scheduler_config(config, &spec, &device)?;
     let model = model_info(config, &spec, &scheduler);
@@ -125,7 +131,7 @@ pub fn start(
         let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
-    Ok(Loaded { engine, tokenizer, chat_template, model, limits, metrics })
+    Ok(Loaded { engine, tokenizer, chat_template, chat, model, limits, metrics })
 }
 
 impl Loaded {
@@ -138,6 +144,7 @@ impl Loaded {
             grammars: GrammarCompiler::new(&self.tokenizer, &self.limits),
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
+            chat: self.chat,
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
@@ -146,6 +153,20 @@ impl Loaded {
         };
         (self.engine, app)
     }
+}
+
+/// Settles how answers are read, and says so: the operator may have to set it right.
+fn chat_setup(config: &EngineConfig, tokenizer: &Tokenizer) -> Result<ChatSetup, ChatSetupError> {
+    let own = || tokenizer.tool_use_template_source().or_else(|| tokenizer.chat_template_source());
+    let template = config.chat_template.as_deref().or_else(own);
+    let chat = ChatSetup::new(config.chat.clone(), template, tokenizer)?;
+    let or_none = |name: &str| if name.is_empty() { "none".to_owned() } else { name.to_owned() };
+    tracing::info!(
+        tool_call_parser = or_none(chat.tool_call_parser()),
+        reasoning_parser = or_none(chat.reasoning_parser()),
+        "chats"
+    );
+    Ok(chat)
 }
 
 /// The small files of a model.

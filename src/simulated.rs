@@ -10,6 +10,7 @@ use quire_scheduler::sim::{SimFailures, SimModel, SimRunner, SimRunnerConfig, St
 use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy};
 
 use crate::app::{App, ModelInfo};
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
@@ -82,6 +83,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         text_pool: TextPool::new(1, 1 << 16),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer)?,
         grammars: GrammarCompiler::new(&tokenizer, &limits),
+        chat: ChatSetup::default(),
         tokenizer,
         model,
         limits,
@@ -133,6 +135,8 @@ fn server_config() -> ServerConfig {
         max_body_bytes: 32 << 20,
         allowed_origins: Vec::new(),
         enable_admin: false,
+        disable_fastapi_docs: false,
+        ui: true,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),

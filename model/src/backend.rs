@@ -137,8 +137,8 @@ pub trait Backend: Send {
     fn upload(&mut self, inputs: &StepInputs, rows: &[LogitsRow], slots: &[Slot])
     -> Result<(), BackendError>;
 
-    /// Numbers of rows, ascending, for which the runner shall record a decode step when it starts: one token,
-    /// and one row of logits to sample, each. None if this device gains nothing by it.
+    /// Numbers of rows, ascending, for which the runner shall record a decode step when it starts: one token
+    /// and one row of logits each. None if this device gains nothing by it.
     fn capture_sizes(&self) -> Vec<usize> {
         Vec::new()
     }
@@ -155,8 +155,8 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// Does all operations of the uploaded step, sampling included, if a recording fits it. If not, says so,
-    /// and they must be called.
+    /// Does all operations of the uploaded step but sampling, if a recording fits it. If not, says so, and they
+    /// must be called.
     fn replay(&mut self) -> Result<bool, BackendError> {
         Ok(false)
     }
@@ -239,7 +239,8 @@ pub trait Backend: Send {
 
     /// Does what `rows` ask for with `logits[rows.len()][vocab]` (which it may overwrite), by the rules of
     /// [`crate::sample_row`], and remembers the sampled tokens as the slots' last. `rows` are the next of those
-    /// given to [`Self::upload`]; results add up until [`Self::collect`].
+    /// given to [`Self::upload`]; results add up until [`Self::collect`]. By the first call for a step all its
+    /// slots have their masks ([`Slot::mask`]), which [`Self::upload`] did not see.
     fn sample(
         &mut self,
         logits: &mut Self::Buffer,

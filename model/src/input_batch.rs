@@ -73,6 +73,16 @@ impl InputBatch {
         }
     }
 
+    /// The rows of logits of the last plan, and the slots, to give masks to.
+    pub fn rows_and_slots(&mut self) -> (&[LogitsRow], &mut [Slot]) {
+        (&self.logits_rows, &mut self.slots)
+    }
+
+    /// Tokens that must follow the newest one, which is known.
+    pub(crate) fn push_forced(&mut self, slot: u32, forced: &[TokenId]) {
+        forced.iter().for_each(|token| self.slots[slot as usize].push_forced(*token));
+    }
+
     /// The token that an earlier step sampled, once it is known.
     pub fn set_token(&mut self, slot: u32, position: u32, token: TokenId) {
         self.slots[slot as usize].set_token(position as usize, token);

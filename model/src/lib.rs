@@ -13,6 +13,7 @@ mod hf_config;
 mod input_batch;
 mod kv_layout;
 mod logprobs;
+mod masks;
 mod philox;
 mod rope;
 mod runner;

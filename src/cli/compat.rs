@@ -55,7 +55,6 @@ const ACCEPTED: &[Accepted] = &[
     on("disable-log-stats", "statistics are at /metrics, not in the log"),
     on("disable-uvicorn-access-log", NO_ACCESS_LOG),
     on("disable-frontend-multiprocessing", "everything is one process"),
-    on("disable-fastapi-docs", "there are no pages of documentation to serve"),
     on("enable-server-load-tracking", "/load always answers"),
     on("enable-prompt-tokens-details", "usage always tells the cached tokens"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
@@ -101,7 +100,6 @@ const ACCEPTED: &[Accepted] = &[
 ];
 
 const NO_ADAPTERS: &str = "adapters (LoRA) are not supported";
-const NO_TOOLS: &str = "tool calls are not parsed; their text arrives as it is";
 const NO_PARALLEL: &str = "the model runs on one device, in one process; run several servers behind a router";
 const NO_DOWNLOAD: &str = "nothing is downloaded; give the model's folder";
 const NO_TRANSFER: &str = "KV blocks stay in this process";
@@ -148,11 +146,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("max-loras", NO_ADAPTERS),
     ("max-lora-rank", NO_ADAPTERS),
     ("max-cpu-loras", NO_ADAPTERS),
-    ("enable-auto-tool-choice", NO_TOOLS),
-    ("tool-call-parser", NO_TOOLS),
-    ("tool-server", NO_TOOLS),
-    ("reasoning-parser", "reasoning is not told apart from the answer"),
-    ("default-chat-template-kwargs", "set chat_template_kwargs in the request"),
+    ("tool-server", "the server calls no tools; clients do"),
     ("limit-mm-per-prompt", TEXT_ONLY),
     ("mm-processor-kwargs", TEXT_ONLY),
     ("trust-request-mm-kwargs", TEXT_ONLY),

@@ -10,6 +10,7 @@ mod http;
 mod metrics;
 mod server;
 
+mod advisories;
 mod bad_grpc;
 mod bad_http;
 mod bad_requests;
@@ -26,3 +27,4 @@ mod lifecycle;
 mod overload;
 mod shutdown;
 mod soak;
+mod structured;

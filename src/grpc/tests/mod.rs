@@ -22,6 +22,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::app::{App, ModelInfo as AppModel};
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
@@ -161,6 +162,7 @@ fn app(options: Options) -> App {
         grammars: GrammarCompiler::new(&tokenizer, &limits()),
         tokenizer,
         chat_template: None,
+        chat: ChatSetup::default(),
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),
@@ -185,6 +187,8 @@ fn app(options: Options) -> App {
             max_body_bytes: 1 << 20,
             allowed_origins: Vec::new(),
             enable_admin: false,
+            disable_fastapi_docs: false,
+            ui: true,
             enable_request_id_headers: false,
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,

@@ -5,6 +5,7 @@ mod messages;
 mod request;
 mod response;
 mod stream;
+mod tools;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use axum::response::Response;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::TokenNames;
+use super::openapi::Operation;
 use super::reply::{Reply, ReplyPrompt, now};
 use super::sampling::choose_id;
 use super::sse::{self, Dialect, Source};
@@ -27,13 +29,22 @@ pub(crate) use self::stream::ChatWriter;
 
 use self::request::ChatRequest;
 
+/// How `/v1/chat/completions` tells of itself.
+pub(crate) fn describe(op: &mut Operation<'_>) {
+    op.about("Answers a conversation")
+        .takes(|fields| drop(ChatRequest::read(fields)))
+        .answers::<response::ChatCompletion<'_>>()
+        .streams("Events whose data are chunks of the answer; the last one's is [DONE]");
+}
+
 /// The handler.
 pub(crate) async fn chat_completions(
     State(state): State<Arc<HttpState>>,
     name: RequestName,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let ChatRequest { common, conversation } = ChatRequest::read(fields)?;
+    let ChatRequest { common, conversation, tool_choice, single_tool_call, include_reasoning } =
+        ChatRequest::read(fields)?;
     let app = &*state.app;
     let model = state.served_name(common.model)?;
     let id = choose_id("chatcmpl", name.sent.as_deref(), common.request_id.or(name.given))?;
@@ -45,6 +56,9 @@ pub(crate) async fn chat_completions(
     let job = ChatJob {
         id: id.clone(),
         conversation,
+        tool_choice,
+        single_tool_call,
+        include_reasoning,
         sampling: common.sampling,
         bad_words: common.bad_words,
         constraint,

@@ -3,7 +3,9 @@
 mod chat;
 mod completions;
 mod errors;
+mod openapi;
 mod ops;
+mod page;
 mod streams;
 
 use std::convert::Infallible;
@@ -23,7 +25,8 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::app::{App, ModelInfo};
-use crate::config::ServerConfig;
+use crate::chat::ChatSetup;
+use crate::config::{ChatConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
@@ -42,6 +45,7 @@ pub(crate) struct Settings {
     cost: Option<StepCost>,
     max_num_queued_reqs: usize,
     vocab: std::ops::Range<u32>,
+    chat: ChatConfig,
 }
 
 impl Default for Settings {
@@ -57,6 +61,8 @@ impl Default for Settings {
                 max_body_bytes: 1 << 20,
                 allowed_origins: Vec::new(),
                 enable_admin: false,
+                disable_fastapi_docs: false,
+                ui: true,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
@@ -67,6 +73,7 @@ impl Default for Settings {
             max_num_queued_reqs: 64,
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
+            chat: ChatConfig::default(),
         }
     }
 }
@@ -128,6 +135,7 @@ fn app(settings: Settings) -> Arc<App> {
         text_pool: TextPool::new(2, 256),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
         grammars: GrammarCompiler::new(&tokenizer, &limits),
+        chat: ChatSetup::new(settings.chat, tokenizer.chat_template_source(), &tokenizer).unwrap(),
         tokenizer,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
