@@ -168,6 +168,19 @@ impl Fields {
         }
     }
 
+    /// A field that may be text or token ids, where it is not one of those that [`json`] keeps apart: its values
+    /// count against the limit of a body.
+    pub(crate) fn text_or_ids(&mut self, name: &str) -> Option<Prompt> {
+        let value = self.object.values.remove(name)?;
+        match json::prompt(value) {
+            Prompt::Invalid { at, message } => {
+                self.wrong(format!("{name}{at}"), message);
+                None
+            }
+            prompt => Some(prompt),
+        }
+    }
+
     /// Whether the field is there, not null and not read yet.
     pub(crate) fn has(&self, name: &str) -> bool {
         if let Some(recorder) = &self.recorder {

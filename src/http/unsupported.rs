@@ -93,11 +93,11 @@ impl Harmless {
                 Value::Object(map) => map.is_empty(),
                 _ => false,
             },
+            Self::TextType => value["type"] == "text",
             Self::KeepsAll => {
                 let mut edits = value["edits"].as_array().into_iter().flatten();
                 value.is_object() && edits.all(|edit| edit["keep"] == "all")
             }
-            Self::TextType => value["type"] == "text",
             Self::OnlyText => value.as_array().is_some_and(|list| list.iter().all(|item| item == "text")),
         }
     }

@@ -28,3 +28,4 @@ mod overload;
 mod shutdown;
 mod soak;
 mod structured;
+mod tools;

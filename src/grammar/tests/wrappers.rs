@@ -14,7 +14,7 @@ fn regex(pattern: &str) -> Grammar {
 
 #[test]
 fn everything_passes_until_the_text_has_come() {
-    let grammar = after_text(&regex("yes|no"), "</think>", &TOKENIZER);
+    let grammar = after_text(&regex("yes|no"), "</think>", None, &TOKENIZER);
     let mut matcher = grammar.matcher();
     let mut mask = vec![7; VOCAB_SIZE.div_ceil(32) as usize];
     for token in TOKENIZER.encode("I think <b> so </thin </think", false).unwrap() {
