@@ -27,4 +27,5 @@ mod lifecycle;
 mod overload;
 mod shutdown;
 mod soak;
+mod structured;
 mod tools;

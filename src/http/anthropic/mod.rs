@@ -65,6 +65,7 @@ pub(crate) async fn messages(
         single_tool_call: request.single_tool_call,
         include_reasoning: request.include_reasoning,
         constraint: request.constraint,
+        constraint_param: "output_config.format".into(),
         sampling: request.sampling,
         priority: request.priority,
         cache_salt: request.cache_salt,

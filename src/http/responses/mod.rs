@@ -205,6 +205,7 @@ fn chat_job(
         single_tool_call: !request.parallel_tool_calls,
         include_reasoning: request.include_reasoning,
         constraint: request.constraint.take(),
+        constraint_param: "text.format".into(),
         sampling: std::mem::take(&mut request.sampling),
         priority: request.priority,
         cache_salt: request.cache_salt.take(),
