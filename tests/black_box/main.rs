@@ -26,3 +26,4 @@ mod lifecycle;
 mod overload;
 mod shutdown;
 mod soak;
+mod tls;
