@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
+use crate::embed::Pooler;
 use crate::engine::{EngineHandle, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
@@ -20,8 +22,12 @@ pub struct App {
     pub tokenizer: Tokenizer,
     /// The model's (or the operator's) chat template. Without one, chat is refused with a 400.
     pub chat_template: Option<ChatTemplate>,
+    /// How answers of chats are taken apart.
+    pub chat: ChatSetup,
     /// Makes what clients want of an output's form into grammars.
     pub grammars: GrammarCompiler,
+    /// How the model is pooled, if that is what it is served for; else it generates.
+    pub pooler: Option<Pooler>,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
@@ -49,6 +55,8 @@ pub struct ModelInfo {
     pub created: i64,
     /// Name in `architectures` of config.json.
     pub architecture: String,
+    /// Elements of all weights.
+    pub num_parameters: u64,
     /// Tokens in a KV block.
     pub block_size: u32,
     /// KV blocks, the padding block not counted.

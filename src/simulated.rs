@@ -10,6 +10,7 @@ use quire_scheduler::sim::{SimFailures, SimModel, SimRunner, SimRunnerConfig, St
 use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy};
 
 use crate::app::{App, ModelInfo};
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
@@ -60,6 +61,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         metrics: metrics.clone(),
         max_num_queued_reqs: 1 << 20,
         seed: 0,
+        pools: false,
         log_requests: false,
         kv_events: None,
     };
@@ -82,8 +84,10 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 1 << 16),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer)?,
+        chat: ChatSetup::default(),
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
+        pooler: None,
         model,
         limits,
         metrics,
@@ -108,6 +112,7 @@ fn scheduler_config(simulation: &Simulation) -> SchedulerConfig {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 
@@ -117,6 +122,7 @@ fn model_info(scheduler: &SchedulerConfig) -> ModelInfo {
         root: "simulated".into(),
         created: 0,
         architecture: "none".into(),
+        num_parameters: 0,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
         max_num_seqs: scheduler.max_num_seqs,
@@ -136,6 +142,8 @@ fn server_config() -> ServerConfig {
         max_body_bytes: 32 << 20,
         allowed_origins: Vec::new(),
         enable_admin: false,
+        disable_fastapi_docs: false,
+        ui: true,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),

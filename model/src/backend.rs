@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::checkpoint::TensorView;
 use crate::slot::Slot;
 use crate::spec::Dtype;
-use crate::step_inputs::{LogitsRow, RowResult, StepInputs};
+use crate::step_inputs::{LogitsRow, PoolRow, RowResult, StepInputs};
 
 /// The device cannot do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -101,6 +101,16 @@ pub struct QkNorm<'a, W> {
     pub eps: f32,
 }
 
+/// LayerNorm's parameters.
+pub struct LayerNorm<'a, W> {
+    /// `[width]`, factors.
+    pub weight: &'a W,
+    /// `[width]`, added at the end.
+    pub bias: &'a W,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
 /// A device. Implementations own their stream, scratch memory and the step's metadata.
 pub trait Backend: Send {
     /// A flat array on the device.
@@ -137,8 +147,8 @@ pub trait Backend: Send {
     fn upload(&mut self, inputs: &StepInputs, rows: &[LogitsRow], slots: &[Slot])
     -> Result<(), BackendError>;
 
-    /// Numbers of rows, ascending, for which the runner shall record a decode step when it starts: one token,
-    /// and one row of logits to sample, each. None if this device gains nothing by it.
+    /// Numbers of rows, ascending, for which the runner shall record a decode step when it starts: one token
+    /// and one row of logits each. None if this device gains nothing by it.
     fn capture_sizes(&self) -> Vec<usize> {
         Vec::new()
     }
@@ -155,8 +165,8 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// Does all operations of the uploaded step, sampling included, if a recording fits it. If not, says so,
-    /// and they must be called.
+    /// Does all operations of the uploaded step but sampling, if a recording fits it. If not, says so, and they
+    /// must be called.
     fn replay(&mut self) -> Result<bool, BackendError> {
         Ok(false)
     }
@@ -218,6 +228,61 @@ pub trait Backend: Send {
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
 
+    /// `x[T][width] += table[positions[T]]`; `table` is what [`Self::load_table`] gave.
+    fn add_positions(&mut self, table: &Self::Weight, x: &mut Self::Buffer) -> Result<(), BackendError> {
+        let _ = (table, x);
+        Err(self.not_built("learned positions"))
+    }
+
+    /// `out[rows][width] = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`; `weight` and `bias` are
+    /// `[width]`.
+    fn layer_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: LayerNorm<'_, Self::Weight>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, x, norm, out);
+        Err(self.not_built("LayerNorm"))
+    }
+
+    /// `sum = layer_norm(sum + x)`.
+    fn add_layer_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: LayerNorm<'_, Self::Weight>,
+        sum: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, x, norm, sum);
+        Err(self.not_built("LayerNorm"))
+    }
+
+    /// Attention of each of the `T` tokens over all tokens of its row, those behind it as well: rows are whole
+    /// sequences. `qkv` is as in [`Self::rope_and_cache`], `out` as in [`Self::paged_attention`].
+    fn full_attention(
+        &mut self,
+        shape: &AttentionShape,
+        qkv: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (shape, qkv, out);
+        Err(self.not_built("attention that looks ahead"))
+    }
+
+    /// `out[rows][width] = x * (1 + erf(x / sqrt 2)) / 2`.
+    fn gelu(
+        &mut self,
+        rows: usize,
+        width: usize,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, width, x, out);
+        Err(self.not_built("GELU"))
+    }
+
     /// `out[rows][width] = silu(gate) * up`, where `gate_up` is `[rows][gate: width | up: width]`.
     fn silu_mul(
         &mut self,
@@ -239,13 +304,38 @@ pub trait Backend: Send {
 
     /// Does what `rows` ask for with `logits[rows.len()][vocab]` (which it may overwrite), by the rules of
     /// [`crate::sample_row`], and remembers the sampled tokens as the slots' last. `rows` are the next of those
-    /// given to [`Self::upload`]; results add up until [`Self::collect`].
+    /// given to [`Self::upload`]; results add up until [`Self::collect`]. By the first call for a step all its
+    /// slots have their masks ([`Slot::mask`]), which [`Self::upload`] did not see.
     fn sample(
         &mut self,
         logits: &mut Self::Buffer,
         rows: &[LogitsRow],
         slots: &[Slot],
     ) -> Result<(), BackendError>;
+
+    /// Takes the hidden states `x[T][width]` of `rows` into `state[slot][width]`, in order of position, and makes
+    /// the vectors of rows that end their prompt.
+    fn pool(
+        &mut self,
+        rows: &[PoolRow],
+        width: usize,
+        x: &Self::Buffer,
+        state: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, width, x, state);
+        Err(self.not_built("pooling"))
+    }
+
+    /// The vectors of the step collected last, in the order of the rows that ended their prompts.
+    fn pooled(&self) -> &[f32] {
+        &[]
+    }
+
+    /// The refusal of an operation that this device lacks.
+    fn not_built(&self, what: &str) -> BackendError {
+        let reason = format!("{what} is not built for this device yet; use --device cpu");
+        BackendError { device: self.name(), reason, fatal: false }
+    }
 
     /// All operations of the uploaded step have been called: its results may come back.
     fn end_step(&mut self) -> Result<(), BackendError> {

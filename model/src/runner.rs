@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use quire_scheduler::{
-    ModelRunner, ModelRunnerOutput, RequestId, RunnerError, SchedulerOutput, StepTicket, TokenLogprob,
+    GrammarError, ModelRunner, ModelRunnerOutput, RequestId, RunnerError, SchedulerOutput, StepTicket,
+    TokenLogprob,
 };
 
 use crate::backend::{Backend, BackendError, StepLimits};
@@ -13,7 +14,8 @@ use crate::error::ModelError;
 use crate::forward::Workspace;
 use crate::input_batch::InputBatch;
 use crate::kv_layout::KvLayout;
-use crate::spec::ModelSpec;
+use crate::masks::{Masks, SampledToken};
+use crate::spec::{LmHead, ModelSpec};
 use crate::step_inputs::{LogitsRow, LogitsTask};
 use crate::weights::Model;
 
@@ -53,6 +55,11 @@ pub struct Runner<B: Backend> {
     model: Model<B>,
     workspace: Workspace<B>,
     batch: InputBatch,
+    masks: Masks,
+    /// Rows of the step at hand whose grammar gave no mask.
+    stuck: Vec<(u32, GrammarError)>,
+    /// What the rows with a grammar sampled, of the step being collected.
+    sampled: Vec<SampledToken>,
     limits: StepLimits,
     num_blocks: usize,
     in_flight: VecDeque<PendingStep>,
@@ -66,8 +73,12 @@ pub struct Runner<B: Backend> {
 struct PendingStep {
     step: u64,
     rows: Vec<LogitsRow>,
+    /// Rows of the plan whose grammar gave no mask; their samples mean nothing.
+    stuck: Vec<(u32, GrammarError)>,
     /// Whose each row is: a slot may have changed hands by then.
     owners: Vec<Option<RequestId>>,
+    /// Rows of the plan that end a prompt which is pooled.
+    pooled: Vec<u32>,
 }
 
 impl<B: Backend> Runner<B> {
@@ -84,6 +95,9 @@ impl<B: Backend> Runner<B> {
             model,
             workspace,
             batch: InputBatch::new(limits),
+            masks: Masks::new(limits.max_num_seqs, limits.vocab_size),
+            stuck: Vec::new(),
+            sampled: Vec::with_capacity(limits.max_num_seqs),
             limits,
             num_blocks: config.num_blocks,
             in_flight: VecDeque::with_capacity(max_in_flight),
@@ -97,32 +111,55 @@ impl<B: Backend> Runner<B> {
         KvLayout::new(&self.model.spec, self.limits.block_size)
     }
 
-    /// Enqueues the uploaded step: forward pass, logits, sampling.
+    /// Uploads the step and enqueues its work: forward pass and logits, and once the masks are there, sampling.
     fn compute(&mut self) -> Result<(), BackendError> {
         let inputs = self.batch.inputs();
+        let num_rows = self.batch.logits_rows().len();
         self.backend.upload(inputs, self.batch.logits_rows(), self.batch.slots())?;
-        if self.backend.replay()? {
-            return self.backend.end_step();
+        let is_recorded = self.backend.replay()?;
+        if !is_recorded {
+            self.workspace.forward(&mut self.backend, &self.model, inputs.num_tokens())?;
+            self.workspace.pool(&mut self.backend, &self.model.spec, self.batch.pool_rows())?;
         }
-        self.workspace.forward(&mut self.backend, &self.model, inputs.num_tokens())?;
         // Prompt log-probabilities can need more rows than the logits buffer has.
-        let rows = self.batch.logits_rows();
-        for first in (0..rows.len()).step_by(self.limits.max_logits_rows) {
-            let range = first..rows.len().min(first + self.limits.max_logits_rows);
-            self.workspace.compute_logits(&mut self.backend, &self.model, range.clone())?;
-            self.backend.sample(&mut self.workspace.logits, &rows[range], self.batch.slots())?;
+        for first in (0..num_rows).step_by(self.limits.max_logits_rows) {
+            let range = first..num_rows.min(first + self.limits.max_logits_rows);
+            if !is_recorded {
+                self.workspace.compute_logits(&mut self.backend, &self.model, range.clone())?;
+            }
+            if first == 0 {
+                let (rows, slots) = self.batch.rows_and_slots();
+                self.masks.take(rows, slots, &mut self.stuck);
+            }
+            let rows = &self.batch.logits_rows()[range];
+            self.backend.sample(&mut self.workspace.logits, rows, self.batch.slots())?;
         }
         self.backend.end_step()
+    }
+
+    /// A model with a head generates, one without is pooled.
+    fn check_outputs(&self) -> Result<(), Arc<str>> {
+        let pools = self.model.spec.lm_head == LmHead::None;
+        match if pools { self.batch.logits_rows().len() } else { self.batch.pool_rows().len() } {
+            0 => Ok(()),
+            _ if pools => Err("the model has no head: it can only be pooled".into()),
+            _ => Err("the model is loaded to generate, and cannot be pooled".into()),
+        }
     }
 
     fn remember(&mut self, step: u64) {
         let mut pending = self.spare.pop().unwrap_or_default();
         let slots = self.batch.slots();
         pending.step = step;
+        pending.stuck.clear();
+        pending.stuck.append(&mut self.stuck);
         pending.rows.clear();
         pending.rows.extend_from_slice(self.batch.logits_rows());
         pending.owners.clear();
         pending.owners.extend(pending.rows.iter().map(|row| slots[row.slot as usize].id()));
+        let pooled = self.batch.pool_rows().iter().filter(|row| row.is_last());
+        pending.pooled.clear();
+        pending.pooled.extend(pooled.map(|row| row.plan_row));
         self.in_flight.push_back(pending);
     }
 }
@@ -144,6 +181,9 @@ impl<B: Backend> ModelRunner for Runner<B> {
             return Err(refuse(format!("{block:?} of {} blocks", self.num_blocks).into()));
         }
         self.batch.apply(plan).map_err(refuse)?;
+        self.check_outputs().map_err(refuse)?;
+        self.masks.apply(plan);
+        self.stuck.clear();
         self.compute().map_err(|error| device_error(plan.step, &error))?;
         self.remember(plan.step);
         self.batch.expect_tokens();
@@ -155,22 +195,26 @@ impl<B: Backend> ModelRunner for Runner<B> {
             let reason = "this step is not the oldest in flight".into();
             return Err(RunnerError { step: ticket.0, reason, fatal: true });
         };
-        let output = &mut self.output;
-        output.sampled.clear();
-        output.logprobs.clear();
-        output.top.clear();
-        output.failed_rows.clear();
+        clear(&mut self.output);
+        self.sampled.clear();
         let results = self.backend.collect().map_err(|error| device_error(ticket.0, &error))?;
+        let output = &mut self.output;
         for ((row, owner), result) in pending.rows.iter().zip(&pending.owners).zip(results) {
+            let stuck = pending.stuck.iter().find(|(stuck, _)| *stuck == row.plan_row);
             if row.task == LogitsTask::Sample {
                 output.sampled.push(result.token);
                 if self.batch.slots()[row.slot as usize].id() == *owner {
                     self.batch.set_token(row.slot, row.position, result.token);
+                    if self.masks.is_seated(row.slot) && stuck.is_none() && result.failure.is_none() {
+                        let (row, slot) = (row.plan_row, row.slot);
+                        self.sampled.push(SampledToken { row, slot, token: result.token });
+                    }
                 }
             }
-            if let Some(failure) = result.failure {
+            let failure = result.failure.map(|failure| failure.to_string().into());
+            if let Some(reason) = stuck.map(|(_, error)| error.0.clone()).or(failure) {
                 if output.failed_rows.last().is_none_or(|(last, _)| *last != row.plan_row) {
-                    output.failed_rows.push((row.plan_row, failure.to_string().into()));
+                    output.failed_rows.push((row.plan_row, reason));
                 }
             } else if result.rank > 0 {
                 let first = output.top.len() as u32;
@@ -185,9 +229,45 @@ impl<B: Backend> ModelRunner for Runner<B> {
                 });
             }
         }
+        output.pooled.extend_from_slice(self.backend.pooled());
+        let width = self.model.spec.hidden_size;
+        for (plan_row, vector) in pending.pooled.iter().zip(output.pooled.chunks_exact(width)) {
+            if vector.iter().any(|x| !x.is_finite()) {
+                output.failed_rows.push((*plan_row, "the model's hidden states are not finite".into()));
+            }
+        }
+        self.accept_sampled();
         self.spare.push(pending);
-        Ok(output)
+        Ok(&self.output)
     }
+}
+
+impl<B: Backend> Runner<B> {
+    /// Lets the grammars know what was sampled, and goes on with what must follow.
+    fn accept_sampled(&mut self) {
+        let Self { masks, batch, output, sampled, .. } = self;
+        masks.accept(sampled, |sampled, accepted| match accepted {
+            Ok([]) => {}
+            Ok(forced) => {
+                let first = output.forced.len() as u32;
+                output.forced.extend_from_slice(forced);
+                output.forced_rows.push((sampled.row, first..output.forced.len() as u32));
+                batch.push_forced(sampled.slot, forced);
+            }
+            Err(error) => output.failed_rows.push((sampled.row, error.0)),
+        });
+    }
+}
+
+fn clear(output: &mut ModelRunnerOutput) {
+    let ModelRunnerOutput { sampled, forced, forced_rows, logprobs, top, pooled, failed_rows } = output;
+    sampled.clear();
+    forced.clear();
+    forced_rows.clear();
+    logprobs.clear();
+    top.clear();
+    pooled.clear();
+    failed_rows.clear();
 }
 
 /// Lets the device record the decode steps that it wants to repeat as a whole.
@@ -198,18 +278,17 @@ fn record_decode_steps<B: Backend>(
     limits: &StepLimits,
 ) -> Result<(), BackendError> {
     let largest = limits.max_logits_rows;
+    if model.spec.lm_head == LmHead::None {
+        return Ok(());
+    }
     for size in backend.capture_sizes().into_iter().filter(|size| *size <= largest) {
         backend.begin_capture(size)?;
         workspace.forward(backend, model, size)?;
         workspace.compute_logits(backend, model, 0..size)?;
-        backend.sample(&mut workspace.logits, &vec![CAPTURED_ROW; size], &[])?;
         backend.end_capture()?;
     }
     Ok(())
 }
-
-/// Stands for the rows that a recorded step will sample; which they are is part of each step's upload.
-const CAPTURED_ROW: LogitsRow = LogitsRow { plan_row: 0, slot: 0, position: 0, task: LogitsTask::Sample };
 
 fn device_error(step: u64, error: &BackendError) -> RunnerError {
     RunnerError { step, reason: error.to_string().into(), fatal: error.fatal }

@@ -1,7 +1,7 @@
 //! The rule by which a token is chosen from a row of logits: vLLM's order of processing, on the host. A
 //! backend that samples on its device must agree with this.
 
-use quire_scheduler::{SamplingParams, TokenId};
+use quire_scheduler::{NOTHING_LEFT, SamplingParams, TokenId};
 
 use crate::logprobs::{by_preference, capture_logprob};
 use crate::philox::uniform;
@@ -17,6 +17,19 @@ pub enum RowFailure {
     /// `allowed_token_ids`, `bad_words`, `logit_bias` and `min_tokens` together leave nothing to sample.
     #[error("the sampling parameters exclude every token")]
     NothingAllowed,
+    /// The same, of what the request's grammar allows.
+    #[error("{NOTHING_LEFT}")]
+    NothingLeftOfGrammar,
+}
+
+impl RowFailure {
+    /// The failure of a row of that slot, where the grammar may have a part in it.
+    pub fn under(self, slot: &Slot) -> Self {
+        match self {
+            Self::NothingAllowed if slot.params().grammar.is_some() => Self::NothingLeftOfGrammar,
+            failure => failure,
+        }
+    }
 }
 
 /// Memory of one thread that samples, allocated once for a vocabulary.
@@ -67,6 +80,7 @@ pub fn sample_row(
             let output_position = row.position as usize - slot.prompt_len();
             process(logits, slot, output_position)
                 .and_then(|()| choose(logits, slot.params(), output_position as u32, scratch))
+                .map_err(|failure| failure.under(slot))
         }
     };
     match chosen {
@@ -82,9 +96,12 @@ pub fn sample_row(
     }
 }
 
-/// Everything that changes logits before greedy choice: masks, bias, penalties.
+/// Everything that changes logits before greedy choice: the grammar's mask, other masks, bias, penalties.
 fn process(logits: &mut [f32], slot: &Slot, output_position: usize) -> Result<(), RowFailure> {
     let params = slot.params();
+    if let Some(bits) = slot.mask() {
+        mask_all_but_bits(logits, bits);
+    }
     if let Some(allowed) = &params.allowed_token_ids {
         mask_all_but(logits, allowed);
     }
@@ -125,6 +142,17 @@ fn mask_all_but(logits: &mut [f32], allowed: &[TokenId]) {
         next = token + 1;
     }
     logits[next..].fill(f32::NEG_INFINITY);
+}
+
+/// Bit `t % 32` of word `t / 32` is token `t`.
+fn mask_all_but_bits(logits: &mut [f32], bits: &[u32]) {
+    for (logits, bits) in logits.chunks_mut(32).zip(bits) {
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if bits >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
 }
 
 /// Repetition, then frequency and presence. The slot lists nothing if none is in force.

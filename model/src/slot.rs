@@ -17,6 +17,8 @@ pub struct Slot {
     resumed: bool,
     params: Arc<SamplingParams>,
     counts: TokenCounts,
+    mask: Vec<u32>,
+    is_masked: bool,
     pub(crate) num_blocks: usize,
 }
 
@@ -29,6 +31,7 @@ impl Slot {
         self.prompt_len = request.prompt_token_ids.len();
         self.resumed = !request.output_token_ids.is_empty();
         self.num_blocks = 0;
+        self.is_masked = false;
         self.tokens.clear();
         self.tokens.reserve(self.prompt_len + self.params.max_tokens.min(MAX_RESERVED_TOKENS) as usize + 1);
         self.tokens.extend_from_slice(&request.prompt_token_ids);
@@ -56,8 +59,8 @@ impl Slot {
         self.id
     }
 
-    /// How many requests have been admitted here: a device that keeps state by slot knows by it that its own
-    /// is out of date.
+    /// Changes with each request that is admitted here, and with tokens that penalties must count though no
+    /// device sampled them: one that keeps state by slot knows by it that its own is out of date.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -91,6 +94,30 @@ impl Slot {
     /// penalty is in force.
     pub fn occurrences(&self) -> impl Iterator<Item = (TokenId, u32)> + '_ {
         self.counts.distinct.iter().map(|token| (*token, self.counts.output[*token as usize]))
+    }
+
+    /// What the request's grammar allows as the next token: bit `t % 32` of word `t / 32` for token `t`. None if
+    /// it has no grammar, or if everything may come.
+    pub fn mask(&self) -> Option<&[u32]> {
+        self.is_masked.then_some(&*self.mask)
+    }
+
+    /// Sets [`Self::mask`], and gives the memory of an earlier one in exchange.
+    pub fn set_mask(&mut self, mask: Option<&mut Vec<u32>>) {
+        self.is_masked = mask.is_some();
+        if let Some(mask) = mask {
+            std::mem::swap(&mut self.mask, mask);
+        }
+    }
+
+    /// Adds a token that no step sampled.
+    pub(crate) fn push_forced(&mut self, token: TokenId) {
+        self.tokens.push(token);
+        self.count_output(token);
+        if self.has_penalties() {
+            // Whoever counts as it samples has not seen this one.
+            self.generation += 1;
+        }
     }
 
     /// Makes room for a token that a submitted step will give.

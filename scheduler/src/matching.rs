@@ -41,7 +41,7 @@ enum Place {
     Inside,
     /// What must come next is excluded.
     DeadEnd,
-    /// An end token has come.
+    /// An end token has come, or as many tokens as the request may have.
     Over,
 }
 
@@ -95,8 +95,7 @@ impl Matching {
     /// Takes in the tokens that must come next, and appends them to `forced`. To be called after
     /// [`Self::accept`], if at all.
     pub fn take_forced(&mut self, forced: &mut Vec<TokenId>) -> Result<(), GrammarError> {
-        let most = (self.sampling.max_tokens as usize).saturating_sub(self.output.len());
-        if self.place != Place::Inside || self.sampling.logprobs.is_some() || most == 0 {
+        if self.place != Place::Inside || self.sampling.logprobs.is_some() {
             return Ok(());
         }
         let from = forced.len();
@@ -104,7 +103,6 @@ impl Matching {
             forced.truncate(from);
             return Err(error);
         }
-        forced.truncate(from + most);
         for at in from..forced.len() {
             let token = forced[at];
             if token as usize >= self.vocab_size {
@@ -128,7 +126,8 @@ impl Matching {
 
     fn push(&mut self, token: TokenId) {
         self.output.push(token);
-        if self.sampling.eos_token_ids.contains(&token) {
+        let is_last = self.output.len() >= self.sampling.max_tokens as usize;
+        if is_last || self.sampling.eos_token_ids.contains(&token) {
             self.place = Place::Over;
         }
     }

@@ -11,7 +11,8 @@ use super::bench::BenchCommand;
 use super::compile_kernels::CompileKernelsArgs;
 use super::kv_events::{KvEventsArg, parse_kv_events};
 use super::numbers::{parse_bytes, parse_count};
-use crate::config::{DeviceChoice, MaxModelLen};
+use super::pooler_config::parse_pooler_config;
+use crate::config::{DeviceChoice, MaxModelLen, PoolerOverrides};
 
 /// Serves large language models: OpenAI-compatible HTTP and gRPC, paged KV cache, continuous batching.
 #[derive(Debug, Parser)]
@@ -56,6 +57,9 @@ pub(super) struct ServeArgs {
     /// Everything about the model.
     #[command(flatten)]
     pub(super) model: ModelArgs,
+    /// Everything about tools and reasoning.
+    #[command(flatten)]
+    pub(super) chat: ChatFormatArgs,
     /// Everything about memory and steps.
     #[command(flatten)]
     pub(super) scheduling: SchedulingArgs,
@@ -96,6 +100,17 @@ pub(super) struct ModelArgs {
     /// Where weights come from; dummy = random numbers of the right shape, for measurements
     #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto)]
     pub(super) load_format: LoadFormatArg,
+    /// What the server does: generate text, or pool hidden states into embeddings (/v1/embeddings, /v1/score,
+    /// /v1/rerank, /pooling); auto = embeddings for encoders and folders of sentence-transformers, else text
+    #[arg(long, value_enum, default_value_t = RunnerArg::Auto)]
+    pub(super) runner: RunnerArg,
+    /// vLLM's other way to say it: embed = --runner pooling
+    #[arg(long, value_enum, default_value_t = ConvertArg::Auto)]
+    pub(super) convert: ConvertArg,
+    /// How hidden states are pooled, as JSON: {"seq_pooling_type": "LAST", "CLS" or "MEAN", "use_activation":
+    /// true to bring vectors to length 1} [default: as the model's folder says; LAST (encoders: CLS) and true]
+    #[arg(long, value_name = "JSON", value_parser = parse_pooler_config)]
+    pub(super) pooler_config: Option<PoolerOverrides>,
     /// What computes: auto (GPU 0 if there is one that can be used, else the CPU), cpu, cuda, or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
     pub(super) device: DeviceChoice,
@@ -115,6 +130,31 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "N", default_value_t = 20, allow_hyphen_values = true,
           value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
     pub(super) max_logprobs: i64,
+}
+
+/// Tools and reasoning.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Tools and reasoning")]
+pub(super) struct ChatFormatArgs {
+    /// How the model writes tool calls: hermes, mistral, llama3_json ... (a wrong name lists all) [default: as its
+    /// chat template shows]
+    #[arg(long, value_name = "NAME")]
+    pub(super) tool_call_parser: Option<String>,
+    /// How the model marks its reasoning: qwen3, deepseek_r1 ... (a wrong name lists all) [default: as its chat
+    /// template shows]
+    #[arg(long, value_name = "NAME")]
+    pub(super) reasoning_parser: Option<String>,
+    /// Do not start unless it is known how the model writes tool calls. Where it is, models may always call tools
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) enable_auto_tool_choice: bool,
+    /// Do not show tools to the model in requests with tool_choice "none"
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) exclude_tools_when_tool_choice_none: bool,
+    /// Variables for the chat template, a JSON object; chat_template_kwargs of a request go before them
+    #[arg(long, value_name = "JSON")]
+    pub(super) default_chat_template_kwargs: Option<String>,
 }
 
 /// Memory, batches and queues.
@@ -210,6 +250,14 @@ pub(super) struct ListenArgs {
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) enable_admin: bool,
+    /// Serve the page at / (--no-ui to turn off)
+    #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) ui: bool,
+    /// Serve no /openapi.json
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) disable_fastapi_docs: bool,
     /// Repeat X-Request-Id in answers
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
@@ -278,6 +326,24 @@ pub(super) enum DtypeArg {
     Bfloat16,
     #[value(alias = "float")]
     Float32,
+}
+
+/// Value of `--runner`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the names are the values")]
+pub(super) enum RunnerArg {
+    Auto,
+    Generate,
+    Pooling,
+}
+
+/// Value of `--convert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the names are the values")]
+pub(super) enum ConvertArg {
+    Auto,
+    None,
+    Embed,
 }
 
 /// Value of `--load-format`.

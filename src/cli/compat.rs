@@ -55,7 +55,6 @@ const ACCEPTED: &[Accepted] = &[
     on("disable-log-stats", "statistics are at /metrics, not in the log"),
     on("disable-uvicorn-access-log", NO_ACCESS_LOG),
     on("disable-frontend-multiprocessing", "everything is one process"),
-    on("disable-fastapi-docs", "there are no pages of documentation to serve"),
     on("enable-server-load-tracking", "/load always answers"),
     on("enable-prompt-tokens-details", "usage always tells the cached tokens"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
@@ -69,8 +68,6 @@ const ACCEPTED: &[Accepted] = &[
     one_of("api-server-count", &["1"], "one process answers on all cores"),
     one_of("distributed-executor-backend", &["uni"], ONE_DEVICE),
     one_of("generation-config", &["auto"], "sampling defaults come from the model's generation_config.json"),
-    one_of("runner", &["auto", "generate"], "models generate text"),
-    one_of("convert", &["auto", "none"], "models are used as they are"),
     one_of("model-impl", &["auto"], "there is one implementation"),
     one_of("tokenizer-mode", &["auto", "hf"], "tokenizer.json is used"),
     one_of("config-format", &["auto", "hf"], "config.json is used"),
@@ -101,7 +98,6 @@ const ACCEPTED: &[Accepted] = &[
 ];
 
 const NO_ADAPTERS: &str = "adapters (LoRA) are not supported";
-const NO_TOOLS: &str = "tool calls are not parsed; their text arrives as it is";
 const NO_PARALLEL: &str = "the model runs on one device, in one process; run several servers behind a router";
 const NO_DOWNLOAD: &str = "nothing is downloaded; give the model's folder";
 const NO_TRANSFER: &str = "KV blocks stay in this process";
@@ -147,11 +143,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("max-loras", NO_ADAPTERS),
     ("max-lora-rank", NO_ADAPTERS),
     ("max-cpu-loras", NO_ADAPTERS),
-    ("enable-auto-tool-choice", NO_TOOLS),
-    ("tool-call-parser", NO_TOOLS),
-    ("tool-server", NO_TOOLS),
-    ("reasoning-parser", "reasoning is not told apart from the answer"),
-    ("default-chat-template-kwargs", "set chat_template_kwargs in the request"),
+    ("task", "give --runner generate or --runner pooling"),
+    ("override-pooler-config", "give --pooler-config"),
+    ("tool-server", "the server calls no tools; clients do"),
     ("limit-mm-per-prompt", TEXT_ONLY),
     ("mm-processor-kwargs", TEXT_ONLY),
     ("trust-request-mm-kwargs", TEXT_ONLY),

@@ -40,6 +40,8 @@ pub struct TextOptions {
     pub include_stop_str_in_output: bool,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
+    /// Special tokens that stay all the same.
+    pub kept_special_tokens: Arc<[TokenId]>,
     /// Put spaces between special tokens that are kept.
     pub spaces_between_special_tokens: bool,
 }
@@ -51,6 +53,7 @@ impl Default for TextOptions {
             stop: Vec::new(),
             include_stop_str_in_output: false,
             skip_special_tokens: true,
+            kept_special_tokens: Arc::default(),
             spaces_between_special_tokens: true,
         }
     }
@@ -68,6 +71,16 @@ pub enum SubmitError {
         queued: usize,
         /// `--max-num-queued-reqs`.
         limit: usize,
+    },
+    /// The server does something else with its model.
+    #[error(
+        "{}",
+        if *pools { "this server embeds (--runner pooling) and generates no text" }
+        else { "this server generates text and embeds nothing; start it with --runner pooling for embeddings" }
+    )]
+    WrongTask {
+        /// Whether it pools.
+        pools: bool,
     },
     /// The server is shutting down and takes no new work.
     #[error("the server is shutting down and takes no new requests")]

@@ -69,8 +69,8 @@ impl control_server::Control for Control {
             supports_token_ids_input: true,
             supports_lora: false,
             supports_multimodal: false,
-            reasoning_parser: String::new(),
-            tool_call_parser: String::new(),
+            reasoning_parser: self.app.chat.reasoning_parser().into(),
+            tool_call_parser: self.app.chat.tool_call_parser().into(),
         }))
     }
 

@@ -121,6 +121,7 @@ pub(super) fn sampling(
             response.prompt_candidates,
         )?,
         skip_special_tokens: response.skip_special_tokens,
+        kept_special_tokens: [].into(),
         spaces_between_special_tokens: None,
         grammar: None,
         detokenize: Some(detokenize),

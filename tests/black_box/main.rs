@@ -10,6 +10,7 @@ mod http;
 mod metrics;
 mod server;
 
+mod advisories;
 mod bad_grpc;
 mod bad_http;
 mod bad_requests;
@@ -27,3 +28,4 @@ mod overload;
 mod shutdown;
 mod soak;
 mod tls;
+mod tools;

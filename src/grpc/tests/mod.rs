@@ -24,6 +24,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::app::{App, ModelInfo as AppModel};
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions, KvEvents};
 use crate::grammar::GrammarCompiler;
@@ -139,6 +140,7 @@ fn app(options: Options) -> App {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let step_us = options.step_ms as f64 * 1000.0;
     let runner = SimRunner::new(SimRunnerConfig {
@@ -156,6 +158,7 @@ fn app(options: Options) -> App {
         metrics: metrics.clone(),
         max_num_queued_reqs: options.max_num_queued_reqs,
         seed: 0,
+        pools: false,
         log_requests: false,
         kv_events: kv_events.clone(),
     };
@@ -168,11 +171,14 @@ fn app(options: Options) -> App {
         grammars: GrammarCompiler::new(&tokenizer, &limits()),
         tokenizer,
         chat_template: None,
+        chat: ChatSetup::default(),
+        pooler: None,
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),
             created: 0,
             architecture: "LlamaForCausalLM".into(),
+            num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1000,
             max_num_seqs: 32,
@@ -194,6 +200,8 @@ fn app(options: Options) -> App {
             max_body_bytes: 1 << 20,
             allowed_origins: Vec::new(),
             enable_admin: options.enable_admin,
+            disable_fastapi_docs: false,
+            ui: true,
             enable_request_id_headers: false,
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::calling::{Asked, Calling, Reading};
 use crate::chat::{ChatParser, ChatStream, Conversation, ToolChoice};
 use crate::engine::GenerateRequest;
 use crate::grammar::Constraint;
@@ -17,8 +18,12 @@ pub(crate) struct ChatJob {
     /// The client's name for it, with the API's prefix.
     pub(crate) id: String,
     pub(crate) conversation: Conversation,
+    /// The prompt as text, instead of a conversation that a template makes one of.
+    pub(crate) raw_prompt: Option<String>,
     /// What the model may do with the conversation's tools.
     pub(crate) tool_choice: ToolChoice,
+    /// At most one call is made (`parallel_tool_calls: false`).
+    pub(crate) single_tool_call: bool,
     /// Whether reasoning is shown apart; if not, it is left out.
     pub(crate) include_reasoning: bool,
     /// What the answer must look like.
@@ -44,21 +49,37 @@ pub(crate) struct PreparedChat {
 impl ChatJob {
     /// Renders, tokenizes and checks, the expensive parts on the text pool.
     pub(crate) async fn prepare(self, state: &Arc<HttpState>) -> Result<PreparedChat, ApiError> {
-        let Self { conversation, mut sampling, bad_words, constraint, add_special_tokens, .. } = self;
-        let param = self.constraint_param;
+        let chat = &state.app.chat;
+        let Self { mut conversation, raw_prompt, mut sampling, bad_words, add_special_tokens, .. } = self;
+        let asked = self.constraint.map(|constraint| Asked { constraint, param: self.constraint_param });
+        let calling = Calling {
+            tools: conversation.tools.as_deref(),
+            choice: &self.tool_choice,
+            single: self.single_tool_call,
+        };
+        let Reading { mut parser, asked, kept_special_tokens } = calling.reading(asked, &state.app)?;
+        chat.complete(&mut conversation, self.tool_choice != ToolChoice::None);
         let truncate = truncation(self.truncate, sampling.max_tokens, &state.app.limits)?;
-        let shared = state.clone();
+        let (shared, include_reasoning) = (state.clone(), self.include_reasoning);
         let work = move || -> Result<_, ApiError> {
-            let text = conversation.render(shared.chat_template()?)?;
+            let app = &shared.app;
+            let text = match raw_prompt {
+                Some(text) => text,
+                None => conversation.render(shared.chat_template()?)?,
+            };
+            let continues = conversation.continue_final_message;
+            parser = parser.with_reasoning(&app.chat, &text, continues, include_reasoning);
             let ids = shared.encoder.encode(&text, add_special_tokens, truncate)?;
             let bad_words = shared.encoder.bad_words(&bad_words)?;
-            let compile = |constraint| compile(&shared.app.grammars, &constraint, &param);
-            let grammar = constraint.map(compile).transpose()?;
-            Ok((ids, bad_words, grammar))
+            let compiled = asked.map(|asked| compile(&app.grammars, &asked.constraint, &asked.param));
+            let grammar =
+                compiled.transpose()?.map(|grammar| parser.after_reasoning(grammar, &app.tokenizer));
+            Ok((ids, bad_words, grammar, parser))
         };
-        let (ids, bad_words, grammar) = state.app.text_pool.run(work).await??;
+        let (ids, bad_words, grammar, parser) = state.app.text_pool.run(work).await??;
         sampling.bad_words_token_ids = bad_words;
         sampling.grammar = grammar;
+        sampling.kept_special_tokens = kept_special_tokens;
         let fields = RequestFields {
             external_id: self.id,
             prompt_token_ids: ids,
@@ -67,7 +88,7 @@ impl ChatJob {
             bypass_prefix_cache: false,
         };
         let request = generate_request(fields, sampling, &state.app.limits)?;
-        Ok(PreparedChat { request, parser: ChatParser::default() })
+        Ok(PreparedChat { request, parser })
     }
 }
 

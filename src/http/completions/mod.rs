@@ -13,6 +13,7 @@ use futures_util::future::try_join_all;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::TokenNames;
+use super::openapi::Operation;
 use super::prompt::truncation;
 use super::reply::{Reply, ReplyPrompt, collect, now};
 use super::sampling::choose_id;
@@ -23,6 +24,14 @@ use crate::validate::{RequestFields, generate_request};
 pub(crate) use self::stream::CompletionStream;
 
 use self::request::{CompletionRequest, Work};
+
+/// How `/v1/completions` tells of itself.
+pub(crate) fn describe(op: &mut Operation<'_>) {
+    op.about("Continues texts or tokens")
+        .takes(|fields| drop(CompletionRequest::read(fields)))
+        .answers::<response::Completion<'_>>()
+        .streams("Events whose data are chunks of the answer; the last one's is [DONE]");
+}
 
 /// The handler.
 pub(crate) async fn completions(

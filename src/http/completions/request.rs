@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use quire_scheduler::Grammar;
+use serde_json::json;
 
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::json::Prompt;
-use crate::http::prompt::{TruncationSide, truncate_ids};
-use crate::http::sampling::CommonFields;
+use crate::http::prompt::{TruncationSide, prompt_schema, truncate_ids};
+use crate::http::sampling::{CommonFields, logprobs_schema};
 use crate::http::structured::{Structured, compile};
 
 /// OpenAI's default.
@@ -35,6 +36,13 @@ impl CompletionRequest {
         let sampling = &mut common.sampling;
         sampling.logprobs = fields.int("logprobs");
         sampling.logprobs_param = "logprobs";
+        fields.describe("logprobs", logprobs_schema);
+        // 0 is for `echo` alone.
+        fields.describe(
+            "max_tokens",
+            |app| json!({ "minimum": 0, "exclusiveMaximum": app.limits.max_model_len }),
+        );
+        fields.describe("prompt", prompt_schema);
         sampling.default_max_tokens = Some(DEFAULT_MAX_TOKENS);
         fields.finish()?;
         let echo_only = common.echo && sampling.max_tokens == Some(0);

@@ -1,10 +1,15 @@
 //! The whole front end over real sockets: engine and output threads run, only the model is simulated.
 
+mod admin;
 mod chat;
 mod completions;
 mod errors;
+mod ollama;
+mod openapi;
 mod ops;
+mod page;
 mod streams;
+mod tools;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,7 +28,9 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::app::{App, ModelInfo};
-use crate::config::ServerConfig;
+use crate::chat::ChatSetup;
+use crate::config::{ChatConfig, ServerConfig};
+use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
@@ -41,6 +48,11 @@ pub(crate) struct Settings {
     cost: Option<StepCost>,
     max_num_queued_reqs: usize,
     vocab: std::ops::Range<u32>,
+    chat: ChatConfig,
+    /// Instead of the model's.
+    chat_template: Option<String>,
+    /// Embeddings instead of text.
+    pooler: Option<Pooler>,
 }
 
 impl Default for Settings {
@@ -56,6 +68,8 @@ impl Default for Settings {
                 max_body_bytes: 1 << 20,
                 allowed_origins: Vec::new(),
                 enable_admin: false,
+                disable_fastapi_docs: false,
+                ui: true,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
@@ -66,6 +80,9 @@ impl Default for Settings {
             max_num_queued_reqs: 64,
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
+            chat: ChatConfig::default(),
+            chat_template: None,
+            pooler: None,
         }
     }
 }
@@ -89,6 +106,7 @@ fn app(settings: Settings) -> Arc<App> {
         metrics: metrics.clone(),
         max_num_queued_reqs: settings.max_num_queued_reqs,
         seed: 0,
+        pools: settings.pooler.is_some(),
         log_requests: false,
         kv_events: None,
     };
@@ -111,11 +129,13 @@ fn app(settings: Settings) -> Arc<App> {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let build = move || {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
     };
     let Ok(engine) = Engine::start(options, build);
+    let template = settings.chat_template.unwrap_or_else(|| tokenizer.chat_template_source().unwrap().into());
     let limits = RequestLimits {
         max_model_len: MAX_MODEL_LEN,
         vocab_size: VOCAB_SIZE,
@@ -126,14 +146,17 @@ fn app(settings: Settings) -> Arc<App> {
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
-        chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
+        chat_template: Some(ChatTemplate::new(&template, tokenizer.special_tokens()).unwrap()),
+        chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
+        pooler: settings.pooler,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
             root: "pebble".into(),
             created: 1_700_000_000,
             architecture: "LlamaForCausalLM".into(),
+            num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1024,
             max_num_seqs: 32,
