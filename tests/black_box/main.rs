@@ -28,4 +28,5 @@ mod overload;
 mod shutdown;
 mod soak;
 mod structured;
+mod tls;
 mod tools;
