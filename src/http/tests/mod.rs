@@ -3,6 +3,7 @@
 mod chat;
 mod completions;
 mod errors;
+mod mutations;
 mod openapi;
 mod ops;
 mod page;
