@@ -4,6 +4,7 @@ mod admin;
 mod chat;
 mod completions;
 mod errors;
+mod mutations;
 mod ollama;
 mod openapi;
 mod ops;
