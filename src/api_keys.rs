@@ -24,6 +24,11 @@ impl ApiKeys {
         if !scheme.eq_ignore_ascii_case(b"Bearer ") {
             return false;
         }
+        self.is_known(key)
+    }
+
+    /// Whether this, without any scheme, is one of the keys.
+    pub fn is_known(&self, key: &[u8]) -> bool {
         let digest: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
         // Every key and every byte is looked at, whatever matches, so that time tells nothing.
         self.0.iter().fold(false, |admitted, key| admitted | same_bytes(key, &digest))
@@ -52,6 +57,7 @@ mod tests {
             assert!(!keys.admit(Some(bad.as_bytes())), "{bad}");
         }
         assert!(!keys.admit(None));
+        assert!(keys.is_known(b"secret") && !keys.is_known(b"Bearer secret") && !keys.is_known(b""));
         assert!(ApiKeys::new(&[]).admit(None));
     }
 }

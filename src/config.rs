@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use quire_scheduler::{Pooling, SchedulingPolicy};
+use serde_json::{Map, Value};
 
 /// Where the model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +132,23 @@ pub struct EngineConfig {
     pub chat_template: Option<String>,
     /// Replaces the folder's tokenizer.
     pub tokenizer: Option<PathBuf>,
+    /// Tools and reasoning.
+    pub chat: ChatConfig,
+}
+
+/// How answers of chats are read, and what chats get that clients did not ask for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ChatConfig {
+    /// How the model writes tool calls, by vLLM's name; `None` = as its chat template shows.
+    pub tool_call_parser: Option<String>,
+    /// How the model marks its reasoning, by vLLM's name; `None` = as its chat template shows.
+    pub reasoning_parser: Option<String>,
+    /// The operator relies on tool calls being understood: without a parser the server does not start.
+    pub enable_auto_tool_choice: bool,
+    /// Tools are not shown to the model when it must not call them.
+    pub exclude_tools_when_tool_choice_none: bool,
+    /// Variables for the chat template where the request does not set them.
+    pub default_chat_template_kwargs: Map<String, Value>,
 }
 
 /// Listeners and their manners.
@@ -154,6 +172,10 @@ pub struct ServerConfig {
     pub allowed_origins: Vec<String>,
     /// Open the routes that change the server for everybody.
     pub enable_admin: bool,
+    /// No `/openapi.json`.
+    pub disable_fastapi_docs: bool,
+    /// The page at `/`, and `/quire/state` which feeds it.
+    pub ui: bool,
     /// Echo `X-Request-Id` in answers.
     pub enable_request_id_headers: bool,
     /// Seconds between SSE comments on a silent stream; zero = none.

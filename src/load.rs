@@ -14,11 +14,13 @@ use quire_model::{
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
+use crate::chat::{ChatSetup, ChatSetupError};
 use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig};
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
 use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -38,6 +40,8 @@ pub enum LoadError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Text(#[from] TextError),
+    #[error(transparent)]
+    Chat(#[from] ChatSetupError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot read {path}")]
@@ -79,6 +83,8 @@ pub struct Loaded {
     pub chat_template: Option<ChatTemplate>,
     /// How it is pooled, if it does not generate.
     pub pooler: Option<Pooler>,
+    /// How answers of chats are taken apart.
+    pub chat: ChatSetup,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
@@ -106,6 +112,7 @@ pub fn start(
         Some(source) => Some(ChatTemplate::new(source, tokenizer.special_tokens())?),
         None => ChatTemplate::from_tokenizer(&tokenizer)?,
     };
+    let chat = chat_setup(config, &tokenizer)?;
     let device = Device::choose(config.device)?;
     if pooler.is_some() && !device.can_pool() {
         return Err(LoadError::NoPooling);
@@ -136,7 +143,7 @@ pub fn start(
         let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
-    Ok(Loaded { engine, tokenizer, chat_template, pooler, model, limits, metrics })
+    Ok(Loaded { engine, tokenizer, chat_template, pooler, chat, model, limits, metrics })
 }
 
 impl Loaded {
@@ -146,12 +153,15 @@ impl Loaded {
         let app = App {
             engine: self.engine.handle().clone(),
             text_pool: TextPool::new(num_threads, MAX_QUEUED_TEXT_JOBS),
+            grammars: GrammarCompiler::new(&self.tokenizer, &self.limits),
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
             pooler: self.pooler,
+            chat: self.chat,
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
+            shutdown: tokio::sync::Notify::new(),
             server,
         };
         (self.engine, app)
@@ -187,6 +197,20 @@ fn task(
     }
     let width = spec.hidden_size;
     Ok((spec, Some(Pooler { spec: pooler, width })))
+}
+
+/// Settles how answers are read, and says so: the operator may have to set it right.
+fn chat_setup(config: &EngineConfig, tokenizer: &Tokenizer) -> Result<ChatSetup, ChatSetupError> {
+    let own = || tokenizer.tool_use_template_source().or_else(|| tokenizer.chat_template_source());
+    let template = config.chat_template.as_deref().or_else(own);
+    let chat = ChatSetup::new(config.chat.clone(), template, tokenizer)?;
+    let or_none = |name: &str| if name.is_empty() { "none".to_owned() } else { name.to_owned() };
+    tracing::info!(
+        tool_call_parser = or_none(chat.tool_call_parser()),
+        reasoning_parser = or_none(chat.reasoning_parser()),
+        "chats"
+    );
+    Ok(chat)
 }
 
 /// The small files of a model.
@@ -391,6 +415,7 @@ fn model_info(config: &EngineConfig, spec: &ModelSpec, scheduler: &SchedulerConf
         root,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
         architecture: spec.architecture.clone(),
+        num_parameters: spec.num_parameters() as u64,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
         max_num_seqs: scheduler.max_num_seqs,

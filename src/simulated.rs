@@ -10,9 +10,11 @@ use quire_scheduler::sim::{SimFailures, SimModel, SimRunner, SimRunnerConfig, St
 use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy};
 
 use crate::app::{App, ModelInfo};
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::load::LoadError;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
@@ -81,11 +83,14 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 1 << 16),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer)?,
+        chat: ChatSetup::default(),
+        grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: None,
         model,
         limits,
         metrics,
+        shutdown: tokio::sync::Notify::new(),
         server: server_config(),
     };
     Ok((engine, app))
@@ -114,6 +119,7 @@ fn model_info(scheduler: &SchedulerConfig) -> ModelInfo {
         root: "simulated".into(),
         created: 0,
         architecture: "none".into(),
+        num_parameters: 0,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
         max_num_seqs: scheduler.max_num_seqs,
@@ -133,6 +139,8 @@ fn server_config() -> ServerConfig {
         max_body_bytes: 32 << 20,
         allowed_origins: Vec::new(),
         enable_admin: false,
+        disable_fastapi_docs: false,
+        ui: true,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),

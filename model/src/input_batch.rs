@@ -81,8 +81,8 @@ impl InputBatch {
         }
     }
 
-    /// The rows of logits, and the slots to change for them.
-    pub(crate) fn rows_and_slots(&mut self) -> (&[LogitsRow], &mut [Slot]) {
+    /// The rows of logits of the last plan, and the slots, to give masks to.
+    pub fn rows_and_slots(&mut self) -> (&[LogitsRow], &mut [Slot]) {
         (&self.logits_rows, &mut self.slots)
     }
 

@@ -53,9 +53,11 @@ impl Scheduler {
     fn check_cache(&self) -> Result<(), String> {
         let pool = self.kv.pool();
         let mut contents: BTreeMap<BlockHash, u32> = BTreeMap::new();
+        let mut free_cached = 0;
         for block in (1..=pool.num_total()).map(BlockId) {
             if let Some(hash) = pool.hash(block) {
                 *contents.entry(*hash).or_default() += 1;
+                free_cached += u32::from(pool.ref_count(block) == 0);
                 let first = pool.get(hash);
                 ensure!(first.is_some(), "block {} is registered but cannot be hit", block.0);
                 let first = first.and_then(|first| pool.hash(first));
@@ -64,6 +66,8 @@ impl Scheduler {
         }
         let (mapped, held) = (pool.num_cached(), contents.len());
         ensure!(mapped == held, "{mapped} hashes can be hit, {held} are held by blocks");
+        let counted = pool.num_free_cached();
+        ensure!(counted == free_cached, "{counted} free blocks are said to be cached, {free_cached} are");
         Ok(())
     }
 

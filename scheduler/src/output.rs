@@ -180,6 +180,8 @@ pub struct SchedulerStats {
     pub num_blocks_total: u32,
     /// Blocks that no request holds (they may be cached).
     pub num_blocks_free: u32,
+    /// Those of the free blocks whose content can be hit.
+    pub num_blocks_cached: u32,
     /// Tokens computed in this step.
     pub num_scheduled_tokens: u32,
     /// Prompt tokens looked up in the prefix cache, in total.

@@ -186,6 +186,7 @@ impl Scheduler {
             num_waiting_deferred: self.num_deferred,
             num_blocks_total: self.kv.pool().num_total(),
             num_blocks_free: self.kv.pool().num_free(),
+            num_blocks_cached: self.kv.pool().num_free_cached(),
             num_scheduled_tokens: 0,
             prefix_cache_queries_total: self.totals.prefix_cache_queries,
             prefix_cache_hits_total: self.totals.prefix_cache_hits,

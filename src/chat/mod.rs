@@ -7,9 +7,15 @@
 mod conversation;
 mod delta;
 mod parser;
+mod reasoning;
+mod setup;
 mod stream;
+mod tools;
+mod window;
 
 pub use conversation::Conversation;
 pub use delta::{ChatDelta, ToolCallDelta, ToolCallStart};
 pub use parser::{ChatParser, ToolChoice};
+pub use setup::{ChatSetup, ChatSetupError};
 pub use stream::ChatStream;
+pub(crate) use tools::{MAX_TOOLS, Tool};

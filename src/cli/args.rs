@@ -56,6 +56,9 @@ pub(super) struct ServeArgs {
     /// Everything about the model.
     #[command(flatten)]
     pub(super) model: ModelArgs,
+    /// Everything about tools and reasoning.
+    #[command(flatten)]
+    pub(super) chat: ChatFormatArgs,
     /// Everything about memory and steps.
     #[command(flatten)]
     pub(super) scheduling: SchedulingArgs,
@@ -126,6 +129,31 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "N", default_value_t = 20, allow_hyphen_values = true,
           value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
     pub(super) max_logprobs: i64,
+}
+
+/// Tools and reasoning.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Tools and reasoning")]
+pub(super) struct ChatFormatArgs {
+    /// How the model writes tool calls: hermes, mistral, llama3_json ... (a wrong name lists all) [default: as its
+    /// chat template shows]
+    #[arg(long, value_name = "NAME")]
+    pub(super) tool_call_parser: Option<String>,
+    /// How the model marks its reasoning: qwen3, deepseek_r1 ... (a wrong name lists all) [default: as its chat
+    /// template shows]
+    #[arg(long, value_name = "NAME")]
+    pub(super) reasoning_parser: Option<String>,
+    /// Do not start unless it is known how the model writes tool calls. Where it is, models may always call tools
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) enable_auto_tool_choice: bool,
+    /// Do not show tools to the model in requests with tool_choice "none"
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) exclude_tools_when_tool_choice_none: bool,
+    /// Variables for the chat template, a JSON object; chat_template_kwargs of a request go before them
+    #[arg(long, value_name = "JSON")]
+    pub(super) default_chat_template_kwargs: Option<String>,
 }
 
 /// Memory, batches and queues.
@@ -217,6 +245,14 @@ pub(super) struct ListenArgs {
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) enable_admin: bool,
+    /// Serve the page at / (--no-ui to turn off)
+    #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) ui: bool,
+    /// Serve no /openapi.json
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) disable_fastapi_docs: bool,
     /// Repeat X-Request-Id in answers
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]

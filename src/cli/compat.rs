@@ -55,7 +55,6 @@ const ACCEPTED: &[Accepted] = &[
     on("disable-log-stats", "statistics are at /metrics, not in the log"),
     on("disable-uvicorn-access-log", NO_ACCESS_LOG),
     on("disable-frontend-multiprocessing", "everything is one process"),
-    on("disable-fastapi-docs", "there are no pages of documentation to serve"),
     on("enable-server-load-tracking", "/load always answers"),
     on("enable-prompt-tokens-details", "usage always tells the cached tokens"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
@@ -83,6 +82,11 @@ const ACCEPTED: &[Accepted] = &[
     one_of("swap-space", &["0"], "KV blocks are computed again, not swapped"),
     one_of("cpu-offload-gb", &["0"], "weights stay where they are computed"),
     one_of("safetensors-load-strategy", &["lazy"], "weights are mapped into memory"),
+    one_of(
+        "guided-decoding-backend",
+        &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
+        "there is one backend for the forms of answers, whatever it is called",
+    ),
     one_of("response-role", &["assistant"], "answers have the role assistant"),
     one_of("chat-template-content-format", &["auto"], "the template's own form of content is used"),
     one_of("root-path", &["", "/"], "routes begin at /"),
@@ -94,7 +98,6 @@ const ACCEPTED: &[Accepted] = &[
 ];
 
 const NO_ADAPTERS: &str = "adapters (LoRA) are not supported";
-const NO_TOOLS: &str = "tool calls are not parsed; their text arrives as it is";
 const NO_PARALLEL: &str = "the model runs on one device, in one process; run several servers behind a router";
 const NO_DOWNLOAD: &str = "nothing is downloaded; give the model's folder";
 const NO_TRANSFER: &str = "KV blocks stay in this process";
@@ -136,19 +139,14 @@ const REFUSED: &[(&str, &str)] = &[
     ("performance-mode", "set --max-num-seqs and --max-num-batched-tokens"),
     ("attention-backend", "the device decides"),
     ("speculative-config", "speculative decoding is not supported"),
-    ("structured-outputs-config", "structured outputs are not supported"),
-    ("guided-decoding-backend", "structured outputs are not supported"),
+    ("structured-outputs-config", "set its options in the request's structured_outputs"),
     ("lora-modules", NO_ADAPTERS),
     ("max-loras", NO_ADAPTERS),
     ("max-lora-rank", NO_ADAPTERS),
     ("max-cpu-loras", NO_ADAPTERS),
     ("task", "give --runner generate or --runner pooling"),
     ("override-pooler-config", "give --pooler-config"),
-    ("enable-auto-tool-choice", NO_TOOLS),
-    ("tool-call-parser", NO_TOOLS),
-    ("tool-server", NO_TOOLS),
-    ("reasoning-parser", "reasoning is not told apart from the answer"),
-    ("default-chat-template-kwargs", "set chat_template_kwargs in the request"),
+    ("tool-server", "the server calls no tools; clients do"),
     ("limit-mm-per-prompt", TEXT_ONLY),
     ("mm-processor-kwargs", TEXT_ONLY),
     ("trust-request-mm-kwargs", TEXT_ONLY),

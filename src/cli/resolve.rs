@@ -8,11 +8,12 @@ use std::time::Duration;
 use quire_scheduler::SchedulingPolicy;
 
 use super::args::{
-    ConvertArg, DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, RunnerArg, SchedulingArgs,
-    ServeArgs,
+    ChatFormatArgs, ConvertArg, DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, RunnerArg,
+    SchedulingArgs, ServeArgs,
 };
 use crate::config::{
-    ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig, TlsConfig,
+    ChatConfig, ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
+    TlsConfig,
     WeightDtype,
 };
 
@@ -59,7 +60,8 @@ pub(super) fn resolve(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(EngineConfig, ServerConfig), ConfigError> {
     let server = server_config(&args.listen)?;
-    Ok((engine_config(args.model_tag, args.model, args.scheduling, env)?, server))
+    let chat = chat_config(args.chat)?;
+    Ok((EngineConfig { chat, ..engine_config(args.model_tag, args.model, args.scheduling, env)? }, server))
 }
 
 /// The part without sockets. `positional` is the model if it was named without a flag.
@@ -122,6 +124,21 @@ pub(super) fn engine_config(
         max_logprobs: u32::try_from(m.max_logprobs).ok(),
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
+        chat: ChatConfig::default(),
+    })
+}
+
+fn chat_config(c: ChatFormatArgs) -> Result<ChatConfig, ConfigError> {
+    let kwargs = c.default_chat_template_kwargs.as_deref().map(|text| {
+        serde_json::from_str(text)
+            .map_err(|_| value("default-chat-template-kwargs", text, "must be a JSON object: '{\"a\": 1}'"))
+    });
+    Ok(ChatConfig {
+        tool_call_parser: c.tool_call_parser,
+        reasoning_parser: c.reasoning_parser,
+        enable_auto_tool_choice: c.enable_auto_tool_choice,
+        exclude_tools_when_tool_choice_none: c.exclude_tools_when_tool_choice_none,
+        default_chat_template_kwargs: kwargs.transpose()?.unwrap_or_default(),
     })
 }
 
@@ -174,6 +191,8 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
         max_body_bytes: usize::try_from(l.max_body_bytes).unwrap_or(usize::MAX),
         allowed_origins: origins(&l.allowed_origins)?,
         enable_admin: l.enable_admin,
+        disable_fastapi_docs: l.disable_fastapi_docs,
+        ui: l.ui,
         enable_request_id_headers: l.enable_request_id_headers,
         sse_keep_alive_interval: Duration::from_secs_f64(l.sse_keep_alive_interval),
         stall_timeout: Duration::from_secs_f64(l.stall_timeout),

@@ -166,7 +166,8 @@ impl OutputThread {
                 &sequence.prompt_token_ids,
                 o.skip_special_tokens,
                 o.spaces_between_special_tokens,
-            );
+            )
+            .keeping(o.kept_special_tokens.clone());
             let stop = StopMatcher::new(&o.stop, o.include_stop_str_in_output);
             sequence.text = Some(Text { detokenizer, stop, fresh: String::new() });
         }

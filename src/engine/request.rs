@@ -40,6 +40,8 @@ pub struct TextOptions {
     pub include_stop_str_in_output: bool,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
+    /// Special tokens that stay all the same.
+    pub kept_special_tokens: Arc<[TokenId]>,
     /// Put spaces between special tokens that are kept.
     pub spaces_between_special_tokens: bool,
 }
@@ -51,6 +53,7 @@ impl Default for TextOptions {
             stop: Vec::new(),
             include_stop_str_in_output: false,
             skip_special_tokens: true,
+            kept_special_tokens: Arc::default(),
             spaces_between_special_tokens: true,
         }
     }

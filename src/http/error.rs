@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::embed::EmbedError;
@@ -40,6 +41,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message).about("model")
     }
 
+    /// 404 for something that a body names.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
     /// 404 for a path.
     pub(crate) fn no_such_route(path: &str) -> Self {
         let message = format!("Not Found: there is nothing at {}", excerpt(path));
@@ -64,6 +70,11 @@ impl ApiError {
     /// 501 for a whole feature; the message names it.
     pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplementedError", message)
+    }
+
+    /// 404 for a response that is not in the store (any more).
+    pub(crate) fn no_such_response(id: &str) -> Self {
+        Self::not_found(format!("Response with id '{}' not found.", excerpt(id)))
     }
 
     /// 405.
@@ -103,31 +114,49 @@ impl ApiError {
         self
     }
 
+    /// What is wrong, and what is allowed.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The body, also used as a frame of a stream that has begun.
     pub(crate) fn to_json(&self) -> String {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            error: Detail<'a>,
-        }
-        #[derive(Serialize)]
-        struct Detail<'a> {
-            message: &'a str,
-            r#type: &'a str,
-            param: Option<&'a str>,
-            code: u16,
-        }
-        let error = Detail {
+        let error = ErrorDetail {
             message: &self.message,
             r#type: self.kind,
             param: self.param.as_deref(),
             code: self.status.as_u16(),
         };
-        serde_json::to_string(&Body { error }).expect("strings and numbers serialise")
+        serde_json::to_string(&ErrorBody { error }).expect("strings and numbers serialise")
+    }
+
+    /// The status to answer with.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.status
     }
 
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
         Self { status, kind, message: message.into(), param: None }
     }
+}
+
+/// The body of an error.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(crate) struct ErrorBody<'a> {
+    error: ErrorDetail<'a>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ErrorDetail<'a> {
+    /// For a person.
+    message: &'a str,
+    /// For a program.
+    r#type: &'a str,
+    /// The field it is about.
+    param: Option<&'a str>,
+    /// The status.
+    code: u16,
 }
 
 impl From<ParamError> for ApiError {
@@ -175,6 +204,7 @@ impl From<TextError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, self.to_json()).into_response();
+        response.extensions_mut().insert(ErrorMessage(self.message));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
@@ -183,6 +213,10 @@ impl IntoResponse for ApiError {
         response
     }
 }
+
+/// Goes with an error's response, for those who say it in another API's shape.
+#[derive(Debug, Clone)]
+pub(crate) struct ErrorMessage(pub(crate) String);
 
 /// What a client sent, short enough to be sent back in a message.
 pub(crate) fn excerpt(text: &str) -> String {

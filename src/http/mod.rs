@@ -4,20 +4,29 @@
 //! into status codes. It decides nothing about scheduling, and nothing behind it knows of HTTP.
 
 mod admin;
+mod anthropic;
 mod auth;
 mod chat;
 mod completions;
 mod error;
+mod events;
 mod fields;
 mod json;
 mod logprobs;
 mod models;
+mod ollama;
+mod openapi;
 mod ops;
+mod page;
+mod part;
 mod pooling;
 mod prompt;
 mod reply;
+mod responses;
+mod routes;
 mod sampling;
 mod sse;
+mod structured;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokenize;
@@ -26,22 +35,23 @@ mod usage;
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::LOCATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use futures_util::FutureExt;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use self::error::ApiError;
 use self::prompt::Encoder;
+use self::responses::ResponseStore;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
 use crate::engine::{GenerateRequest, OutputStream};
@@ -54,35 +64,17 @@ pub fn router(app: Arc<App>) -> Router {
     let state = Arc::new(HttpState {
         api_keys: ApiKeys::new(&app.server.api_keys),
         encoder: Encoder::new(app.tokenizer.clone(), &app.limits),
+        openapi: OnceLock::new(),
+        responses: Arc::default(),
         app,
     });
-    let admin = admin_routes().layer(from_fn_with_state(state.clone(), admin::guard));
-    let mut router = Router::new()
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/chat/completions", post(chat::chat_completions))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::get))
-        .route("/v1/embeddings", post(pooling::embeddings))
-        .route("/v1/score", post(pooling::score))
-        .route("/score", post(pooling::score))
-        .route("/v1/rerank", post(pooling::rerank))
-        .route("/v2/rerank", post(pooling::rerank))
-        .route("/rerank", post(pooling::rerank))
-        .route("/pooling", post(pooling::pooling))
-        .route("/classify", post(pooling::classify))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route("/health", get(ops::health))
-        .route("/ready", get(ops::ready))
-        .route("/ping", get(ops::health).post(ops::health))
-        .route("/version", get(ops::version))
-        .route("/load", get(ops::load))
-        .route("/metrics", get(ops::metrics))
-        .merge(admin)
+    let mut router = routes::router(&state.app)
+        .merge(ollama::routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn(catch_panic))
         .layer(from_fn_with_state(state.clone(), auth::check))
+        .layer(from_fn(anthropic::shape_errors))
         .layer(from_fn_with_state(state.clone(), count));
     if state.app.server.enable_request_id_headers {
         router = router.layer(from_fn(echo_request_id));
@@ -93,26 +85,15 @@ pub fn router(app: Arc<App>) -> Router {
     router.with_state(state)
 }
 
-/// Routes for operators who may change things.
-fn admin_routes() -> Router<Arc<HttpState>> {
-    Router::new()
-        .route("/pause", post(admin::pause))
-        .route("/resume", post(admin::resume))
-        .route("/is_paused", get(admin::is_paused))
-        .route("/sleep", post(admin::sleep))
-        .route("/wake_up", post(admin::wake_up))
-        .route("/is_sleeping", get(admin::is_sleeping))
-        .route("/reset_prefix_cache", post(admin::reset_prefix_cache))
-        .route("/abort_requests", post(admin::abort_requests))
-        .route("/server_info", get(admin::server_info))
-}
-
 /// What handlers share.
 #[derive(Debug)]
 pub(crate) struct HttpState {
     pub(crate) app: Arc<App>,
     pub(crate) api_keys: ApiKeys,
     pub(crate) encoder: Encoder,
+    /// `/openapi.json`, once somebody has asked for it.
+    pub(crate) openapi: OnceLock<Bytes>,
+    pub(crate) responses: Arc<ResponseStore>,
 }
 
 impl HttpState {

@@ -31,6 +31,14 @@ use super::usage::Usage;
 /// Above this the buffer is handed to the socket before more is added.
 const FULL_BYTES: usize = 64 << 10;
 
+/// What every answer with events carries.
+pub(crate) const HEADERS: [(HeaderName, &str); 3] = [
+    (CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+    (CACHE_CONTROL, "no-cache"),
+    // Asks nginx not to hold back what it gets.
+    (HeaderName::from_static("x-accel-buffering"), "no"),
+];
+
 /// A 200 whose body is a stream of events.
 ///
 /// `sources` are in the order of the prompts in `reply`. A silent stream gets a comment every
@@ -41,12 +49,6 @@ pub(crate) fn response(
     sources: Vec<Source>,
     keep_alive: Duration,
 ) -> Response {
-    let headers = [
-        (CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-        (CACHE_CONTROL, "no-cache"),
-        // Asks nginx not to hold back what it gets.
-        (HeaderName::from_static("x-accel-buffering"), "no"),
-    ];
     let body = SseBody {
         sources: sources.into_iter().map(Some).collect(),
         frames: Frames::new(reply, dialect),
@@ -54,7 +56,7 @@ pub(crate) fn response(
         keep_alive: (!keep_alive.is_zero()).then(|| (keep_alive, Box::pin(sleep(keep_alive)))),
         ended: false,
     };
-    (headers, Body::new(body)).into_response()
+    (HEADERS, Body::new(body)).into_response()
 }
 
 /// Which API's chunks to write.
@@ -178,6 +180,7 @@ pub(crate) struct Choice {
     /// Its first chunk has been written.
     pub(crate) started: bool,
     pub(crate) completion_tokens: u64,
+    pub(crate) reasoning_tokens: u64,
     pub(crate) cached_tokens: u64,
     /// Characters of tokens in logprobs so far.
     pub(crate) next_offset: usize,
@@ -213,6 +216,9 @@ impl Frames {
         let choice = &mut self.choices[index];
         let (first, num_tokens) = (index == 0, delta.token_ids.len());
         count(choice, &mut self.usage, first, delta.prompt.as_ref(), num_tokens, &mut delta.finish)?;
+        let reasoning_tokens = u64::from(delta.num_reasoning_tokens);
+        self.usage.reasoning_tokens += reasoning_tokens - choice.reasoning_tokens;
+        choice.reasoning_tokens = reasoning_tokens;
         stream.write(&self.pen, 0, index, choice, delta, out);
         Ok(())
     }
@@ -304,6 +310,7 @@ impl Pen {
                 prompt_tokens: self.reply.prompts[prompt].ids.len() as u64,
                 cached_tokens: choice.cached_tokens,
                 completion_tokens: choice.completion_tokens,
+                reasoning_tokens: choice.reasoning_tokens,
             };
             out.put_slice(b",\"usage\":");
             put_json(out, &usage);

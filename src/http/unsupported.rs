@@ -6,22 +6,45 @@
 
 use serde_json::Value;
 
-/// Why a field is refused, or `None` if it may pass.
-pub(crate) fn refusal(name: &str, value: &Value) -> Option<&'static str> {
-    let refused = REFUSED.iter().find(|refused| refused.name == name)?;
-    (!refused.unless.holds(value)).then_some(refused.why)
+/// Of completions and chat.
+pub(crate) static OPENAI: Table = Table { refused: REFUSED, labels: LABELS };
+
+/// What the endpoints of one API know and do not act on.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) refused: &'static [Refused],
+    /// Fields that are for the client's own bookkeeping.
+    pub(crate) labels: &'static [&'static str],
 }
 
-/// Whether the field is a label for the client's own bookkeeping.
-pub(crate) fn is_label(name: &str) -> bool {
-    LABELS.contains(&name)
+impl Table {
+    /// Why a field is refused, or `None` if it may pass.
+    pub(crate) fn refusal(&self, name: &str, value: &Value) -> Option<&'static str> {
+        let refused = self.refused.iter().find(|refused| refused.name == name)?;
+        (!refused.unless.holds(value)).then_some(refused.why)
+    }
+
+    /// Whether the field is a label.
+    pub(crate) fn is_label(&self, name: &str) -> bool {
+        self.labels.contains(&name)
+    }
+
+    /// Whether no field has two entries.
+    #[cfg(test)]
+    pub(crate) fn is_consistent(&self) -> bool {
+        let mut names: Vec<_> =
+            self.refused.iter().map(|r| r.name).chain(self.labels.iter().copied()).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        names.len() == count
+    }
 }
 
 /// Fields that ask for nothing: names for users, sessions and bills, hints to caches and tiers of a hosted
-/// service, and (`parallel_tool_calls`) a limit on calls that are not made.
+/// service.
 const LABELS: &[&str] = &[
     "metadata",
-    "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_options",
     "prompt_cache_retention",
@@ -32,14 +55,17 @@ const LABELS: &[&str] = &[
     "user",
 ];
 
-struct Refused {
+/// A field that is refused, and why.
+#[derive(Debug)]
+pub(crate) struct Refused {
     name: &'static str,
     unless: Harmless,
     why: &'static str,
 }
 
 /// A value that asks for what happens anyway.
-enum Harmless {
+#[derive(Debug)]
+pub(crate) enum Harmless {
     Never,
     Bool(bool),
     Number(f64),
@@ -50,6 +76,8 @@ enum Harmless {
     TextType,
     /// `["text"]`
     OnlyText,
+    /// `{"edits": [...]}`, all of them with `"keep": "all"`.
+    KeepsAll,
 }
 
 impl Harmless {
@@ -66,19 +94,22 @@ impl Harmless {
                 _ => false,
             },
             Self::TextType => value["type"] == "text",
+            Self::KeepsAll => {
+                let mut edits = value["edits"].as_array().into_iter().flatten();
+                value.is_object() && edits.all(|edit| edit["keep"] == "all")
+            }
             Self::OnlyText => value.as_array().is_some_and(|list| list.iter().all(|item| item == "text")),
         }
     }
 }
 
-const fn refused(name: &'static str, unless: Harmless, why: &'static str) -> Refused {
+pub(crate) const fn refused(name: &'static str, unless: Harmless, why: &'static str) -> Refused {
     Refused { name, unless, why }
 }
 
-const GUIDED: &str = "constrained (structured) output is not built yet";
-const TEXT_ONLY: &str = "this server reads and writes text only";
-const NO_TOOLS: &str = "calling of functions is not built yet";
-const NO_REASONING: &str = "separating reasoning from the answer is not built yet";
+pub(crate) const TEXT_ONLY: &str = "this server reads and writes text only";
+const OLD_TOOLS: &str = "it was replaced by tools and tool_choice, which are supported";
+const NO_BUDGET: &str = "reasoning is not cut short; see max_completion_tokens";
 const OF_COMPLETIONS: &str = "this field belongs to /v1/completions";
 const OF_CHAT: &str = "this field belongs to /v1/chat/completions";
 
@@ -87,19 +118,16 @@ const REFUSED: &[Refused] = &[
     refused("best_of", Harmless::Number(1.0), "only 1 is supported; n gives several choices"),
     refused("chat_template", Harmless::Empty, "templates in requests are not trusted; see --chat-template"),
     refused("ec_transfer_params", Harmless::Empty, "transfer of encoder caches is not built"),
-    refused("function_call", Harmless::Word("none"), NO_TOOLS),
-    refused("functions", Harmless::Empty, NO_TOOLS),
-    refused("guided_choice", Harmless::Empty, GUIDED),
-    refused("guided_decoding_backend", Harmless::Empty, GUIDED),
-    refused("guided_grammar", Harmless::Empty, GUIDED),
-    refused("guided_json", Harmless::Empty, GUIDED),
-    refused("guided_regex", Harmless::Empty, GUIDED),
-    refused("guided_whitespace_pattern", Harmless::Empty, GUIDED),
-    refused("include_reasoning", Harmless::Bool(true), NO_REASONING),
+    refused("function_call", Harmless::Word("none"), OLD_TOOLS),
+    refused("functions", Harmless::Empty, OLD_TOOLS),
+    refused("include_reasoning", Harmless::Bool(true), OF_CHAT),
     refused("kv_transfer_params", Harmless::Empty, "transfer of KV caches is not built yet"),
     refused("length_penalty", Harmless::Number(1.0), "it belongs to beam search, which is not supported"),
+    refused("instruction", Harmless::Empty, "write it into the texts"),
     refused("logits_processors", Harmless::Empty, "processors written by clients are not supported"),
     refused("logprob_token_ids", Harmless::Empty, "only logprobs of the likeliest tokens are supported"),
+    refused("max_tokens_per_doc", Harmless::Number(0.0), "see truncate_prompt_tokens"),
+    refused("max_tokens_per_query", Harmless::Number(0.0), "see truncate_prompt_tokens"),
     refused("media_io_kwargs", Harmless::Empty, TEXT_ONLY),
     refused("messages", Harmless::Never, OF_CHAT),
     refused("mm_payload", Harmless::Empty, TEXT_ONLY),
@@ -108,16 +136,15 @@ const REFUSED: &[Refused] = &[
     refused("prediction", Harmless::Empty, "predicted outputs are not supported"),
     refused("prompt_embeds", Harmless::Empty, "prompts are text or token ids"),
     refused("repetition_detection", Harmless::Empty, "it is not built; see repetition_penalty"),
-    refused("response_format", Harmless::TextType, GUIDED),
     refused("return_prompt_text", Harmless::Bool(false), "see return_token_ids and /detokenize"),
     refused("return_token_offsets", Harmless::Bool(false), "offsets of tokens are not built"),
     refused("return_weight_versions", Harmless::Bool(false), "weights have no versions here"),
     refused("routed_experts_prompt_start", Harmless::Never, "routing of experts is not reported"),
     refused("stream_interval", Harmless::Number(1.0), "tokens are sent as they come"),
-    refused("structural_tag", Harmless::Empty, GUIDED),
-    refused("structured_outputs", Harmless::Empty, GUIDED),
+    refused("structural_tag", Harmless::Empty, "it belongs in structured_outputs or response_format"),
     refused("suffix", Harmless::Empty, "the model cannot fill in the middle of a text"),
-    refused("thinking_token_budget", Harmless::Number(-1.0), NO_REASONING),
+    refused("thinking_token_budget", Harmless::Number(-1.0), NO_BUDGET),
+    refused("parallel_tool_calls", Harmless::Bool(true), OF_CHAT),
     refused("tool_choice", Harmless::Word("none"), OF_CHAT),
     refused("tools", Harmless::Empty, OF_CHAT),
     refused("top_logprobs", Harmless::Number(0.0), OF_CHAT),
@@ -143,24 +170,17 @@ mod tests {
             ("use_beam_search", json!(false), json!(true)),
             ("suffix", json!(""), json!("end")),
             ("length_penalty", json!(1.0), json!(0.5)),
-            ("response_format", json!({"type": "text"}), json!({"type": "json_object"})),
-            ("structured_outputs", json!({}), json!({"regex": "a"})),
             ("modalities", json!(["text"]), json!(["text", "audio"])),
             ("stream_interval", json!(1), json!(5)),
             ("kv_transfer_params", json!({}), json!({"do_remote_decode": true})),
         ] {
-            assert_eq!(refusal(name, &harmless), None, "{name}");
-            assert!(refusal(name, &harmful).is_some(), "{name}");
+            assert_eq!(OPENAI.refusal(name, &harmless), None, "{name}");
+            assert!(OPENAI.refusal(name, &harmful).is_some(), "{name}");
         }
-        assert!(refusal("response_format", &json!("json")).is_some());
     }
 
     #[test]
     fn a_field_is_in_one_list_once() {
-        let mut names: Vec<_> = REFUSED.iter().map(|r| r.name).chain(LABELS.iter().copied()).collect();
-        let count = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), count);
+        assert!(OPENAI.is_consistent());
     }
 }

@@ -233,6 +233,16 @@ impl Metrics {
         self.http_duration.with_label_values(&[handler, method]).observe(seconds);
     }
 
+    /// Prompt tokens of all sequences that began.
+    pub fn prompt_tokens_total(&self) -> u64 {
+        self.requests.prompt_tokens.get()
+    }
+
+    /// Tokens generated.
+    pub fn generation_tokens_total(&self) -> u64 {
+        self.requests.generation_tokens.get()
+    }
+
     /// Everything in Prometheus' text format, version 0.0.4.
     pub fn render(&self, stats: &EngineStats) -> String {
         let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);

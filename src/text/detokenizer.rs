@@ -6,6 +6,8 @@
 //! anywhere, that decoder replaces *every* byte of the run with U+FFFD; here the valid characters of the run
 //! stay.
 
+use std::sync::Arc;
+
 use super::Tokenizer;
 use super::pieces::{Joining, Piece, Pieces, Start};
 
@@ -22,6 +24,8 @@ const MAX_HELD_TOKENS: usize = 16;
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     skip_special_tokens: bool,
+    /// Special tokens that are not left out.
+    kept: Arc<[u32]>,
     state: State,
 }
 
@@ -68,12 +72,17 @@ impl Detokenizer {
                 })
             }
         };
-        Self { tokenizer: tokenizer.clone(), skip_special_tokens, state }
+        Self { tokenizer: tokenizer.clone(), skip_special_tokens, kept: Arc::default(), state }
+    }
+
+    /// Leaves these tokens in the text, special or not: they tell a reader where something begins and ends.
+    pub fn keeping(self, kept: Arc<[u32]>) -> Self {
+        Self { kept, ..self }
     }
 
     /// Takes the next token and appends the text that is now certain.
     pub fn push(&mut self, id: u32, out: &mut String) {
-        if self.skip_special_tokens && self.tokenizer.is_special(id) {
+        if self.skip_special_tokens && self.tokenizer.is_special(id) && !self.kept.contains(&id) {
             return;
         }
         match (&mut self.state, self.tokenizer.pieces()) {

@@ -16,6 +16,7 @@ pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use pool::TextPool;
 pub use stop::StopMatcher;
+pub(crate) use template::strftime;
 pub use template::{ChatInput, ChatTemplate};
 pub use tokenizer::{SpecialTokens, Tokenizer};
 

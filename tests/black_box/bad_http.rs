@@ -363,11 +363,6 @@ async fn invariant_9_what_is_not_supported_is_refused_by_name() {
     let served = Served::new(&server).await;
     let tool = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
     let both: &[(&str, Value)] = &[
-        ("structured_outputs", json!({"regex": "[ab]+"})),
-        ("response_format", json!({"type": "json_object"})),
-        ("response_format", json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {}}})),
-        ("guided_json", json!({"type": "object"})),
-        ("guided_regex", json!("[ab]+")),
         ("use_beam_search", json!(true)),
         ("length_penalty", json!(0.5)),
         ("logprob_token_ids", json!([1])),

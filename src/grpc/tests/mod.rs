@@ -22,8 +22,10 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::app::{App, ModelInfo as AppModel};
+use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
 use crate::metrics::Metrics;
 use crate::text::{TextPool, Tokenizer};
@@ -159,14 +161,17 @@ fn app(options: Options) -> App {
     App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 16),
+        grammars: GrammarCompiler::new(&tokenizer, &limits()),
         tokenizer,
         chat_template: None,
         pooler: None,
+        chat: ChatSetup::default(),
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),
             created: 0,
             architecture: "LlamaForCausalLM".into(),
+            num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1000,
             max_num_seqs: 32,
@@ -175,6 +180,7 @@ fn app(options: Options) -> App {
         },
         limits: limits(),
         metrics,
+        shutdown: tokio::sync::Notify::new(),
         server: ServerConfig {
             host: [127, 0, 0, 1].into(),
             port: 0,
@@ -185,6 +191,8 @@ fn app(options: Options) -> App {
             max_body_bytes: 1 << 20,
             allowed_origins: Vec::new(),
             enable_admin: false,
+            disable_fastapi_docs: false,
+            ui: true,
             enable_request_id_headers: false,
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,

@@ -8,18 +8,26 @@ mod generate;
 mod load;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quire_model::SamplingDefaults;
 use quire_proto::smg::grpc::common::*;
 use quire_proto::vllm::grpc::engine::vllm_engine_server;
 use quire_proto::vllm::grpc::engine::*;
 use serde_json::Value;
+use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 
+use super::admin::permit;
 use super::call::{Caller, Messages, check_rank_number, guarded, messages};
 use super::health::health_problem;
+use super::status::invalid_field;
 use crate::app::App;
+
+/// How long `FlushCache` waits at most for requests to end.
+const MAX_FLUSH_WAIT: Duration = Duration::from_secs(3600);
+/// How often it looks.
+const FLUSH_POLL: Duration = Duration::from_millis(100);
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -88,7 +96,7 @@ impl vllm_engine_server::VllmEngine for VllmEngine {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Response::new(GetServerInfoResponse {
             active_requests: u32::try_from(engine.num_in_flight()).unwrap_or(u32::MAX),
-            is_paused: false,
+            is_paused: engine.is_paused(),
             last_receive_timestamp: since_1970.as_secs_f64(),
             uptime_seconds: engine.stats().uptime().as_secs_f64(),
             server_type: "vllm-grpc".into(),
@@ -113,8 +121,23 @@ impl vllm_engine_server::VllmEngine for VllmEngine {
         }))
     }
 
-    async fn flush_cache(&self, _: Request<FlushCacheRequest>) -> Answer<FlushCacheResponse> {
-        Err(Status::permission_denied("FlushCache is off"))
+    async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Answer<FlushCacheResponse> {
+        permit(&self.0, "FlushCache")?;
+        let timeout_s = request.get_ref().timeout_s;
+        let Some(timeout) = Duration::try_from_secs_f32(timeout_s).ok().filter(|t| *t <= MAX_FLUSH_WAIT)
+        else {
+            let message =
+                format!("must be between 0 and {} seconds, got {timeout_s}", MAX_FLUSH_WAIT.as_secs());
+            return Err(invalid_field("timeout_s", &message));
+        };
+        let until = Instant::now() + timeout;
+        let mut success = self.0.engine.reset_prefix_cache().await;
+        while !success && Instant::now() < until {
+            sleep(FLUSH_POLL).await;
+            success = self.0.engine.reset_prefix_cache().await;
+        }
+        let message = if success { "the prefix cache is empty" } else { "requests hold blocks of the cache" };
+        Ok(Response::new(FlushCacheResponse { success, message: message.into() }))
     }
 
     async fn start_profile(&self, _: Request<StartProfileRequest>) -> Answer<ProfileResponse> {

@@ -1,20 +1,24 @@
 //! What a client may send to `/v1/chat/completions`: [`ChatRequest`], and the [`Conversation`] in it, which
 //! `/tokenize` takes as well.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::chat::Conversation;
+use crate::chat::{Conversation, ToolChoice};
 
-use super::messages::read_messages;
+use super::messages::{message_schema, read_messages};
+use super::tools::{read_tool_choice, read_tools};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
-use crate::http::sampling::CommonFields;
+use crate::http::sampling::{CommonFields, logprobs_schema, max_tokens_schema};
 
 /// A request, typed but not yet checked against the model.
 #[derive(Debug)]
 pub(crate) struct ChatRequest {
     pub(crate) common: CommonFields,
     pub(crate) conversation: Conversation,
+    pub(crate) tool_choice: ToolChoice,
+    pub(crate) single_tool_call: bool,
+    pub(crate) include_reasoning: bool,
 }
 
 impl ChatRequest {
@@ -34,30 +38,15 @@ impl ChatRequest {
             fields.wrong("top_logprobs", "allowed only when logprobs is true");
         }
         sampling.logprobs_param = "top_logprobs";
-        let tool_choice = fields.take("tool_choice");
-        let has_tools = fields.has("tools");
-        let conversation = read_conversation(&mut fields);
+        let mut conversation = read_conversation(&mut fields);
+        let tool_choice = read_tool_choice(&mut fields, &mut conversation.tools);
+        let single_tool_call = fields.bool("parallel_tool_calls") == Some(false);
+        let include_reasoning = fields.bool("include_reasoning").unwrap_or(true);
+        fields.describe("max_tokens", max_tokens_schema);
+        fields.describe("max_completion_tokens", max_tokens_schema);
+        fields.describe("top_logprobs", logprobs_schema);
         fields.finish()?;
-        check_tool_choice(has_tools, tool_choice.as_ref())?;
-        Ok(Self { common, conversation })
-    }
-}
-
-/// A model that is shown tools may call them, and nobody here would understand the call. So tools are
-/// taken only with the promise that plain text is wanted.
-fn check_tool_choice(has_tools: bool, choice: Option<&Value>) -> Result<(), ApiError> {
-    let refuse = |message: &str| Err(ApiError::bad_param("tool_choice", message));
-    match (has_tools, choice.map(|choice| choice.as_str())) {
-        (_, Some(Some("none"))) | (false, None) => Ok(()),
-        (false, Some(_)) => refuse("tool_choice is allowed only when tools are given"),
-        (true, None | Some(Some("auto"))) => refuse(
-            "tool_choice \"auto\" (the default when tools are given) is not supported: parsing of tool calls is \
-             not built yet; with tool_choice \"none\" the model sees the tools and answers in text",
-        ),
-        (true, Some(_)) => refuse(
-            "only tool_choice \"none\" is supported: the model sees the tools and answers in text; parsing of tool \
-             calls is not built yet",
-        ),
+        Ok(Self { common, conversation, tool_choice, single_tool_call, include_reasoning })
     }
 }
 
@@ -70,10 +59,9 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
             Vec::new()
         }
     };
-    let tools = fields.list("tools");
-    if tools.as_ref().is_some_and(|tools| tools.is_empty()) {
-        fields.wrong("tools", "must not be empty; leave it out if there are none");
-    }
+    let tools = read_tools(fields);
+    fields.describe("messages", |_| json!({ "items": message_schema(), "minItems": 1 }));
+    fields.describe("tools", |_| json!({ "items": tool_schema(), "minItems": 1 }));
     let mut kwargs = fields.map("chat_template_kwargs").unwrap_or_default();
     if let Some(effort) = fields.string("reasoning_effort") {
         // It is up to the template what comes of it, as in vLLM.
@@ -92,6 +80,25 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
         continue_final_message,
         kwargs,
     }
+}
+
+fn tool_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "type": { "const": "function" },
+            "function": {
+                "type": "object",
+                "properties": {
+                    "name": { "type": "string", "minLength": 1 },
+                    "description": { "type": "string" },
+                    "parameters": { "type": "object" },
+                },
+                "required": ["name"],
+            },
+        },
+        "required": ["type", "function"],
+    })
 }
 
 #[cfg(test)]
@@ -128,21 +135,70 @@ mod tests {
     }
 
     #[test]
-    fn tools_need_tool_choice_none() {
-        let tools = r#""tools":[{"type":"function","function":{"name":"f"}}]"#;
-        read(&with(&format!(r#"{tools},"tool_choice":"none","parallel_tool_calls":true"#))).unwrap();
-        for choice in [
-            "",
-            r#","tool_choice":"auto""#,
-            r#","tool_choice":"required""#,
-            r#","tool_choice":{"type":"function","function":{"name":"f"}}"#,
+    fn choices_of_tools() {
+        let choice = |fields: &str| read(&with(fields)).map(|request| request.tool_choice);
+        let tools = r#""tools":[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g"}}]"#;
+        for (given, expected) in [
+            ("", ToolChoice::Auto),
+            (r#","tool_choice":null"#, ToolChoice::Auto),
+            (r#","tool_choice":"auto""#, ToolChoice::Auto),
+            (r#","tool_choice":"none""#, ToolChoice::None),
+            (r#","tool_choice":"required""#, ToolChoice::Required),
+            (r#","tool_choice":{"type":"function","function":{"name":"g"}}"#, ToolChoice::Named("g".into())),
         ] {
-            let error = read(&with(&format!("{tools}{choice}"))).unwrap_err();
-            assert!(error.contains("\"param\":\"tool_choice\""), "{error}");
+            assert_eq!(choice(&format!("{tools}{given}")), Ok(expected), "{given}");
         }
-        read(&with(r#""tool_choice":"none""#)).unwrap();
-        assert!(read(&with(r#""tool_choice":"auto""#)).unwrap_err().contains("\"param\":\"tool_choice\""));
-        assert!(read(&with(r#""tools":[]"#)).unwrap_err().contains("\"param\":\"tools\""));
+        assert_eq!(choice(r#""tool_choice":"none""#), Ok(ToolChoice::None));
+        for wrong in [
+            r#""tool_choice":"auto""#.to_owned(),
+            format!(r#"{tools},"tool_choice":"any""#),
+            format!(r#"{tools},"tool_choice":1"#),
+            format!(r#"{tools},"tool_choice":{{"type":"custom"}}"#),
+            format!(r#"{tools},"tool_choice":{{"type":"function"}}"#),
+            format!(r#"{tools},"tool_choice":{{"type":"function","function":{{"name":"h"}}}}"#),
+        ] {
+            let error = choice(&wrong).unwrap_err();
+            assert!(error.contains("\"param\":\"tool_choice\""), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn allowed_tools_leave_the_others_out() {
+        let request = |mode: &str, name: &str| {
+            read(&with(&format!(
+                r#""tools":[{{"type":"function","function":{{"name":"f"}}}},{{"type":"function","function":{{"name":"g"}}}}],
+                "tool_choice":{{"type":"allowed_tools","allowed_tools":{{"mode":"{mode}","tools":[
+                {{"type":"function","function":{{"name":"{name}"}}}}]}}}}"#
+            )))
+        };
+        let read = request("required", "g").unwrap();
+        assert_eq!(read.tool_choice, ToolChoice::Required);
+        let tools = read.conversation.tools.unwrap();
+        assert_eq!((tools.len(), &tools[0]["function"]["name"]), (1, &"g".into()));
+        assert!(request("none", "g").is_err() && request("auto", "h").is_err());
+    }
+
+    #[test]
+    fn tools_that_are_none_are_named() {
+        for (tools, at) in [
+            ("[]", "tools"),
+            ("[3]", "tools[0]"),
+            (r#"[{"type":"custom","custom":{"name":"f"}}]"#, "tools[0].type"),
+            (r#"[{"type":"function"}]"#, "tools[0].function"),
+            (r#"[{"type":"function","function":{}}]"#, "tools[0].function.name"),
+            (r#"[{"type":"function","function":{"name":"a b"}}]"#, "tools[0].function.name"),
+            (
+                r#"[{"type":"function","function":{"name":"f","parameters":[]}}]"#,
+                "tools[0].function.parameters",
+            ),
+            (r#"[{"type":"function","function":{"name":"f","strict":1}}]"#, "tools[0].function.strict"),
+            (r#"[{"function":{"name":"f"}},{"function":{"name":"f"}}]"#, "tools[1].function.name"),
+        ] {
+            let error = read(&with(&format!(r#""tools":{tools}"#))).unwrap_err();
+            assert!(error.contains(&format!("\"param\":\"{at}\"")), "{tools}: {error}");
+        }
+        let many = vec![r#"{"type":"function","function":{"name":"f"}}"#; 129].join(",");
+        assert!(read(&with(&format!(r#""tools":[{many}]"#))).unwrap_err().contains("at most 128"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A whole answer of `/v1/chat/completions`. Fields without a value are there as nulls, as in vLLM.
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::chat::{ChatDelta, ChatStream, ToolCallStart};
@@ -10,8 +11,8 @@ use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
 use crate::http::reply::{FINGERPRINT, Reply, StopReason, check_finish, json};
 use crate::http::usage::Usage;
 
-#[derive(Serialize)]
-struct ChatCompletion<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ChatCompletion<'a> {
     id: &'a str,
     object: &'static str,
     created: i64,
@@ -25,7 +26,8 @@ struct ChatCompletion<'a> {
     kv_transfer_params: Option<()>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ChatChoice")]
 struct Choice<'a> {
     index: usize,
     message: Message<'a>,
@@ -35,15 +37,32 @@ struct Choice<'a> {
     token_ids: Option<&'a [u32]>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ChatMessage")]
 struct Message<'a> {
     role: &'a str,
-    content: String,
+    /// Null if there is none, because the model called tools.
+    content: Option<String>,
     refusal: Option<()>,
     annotations: Option<()>,
     audio: Option<()>,
     function_call: Option<()>,
-    reasoning: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<CallBody<'a>>,
+    reasoning: Option<&'a str>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct CallBody<'a> {
+    id: &'a str,
+    r#type: &'static str,
+    function: FunctionBody<'a>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct FunctionBody<'a> {
+    name: &'a str,
+    arguments: &'a str,
 }
 
 /// All of one answer.
@@ -129,6 +148,7 @@ pub(super) fn whole(reply: &Reply, answers: &[Answer], role: &str) -> Response {
             prompt_tokens: reply.prompt_tokens(),
             cached_tokens: u64::from(answers[0].prompt.num_cached_tokens),
             completion_tokens: answers.iter().map(|answer| answer.token_ids.len() as u64).sum(),
+            reasoning_tokens: answers.iter().map(|answer| u64::from(answer.num_reasoning_tokens)).sum(),
         },
         prompt_logprobs: prompt_logprobs
             .map(|entries| PromptLogprobs { entries, tokenizer: &reply.names.tokenizer }),
@@ -139,14 +159,21 @@ pub(super) fn whole(reply: &Reply, answers: &[Answer], role: &str) -> Response {
 
 fn choice<'a>(index: usize, reply: &'a Reply, answer: &'a Answer, role: &'a str) -> Choice<'a> {
     let echo = reply.prompts[0].echo.as_deref().unwrap_or_default();
+    let content = format!("{echo}{}", answer.content);
+    let call = |call: &'a ToolCall| CallBody {
+        id: &call.start.id,
+        r#type: "function",
+        function: FunctionBody { name: &call.start.name, arguments: &call.arguments },
+    };
     let message = Message {
         role,
-        content: format!("{echo}{}", answer.content),
+        content: Some(content).filter(|content| !content.is_empty() || answer.tool_calls.is_empty()),
         refusal: None,
         annotations: None,
         audio: None,
         function_call: None,
-        reasoning: None,
+        tool_calls: answer.tool_calls.iter().map(call).collect(),
+        reasoning: Some(&*answer.reasoning).filter(|reasoning| !reasoning.is_empty()),
     };
     Choice {
         index,

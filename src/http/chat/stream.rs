@@ -1,8 +1,9 @@
 //! The chunks of a streamed chat answer.
 
 use bytes::{BufMut, BytesMut};
+use serde::Serialize;
 
-use crate::chat::ChatDelta;
+use crate::chat::{ChatDelta, ToolCallDelta};
 
 use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
 use crate::http::reply::StopReason;
@@ -32,36 +33,35 @@ impl ChatWriter {
         if delta.is_silent() && pen.may_skip_tokens() {
             return;
         }
-        let reply = &pen.reply;
-        pen.begin(index, out);
-        if delta.content.is_empty() && delta.finish.is_some() {
-            out.put_slice(b",\"delta\":{}");
-        } else {
-            out.put_slice(b",\"delta\":{\"content\":");
-            put_json(out, &delta.content);
-            out.put_slice(b"}");
+        let mut chunks = Chunks { pen, prompt, index, choice, delta, out, first: true };
+        let finishes = delta.finish.is_some();
+        let calls = !delta.tool_calls.is_empty();
+        if !delta.reasoning.is_empty() {
+            chunks.write(finishes && !calls && delta.content.is_empty(), |out| {
+                out.put_slice(b"\"reasoning\":");
+                put_json(out, &delta.reasoning);
+            });
         }
-        out.put_slice(b",\"logprobs\":");
-        if reply.wants_logprobs && !delta.logprobs.is_empty() {
-            put_json(out, &ChatLogprobs::new(&delta.logprobs, &reply.names));
-        } else {
-            out.put_slice(b"null");
+        if !delta.content.is_empty() {
+            chunks.write(finishes && !calls, |out| {
+                out.put_slice(b"\"content\":");
+                put_json(out, &delta.content);
+            });
         }
-        match &delta.finish {
-            None => out.put_slice(b",\"finish_reason\":null"),
-            Some(finish) => {
-                out.put_slice(b",\"finish_reason\":");
-                put_json(out, &delta.finish_reason());
-                out.put_slice(b",\"stop_reason\":");
-                put_json(out, &StopReason(Some(finish)));
-            }
+        for call in &delta.tool_calls {
+            chunks.write(false, |out| {
+                out.put_slice(b"\"tool_calls\":[");
+                put_json(out, &CallChunk::new(call));
+                out.put_slice(b"]");
+            });
         }
-        if reply.return_token_ids {
-            out.put_slice(b",\"token_ids\":");
-            put_json(out, &delta.token_ids);
+        if finishes && (calls || chunks.first) {
+            // Clients want the end of calls in a chunk of its own.
+            chunks.write(true, |_| ());
+        } else if chunks.first {
+            // Tokens whose text is held back.
+            chunks.write(false, |out| out.put_slice(b"\"content\":\"\""));
         }
-        out.put_slice(b"}]");
-        pen.end(prompt, choice, delta.finish.is_some(), out);
     }
 
     /// The role, what is known of the prompt, and the message to be continued if it is to be echoed.
@@ -98,6 +98,80 @@ impl ChatWriter {
             put_json(out, echo);
             out.put_slice(b"},\"logprobs\":null,\"finish_reason\":null}]");
             pen.end(prompt, choice, false, out);
+        }
+    }
+}
+
+/// The chunks that one delta becomes. What is known of the tokens goes with the first, the end with the last.
+struct Chunks<'a> {
+    pen: &'a Pen,
+    prompt: usize,
+    index: usize,
+    choice: &'a mut Choice,
+    delta: &'a ChatDelta,
+    out: &'a mut BytesMut,
+    /// None has been written.
+    first: bool,
+}
+
+impl Chunks<'_> {
+    /// `fields` writes what is in the chunk's `delta`. `last` = the answer ends with this chunk.
+    fn write(&mut self, last: bool, fields: impl FnOnce(&mut BytesMut)) {
+        let (reply, delta, out) = (&self.pen.reply, self.delta, &mut *self.out);
+        let first = std::mem::replace(&mut self.first, false);
+        self.pen.begin(self.index, out);
+        out.put_slice(b",\"delta\":{");
+        fields(out);
+        out.put_slice(b"},\"logprobs\":");
+        if first && reply.wants_logprobs && !delta.logprobs.is_empty() {
+            put_json(out, &ChatLogprobs::new(&delta.logprobs, &reply.names));
+        } else {
+            out.put_slice(b"null");
+        }
+        match &delta.finish {
+            Some(finish) if last => {
+                out.put_slice(b",\"finish_reason\":");
+                put_json(out, &delta.finish_reason());
+                out.put_slice(b",\"stop_reason\":");
+                put_json(out, &StopReason(Some(finish)));
+            }
+            _ => out.put_slice(b",\"finish_reason\":null"),
+        }
+        if first && reply.return_token_ids {
+            out.put_slice(b",\"token_ids\":");
+            put_json(out, &delta.token_ids);
+        }
+        out.put_slice(b"}]");
+        self.pen.end(self.prompt, self.choice, last, out);
+    }
+}
+
+/// A piece of a call: on the first of a call, id, type and name; then more of its arguments.
+#[derive(Serialize)]
+struct CallChunk<'a> {
+    index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: FunctionChunk<'a>,
+}
+
+#[derive(Serialize)]
+struct FunctionChunk<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
+
+impl<'a> CallChunk<'a> {
+    fn new(call: &'a ToolCallDelta) -> Self {
+        let start = call.start.as_ref();
+        Self {
+            index: call.index,
+            id: start.map(|start| &*start.id),
+            r#type: start.map(|_| "function"),
+            function: FunctionChunk { name: start.map(|start| &*start.name), arguments: &call.arguments },
         }
     }
 }

@@ -1,9 +1,13 @@
 //! The whole front end over real sockets: engine and output threads run, only the model is simulated.
 
+mod admin;
 mod chat;
 mod completions;
 mod errors;
+mod ollama;
+mod openapi;
 mod ops;
+mod page;
 mod streams;
 
 use std::convert::Infallible;
@@ -23,9 +27,11 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::app::{App, ModelInfo};
-use crate::config::ServerConfig;
+use crate::chat::ChatSetup;
+use crate::config::{ChatConfig, ServerConfig};
 use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
 use crate::text::{ChatTemplate, TextPool, Tokenizer};
 use crate::validate::RequestLimits;
@@ -43,6 +49,7 @@ pub(crate) struct Settings {
     vocab: std::ops::Range<u32>,
     /// Embeddings instead of text.
     pooler: Option<Pooler>,
+    chat: ChatConfig,
 }
 
 impl Default for Settings {
@@ -58,6 +65,8 @@ impl Default for Settings {
                 max_body_bytes: 1 << 20,
                 allowed_origins: Vec::new(),
                 enable_admin: false,
+                disable_fastapi_docs: false,
+                ui: true,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
@@ -69,6 +78,7 @@ impl Default for Settings {
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
             pooler: None,
+            chat: ChatConfig::default(),
         }
     }
 }
@@ -120,10 +130,19 @@ fn app(settings: Settings) -> Arc<App> {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
     };
     let Ok(engine) = Engine::start(options, build);
+    let limits = RequestLimits {
+        max_model_len: MAX_MODEL_LEN,
+        vocab_size: VOCAB_SIZE,
+        max_logprobs: Some(20),
+        eos_token_ids: Arc::new([EOS]),
+        defaults: SamplingDefaults::default(),
+    };
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
+        chat: ChatSetup::new(settings.chat, tokenizer.chat_template_source(), &tokenizer).unwrap(),
+        grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: settings.pooler,
         model: ModelInfo {
@@ -131,20 +150,16 @@ fn app(settings: Settings) -> Arc<App> {
             root: "pebble".into(),
             created: 1_700_000_000,
             architecture: "LlamaForCausalLM".into(),
+            num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1024,
             max_num_seqs: 32,
             max_num_batched_tokens: 256,
             enable_prefix_caching: true,
         },
-        limits: RequestLimits {
-            max_model_len: MAX_MODEL_LEN,
-            vocab_size: VOCAB_SIZE,
-            max_logprobs: Some(20),
-            eos_token_ids: Arc::new([EOS]),
-            defaults: SamplingDefaults::default(),
-        },
+        limits,
         metrics,
+        shutdown: tokio::sync::Notify::new(),
         server: settings.server,
     })
 }

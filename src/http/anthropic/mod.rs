@@ -1,0 +1,91 @@
+//! `/v1/messages`: Anthropic's API, as its SDKs and Claude Code speak it.
+
+mod conversation;
+mod error;
+mod message;
+mod request;
+mod unsupported;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::chat::ChatJob;
+use super::error::ApiError;
+use super::events::{self, EventWriter, Events};
+use super::fields::Fields;
+use super::reply::json;
+use super::sampling::choose_base;
+use super::{HttpState, RequestName};
+
+pub(crate) use self::error::shape_errors;
+pub(crate) use self::message::MessageWriter;
+
+use self::request::MessageRequest;
+
+/// `POST /v1/messages`.
+pub(crate) async fn messages(
+    State(state): State<Arc<HttpState>>,
+    name: RequestName,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
+    let request = MessageRequest::read(&mut fields);
+    fields.finish_by(&unsupported::MESSAGES)?;
+    let model = state.served_name(request.model)?;
+    let base = choose_base(name.sent.as_deref(), request.request_id.or(name.given))?;
+    let id = if base.starts_with("msg_") { base } else { format!("msg_{base}") };
+    let job = ChatJob {
+        id: id.clone(),
+        conversation: request.conversation,
+        tool_choice: request.tool_choice,
+        single_tool_call: request.single_tool_call,
+        include_reasoning: request.include_reasoning,
+        constraint: request.constraint,
+        sampling: request.sampling,
+        priority: request.priority,
+        cache_salt: request.cache_salt,
+        ..ChatJob::default()
+    };
+    let prepared = job.prepare(&state).await?;
+    let num_prompt_tokens = prepared.request.prompt_token_ids.len() as u64;
+    let mut stream = prepared.submit(&state)?;
+    if request.stream {
+        let writer = MessageWriter::new(id, model, num_prompt_tokens, Events::default());
+        let keep_alive = state.app.server.sse_keep_alive_interval;
+        return Ok(events::response(EventWriter::Messages(Box::new(writer)), stream, keep_alive));
+    }
+    let mut writer = MessageWriter::new(id, model, num_prompt_tokens, Events::discarded());
+    while let Some(delta) = stream.next().await {
+        writer.take(delta)?;
+    }
+    Ok(json(&writer.into_message()))
+}
+
+/// `POST /v1/messages/count_tokens`.
+pub(crate) async fn count_tokens(
+    State(state): State<Arc<HttpState>>,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
+    let request = MessageRequest::read_prompt(&mut fields);
+    // The rest of a whole request may be there, too.
+    fields.int("max_tokens");
+    fields.finish_by(&unsupported::MESSAGES)?;
+    state.served_name(request.model)?;
+    let shared = state.clone();
+    let conversation = request.conversation;
+    let work = move || -> Result<_, ApiError> {
+        let text = conversation.render(shared.chat_template()?)?;
+        shared.encoder.encode(&text, false, None)
+    };
+    let ids = state.app.text_pool.run(work).await??;
+    Ok(json(&TokenCount { input_tokens: ids.len() as u64 }))
+}
+
+/// How many tokens a prompt has.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TokenCount {
+    input_tokens: u64,
+}

@@ -1,0 +1,137 @@
+//! The table of routes. The router and `/openapi.json` are both made from it, so neither knows of a route
+//! that the other does not.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::Method;
+use axum::routing::{MethodFilter, MethodRouter, any, on};
+
+use super::openapi::{self, Describe};
+use super::{HttpState, admin, anthropic, chat, completions, models, ops, page, pooling, responses, tokenize};
+use crate::app::App;
+
+/// One method of one path.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) method: Method,
+    /// In axum's form: `/v1/models/{*id}`.
+    pub(crate) path: &'static str,
+    handler: MethodRouter<Arc<HttpState>>,
+    /// `None` = answers, but only to say that there is nothing.
+    pub(crate) describe: Option<Describe>,
+}
+
+/// Every route of this server.
+pub(crate) fn routes(app: &App) -> Vec<Route> {
+    let server = &app.server;
+    let mut routes = task_routes(app.pooler.is_some());
+    routes.extend([
+        plain(Method::POST, "/v1/responses", responses::create),
+        plain(Method::GET, "/v1/responses/{id}", responses::retrieve),
+        plain(Method::DELETE, "/v1/responses/{id}", responses::delete),
+        plain(Method::POST, "/v1/responses/{id}/cancel", responses::cancel),
+        plain(Method::GET, "/v1/responses/{id}/input_items", responses::input_items),
+        plain(Method::POST, "/v1/messages", anthropic::messages),
+        plain(Method::POST, "/v1/messages/count_tokens", anthropic::count_tokens),
+        get("/v1/models", models::list, models::describe_list),
+        get("/v1/models/{*id}", models::get, models::describe_get),
+        post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
+        post("/detokenize", tokenize::detokenize, tokenize::describe_detokenize),
+        get("/health", ops::health, ops::describe_health),
+        get("/ready", ops::ready, ops::describe_ready),
+        get("/ping", ops::health, ops::describe_health),
+        post("/ping", ops::health, ops::describe_health),
+        get("/version", ops::version, ops::describe_version),
+        get("/load", ops::load, ops::describe_load),
+        get("/metrics", ops::metrics, ops::describe_metrics),
+    ]);
+    routes.extend(admin_routes(server.enable_admin));
+    if server.ui {
+        routes.extend([
+            get("/", page::index, page::describe_index),
+            get("/quire/page.css", page::style, page::describe_style),
+            get("/quire/page.js", page::script, page::describe_script),
+            get("/quire/state", page::state, page::describe_state),
+        ]);
+    }
+    if !server.disable_fastapi_docs {
+        routes.push(get("/openapi.json", openapi::openapi, openapi::describe));
+    }
+    routes
+}
+
+/// Those about the one thing that the server does with its model, and those about the other, which answer 404 and
+/// why.
+fn task_routes(pools: bool) -> Vec<Route> {
+    let mut generating = vec![
+        post("/v1/completions", completions::completions, completions::describe),
+        post("/v1/chat/completions", chat::chat_completions, chat::describe),
+    ];
+    let mut pooled = vec![
+        post("/v1/embeddings", pooling::embeddings, pooling::describe_embeddings),
+        post("/pooling", pooling::pooling, pooling::describe_pooling),
+        post("/v1/score", pooling::score, pooling::describe_score),
+        post("/score", pooling::score, pooling::describe_score),
+        post("/v1/rerank", pooling::rerank, pooling::describe_rerank),
+        post("/v2/rerank", pooling::rerank, pooling::describe_rerank),
+        post("/rerank", pooling::rerank, pooling::describe_rerank),
+    ];
+    let others = if pools { &mut generating } else { &mut pooled };
+    others.iter_mut().for_each(|route| route.describe = None);
+    generating.append(&mut pooled);
+    generating.push(plain(Method::POST, "/classify", pooling::classify));
+    generating
+}
+
+/// Those that change the server for everybody.
+fn admin_routes(enabled: bool) -> Vec<Route> {
+    let mut routes = vec![
+        post("/pause", admin::pause, admin::describe::pause),
+        post("/resume", admin::resume, admin::describe::resume),
+        get("/is_paused", admin::is_paused, admin::describe::is_paused),
+        post("/sleep", admin::sleep, admin::describe::sleep),
+        post("/wake_up", admin::wake_up, admin::describe::wake_up),
+        get("/is_sleeping", admin::is_sleeping, admin::describe::is_sleeping),
+        post("/reset_prefix_cache", admin::reset_prefix_cache, admin::describe::reset_prefix_cache),
+        post("/abort_requests", admin::abort_requests, admin::describe::abort_requests),
+        get("/server_info", admin::server_info, admin::describe::server_info),
+    ];
+    if !enabled {
+        for route in &mut routes {
+            route.handler = any(admin::forbidden);
+            route.describe = None;
+        }
+    }
+    routes
+}
+
+/// The router of the table.
+pub(crate) fn router(app: &App) -> Router<Arc<HttpState>> {
+    routes(app).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
+}
+
+/// A route that the document leaves out.
+fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(method: Method, path: &'static str, handler: H) -> Route {
+    let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
+    Route { method, path, handler: on(filter, handler), describe: None }
+}
+
+fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(
+    path: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route {
+    let handler = on(MethodFilter::GET, handler);
+    Route { method: Method::GET, path, handler, describe: Some(describe) }
+}
+
+fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
+    path: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route {
+    let handler = on(MethodFilter::POST, handler);
+    Route { method: Method::POST, path, handler, describe: Some(describe) }
+}
