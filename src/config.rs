@@ -110,6 +110,8 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: f64,
     /// Keep full blocks for requests with the same prefix.
     pub enable_prefix_caching: bool,
+    /// Tell those who ask what happens in the prefix cache.
+    pub kv_events: Option<KvEventsConfig>,
     /// Who is admitted first.
     pub scheduling_policy: SchedulingPolicy,
     /// Tokens of one prompt computed in a step while others wait; 0 = no limit.
@@ -149,6 +151,13 @@ pub struct ChatConfig {
     pub exclude_tools_when_tool_choice_none: bool,
     /// Variables for the chat template where the request does not set them.
     pub default_chat_template_kwargs: Map<String, Value>,
+}
+
+/// How KV events are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvEventsConfig {
+    /// Steps whose events are kept for subscribers that come or read late.
+    pub buffer_steps: usize,
 }
 
 /// Listeners and their manners.

@@ -19,10 +19,10 @@ use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerCh
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
 use crate::embed::Pooler;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
-use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 /// Text jobs waiting at most; each holds one request's body.
@@ -81,16 +81,20 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// The model's chat template, or the operator's.
     pub chat_template: Option<ChatTemplate>,
-    /// How it is pooled, if it does not generate.
-    pub pooler: Option<Pooler>,
     /// How answers of chats are taken apart.
     pub chat: ChatSetup,
+    /// How it is pooled, if it does not generate.
+    pub pooler: Option<Pooler>,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
     pub limits: RequestLimits,
     /// Where the engine's timings go.
     pub metrics: Arc<Metrics>,
+    /// What clients need to tokenise for themselves.
+    pub tokenizer_files: TokenizerFiles,
+    /// Where the changes of its prefix cache go.
+    pub kv_events: Option<Arc<KvEvents>>,
 }
 
 /// Loads the model and starts the engine. `progress` is called from the engine thread.
@@ -129,6 +133,14 @@ pub fn start(
     };
     let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
     let metrics = Arc::new(Metrics::new(&info));
+    let tokenizer_files = TokenizerFiles {
+        model: match &config.model {
+            ModelSource::Demo => None,
+            ModelSource::Folder(dir) => Some(dir.clone()),
+        },
+        tokenizer: config.tokenizer.clone(),
+    };
+    let kv_events = config.kv_events.map(|events| Arc::new(KvEvents::new(events.buffer_steps)));
     let options = EngineOptions {
         tokenizer: tokenizer.clone(),
         metrics: metrics.clone(),
@@ -136,6 +148,7 @@ pub fn start(
         seed: config.seed,
         pools: pooler.is_some(),
         log_requests,
+        kv_events: kv_events.clone(),
     };
     let (checkpoint, config) = (open_checkpoint(config, &spec)?, config.clone());
     let engine = Engine::start(options, move || -> Result<_, LoadError> {
@@ -143,7 +156,18 @@ pub fn start(
         let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
-    Ok(Loaded { engine, tokenizer, chat_template, pooler, chat, model, limits, metrics })
+    Ok(Loaded {
+        engine,
+        tokenizer,
+        chat_template,
+        chat,
+        pooler,
+        model,
+        limits,
+        metrics,
+        kv_events,
+        tokenizer_files,
+    })
 }
 
 impl Loaded {
@@ -156,16 +180,32 @@ impl Loaded {
             grammars: GrammarCompiler::new(&self.tokenizer, &self.limits),
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
-            pooler: self.pooler,
             chat: self.chat,
+            pooler: self.pooler,
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
+            tokenizer_files: self.tokenizer_files,
+            kv_events: self.kv_events,
             shutdown: tokio::sync::Notify::new(),
             server,
         };
         (self.engine, app)
     }
+}
+
+/// Settles how answers are read, and says so: the operator may have to set it right.
+fn chat_setup(config: &EngineConfig, tokenizer: &Tokenizer) -> Result<ChatSetup, ChatSetupError> {
+    let own = || tokenizer.tool_use_template_source().or_else(|| tokenizer.chat_template_source());
+    let template = config.chat_template.as_deref().or_else(own);
+    let chat = ChatSetup::new(config.chat.clone(), template, tokenizer)?;
+    let or_none = |name: &str| if name.is_empty() { "none".to_owned() } else { name.to_owned() };
+    tracing::info!(
+        tool_call_parser = or_none(chat.tool_call_parser()),
+        reasoning_parser = or_none(chat.reasoning_parser()),
+        "chats"
+    );
+    Ok(chat)
 }
 
 /// Whether the model generates or is pooled, and the model as it is loaded for that.
@@ -197,20 +237,6 @@ fn task(
     }
     let width = spec.hidden_size;
     Ok((spec, Some(Pooler { spec: pooler, width })))
-}
-
-/// Settles how answers are read, and says so: the operator may have to set it right.
-fn chat_setup(config: &EngineConfig, tokenizer: &Tokenizer) -> Result<ChatSetup, ChatSetupError> {
-    let own = || tokenizer.tool_use_template_source().or_else(|| tokenizer.chat_template_source());
-    let template = config.chat_template.as_deref().or_else(own);
-    let chat = ChatSetup::new(config.chat.clone(), template, tokenizer)?;
-    let or_none = |name: &str| if name.is_empty() { "none".to_owned() } else { name.to_owned() };
-    tracing::info!(
-        tool_call_parser = or_none(chat.tool_call_parser()),
-        reasoning_parser = or_none(chat.reasoning_parser()),
-        "chats"
-    );
-    Ok(chat)
 }
 
 /// The small files of a model.
@@ -313,8 +339,7 @@ fn scheduler_config(
         block_size: config.block_size,
         num_blocks,
         enable_prefix_caching: config.enable_prefix_caching && spec.causal,
-        // Nobody publishes them yet.
-        enable_kv_events: false,
+        enable_kv_events: config.kv_events.is_some(),
         policy: config.scheduling_policy,
         long_prefill_token_threshold: config.long_prefill_token_threshold.min(max_model_len),
         priority_ageing_us: match config.scheduling_policy {

@@ -17,7 +17,7 @@ use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
 use crate::load::LoadError;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const BLOCK_SIZE: u32 = 16;
@@ -63,6 +63,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         seed: 0,
         pools: false,
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 0, vocab: tokenizer.eos_token_id().unwrap_or(0) + 1..limits.vocab_size },
@@ -90,6 +91,8 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         model,
         limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
         shutdown: tokio::sync::Notify::new(),
         server: server_config(),
     };

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::bench::BenchCommand;
 #[cfg(feature = "cuda")]
 use super::compile_kernels::CompileKernelsArgs;
+use super::kv_events::{KvEventsArg, parse_kv_events};
 use super::numbers::{parse_bytes, parse_count};
 use super::pooler_config::parse_pooler_config;
 use crate::config::{DeviceChoice, MaxModelLen, PoolerOverrides};
@@ -183,6 +184,10 @@ pub(super) struct SchedulingArgs {
     /// Who goes first: in order of arrival, or by the request's priority (lower first)
     #[arg(long, value_enum, default_value_t = PolicyArg::Fcfs)]
     pub(super) scheduling_policy: PolicyArg,
+    /// Tell subscribers (by gRPC) what happens in the prefix cache: JSON with enable_kv_cache_events, and buffer_steps,
+    /// the steps that are kept for those who come late
+    #[arg(long, value_name = "JSON", value_parser = parse_kv_events)]
+    pub(super) kv_events_config: Option<KvEventsArg>,
     /// Tokens of one prompt computed in a step while others wait; 0 = no limit
     #[arg(long, value_name = "TOKENS", default_value = "0", value_parser = parse_u32_count)]
     pub(super) long_prefill_token_threshold: u32,

@@ -125,7 +125,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("kv-offloading-size", NO_TRANSFER),
     ("kv-offloading-backend", NO_TRANSFER),
     ("kv-transfer-config", NO_TRANSFER),
-    ("kv-events-config", "KV events are not published"),
     ("watermark", "a request is admitted when its whole prompt fits"),
     ("async-scheduling", "whether steps overlap follows from the device"),
     ("scheduler-cls", NO_PYTHON),

@@ -13,8 +13,7 @@ use super::args::{
 };
 use crate::config::{
     ChatConfig, ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
-    TlsConfig,
-    WeightDtype,
+    TlsConfig, WeightDtype,
 };
 
 /// The demo model's name.
@@ -83,6 +82,11 @@ pub(super) fn engine_config(
         Some(bytes) => Some(bytes),
         None => cpu_kv_cache_space(env)?,
     };
+    let kv_events = s.kv_events_config.and_then(|events| events.0);
+    if kv_events.is_some() && !s.enable_prefix_caching {
+        let allowed = "needs the prefix cache: leave out --no-enable-prefix-caching";
+        return Err(value("kv-events-config", "(enabled)", allowed));
+    }
     let runner = runner(&m)?;
     let names = if m.served_model_name.is_empty() { vec![typed] } else { m.served_model_name };
     if let Some(name) = names.iter().find(|name| name.trim().is_empty()) {
@@ -105,6 +109,7 @@ pub(super) fn engine_config(
             PolicyArg::Fcfs => SchedulingPolicy::Fcfs,
             PolicyArg::Priority => SchedulingPolicy::Priority,
         },
+        kv_events,
         long_prefill_token_threshold: s.long_prefill_token_threshold,
         max_num_queued_reqs: s.max_num_queued_reqs as usize,
         seed: m.seed,

@@ -63,6 +63,7 @@ fn start(runner: impl ModelRunner + 'static, max_num_queued_reqs: usize) -> Engi
         seed: 0,
         pools: false,
         log_requests: false,
+        kv_events: None,
     };
     let build = move || {
         Ok::<_, Infallible>((

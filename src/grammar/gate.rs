@@ -8,14 +8,18 @@ use crate::text::Tokenizer;
 
 /// `grammar` for what comes after the first `text` in the output; everything before it may be anything. Where
 /// the token that completes `text` holds more than its end, that rest is free as well.
-pub fn after_text(grammar: &Grammar, text: &str, tokenizer: &Tokenizer) -> Grammar {
+///
+/// With `begin`, only an output that begins with this token has such a text in it; any other keeps to `grammar`
+/// from its beginning.
+pub fn after_text(grammar: &Grammar, text: &str, begin: Option<TokenId>, tokenizer: &Tokenizer) -> Grammar {
     let (grammar, text, tokenizer) = (grammar.clone(), Arc::<[u8]>::from(text.as_bytes()), tokenizer.clone());
     Grammar::new(move || {
         Box::new(Gate {
             inner: grammar.matcher(),
             text: text.clone(),
             tokenizer: tokenizer.clone(),
-            tail: Some(Vec::new()),
+            begin,
+            tail: begin.is_none().then(Vec::new),
         })
     })
 }
@@ -25,16 +29,30 @@ struct Gate {
     inner: Box<dyn GrammarMatcher>,
     text: Arc<[u8]>,
     tokenizer: Tokenizer,
-    /// The last bytes of the output; `None` once `text` has come.
+    /// Opens the gate, if it comes first.
+    begin: Option<TokenId>,
+    /// The last bytes of the output; `None` where the grammar holds: once `text` has come.
     tail: Option<Vec<u8>>,
 }
 
 impl GrammarMatcher for Gate {
     fn fill_mask(&mut self, mask: &mut [u32]) -> Result<bool, GrammarError> {
-        if self.tail.is_some() { Ok(false) } else { self.inner.fill_mask(mask) }
+        if self.tail.is_some() {
+            return Ok(false);
+        }
+        let constrained = self.inner.fill_mask(mask)?;
+        if let (true, Some(begin)) = (constrained, self.begin) {
+            mask[begin as usize / 32] |= 1 << (begin % 32);
+        }
+        Ok(constrained)
     }
 
     fn accept(&mut self, token: TokenId) -> Result<(), GrammarError> {
+        let begin = self.begin.take();
+        if begin == Some(token) {
+            self.tail = Some(Vec::new());
+            return Ok(());
+        }
         let Some(tail) = &mut self.tail else { return self.inner.accept(token) };
         tail.extend(self.tokenizer.token_bytes(token));
         if memchr::memmem::find(tail, &self.text).is_some() {
@@ -47,6 +65,7 @@ impl GrammarMatcher for Gate {
     }
 
     fn take_forced(&mut self, out: &mut Vec<TokenId>) -> Result<(), GrammarError> {
-        if self.tail.is_some() { Ok(()) } else { self.inner.take_forced(out) }
+        // Nothing is forced while the gate may yet be opened.
+        if self.tail.is_some() || self.begin.is_some() { Ok(()) } else { self.inner.take_forced(out) }
     }
 }

@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod fields;
 mod json;
+mod load_report;
 mod logprobs;
 mod models;
 mod ollama;
@@ -72,6 +73,7 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(ollama::routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(state.clone(), load_report::report))
         .layer(from_fn(catch_panic))
         .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(from_fn(anthropic::shape_errors))

@@ -9,7 +9,9 @@ use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
-use super::{HttpState, admin, anthropic, chat, completions, models, ops, page, pooling, responses, tokenize};
+use super::{
+    HttpState, admin, anthropic, chat, completions, models, ops, page, pooling, responses, tokenize,
+};
 use crate::app::App;
 
 /// One method of one path.
@@ -28,13 +30,6 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
     let server = &app.server;
     let mut routes = task_routes(app.pooler.is_some());
     routes.extend([
-        plain(Method::POST, "/v1/responses", responses::create),
-        plain(Method::GET, "/v1/responses/{id}", responses::retrieve),
-        plain(Method::DELETE, "/v1/responses/{id}", responses::delete),
-        plain(Method::POST, "/v1/responses/{id}/cancel", responses::cancel),
-        plain(Method::GET, "/v1/responses/{id}/input_items", responses::input_items),
-        plain(Method::POST, "/v1/messages", anthropic::messages),
-        plain(Method::POST, "/v1/messages/count_tokens", anthropic::count_tokens),
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
@@ -68,6 +63,13 @@ fn task_routes(pools: bool) -> Vec<Route> {
     let mut generating = vec![
         post("/v1/completions", completions::completions, completions::describe),
         post("/v1/chat/completions", chat::chat_completions, chat::describe),
+        post("/v1/responses", responses::create, responses::describe::create),
+        get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
+        delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
+        post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
+        get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
+        post("/v1/messages", anthropic::messages, anthropic::describe_messages),
+        post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
     ];
     let mut pooled = vec![
         post("/v1/embeddings", pooling::embeddings, pooling::describe_embeddings),
@@ -81,7 +83,7 @@ fn task_routes(pools: bool) -> Vec<Route> {
     let others = if pools { &mut generating } else { &mut pooled };
     others.iter_mut().for_each(|route| route.describe = None);
     generating.append(&mut pooled);
-    generating.push(plain(Method::POST, "/classify", pooling::classify));
+    generating.push(plain("/classify", pooling::classify));
     generating
 }
 
@@ -113,9 +115,8 @@ pub(crate) fn router(app: &App) -> Router<Arc<HttpState>> {
 }
 
 /// A route that the document leaves out.
-fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(method: Method, path: &'static str, handler: H) -> Route {
-    let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
-    Route { method, path, handler: on(filter, handler), describe: None }
+fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(path: &'static str, handler: H) -> Route {
+    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: None }
 }
 
 fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(
@@ -123,8 +124,7 @@ fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(
     handler: H,
     describe: Describe,
 ) -> Route {
-    let handler = on(MethodFilter::GET, handler);
-    Route { method: Method::GET, path, handler, describe: Some(describe) }
+    Route { method: Method::GET, path, handler: on(MethodFilter::GET, handler), describe: Some(describe) }
 }
 
 fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
@@ -132,6 +132,18 @@ fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
     handler: H,
     describe: Describe,
 ) -> Route {
-    let handler = on(MethodFilter::POST, handler);
-    Route { method: Method::POST, path, handler, describe: Some(describe) }
+    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: Some(describe) }
+}
+
+fn delete<H: Handler<T, Arc<HttpState>>, T: 'static>(
+    path: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route {
+    Route {
+        method: Method::DELETE,
+        path,
+        handler: on(MethodFilter::DELETE, handler),
+        describe: Some(describe),
+    }
 }

@@ -378,9 +378,9 @@ async fn invariant_9_what_is_not_supported_is_refused_by_name() {
         served.refuses_field(field, value).await;
     }
     let chat_only = [
-        ("tools", json!([tool])),
-        ("tool_choice", json!("required")),
-        ("tool_choice", json!({"type": "function", "function": {"name": "f"}})),
+        ("tools", json!([{"type": "custom", "custom": {"name": "f"}}])),
+        ("tool_choice", json!("any")),
+        ("tool_choice", json!({"type": "function", "function": {"name": "g"}})),
         ("functions", json!([tool["function"]])),
         ("modalities", json!(["audio"])),
         ("audio", json!({"voice": "alloy", "format": "mp3"})),
@@ -388,12 +388,10 @@ async fn invariant_9_what_is_not_supported_is_refused_by_name() {
     for (field, value) in chat_only {
         let mut body = chat();
         body[field] = value;
-        // `tools` without a choice means that the model may call them.
-        let names = if field == "tools" { "tool" } else { field };
         if field == "tool_choice" {
             body["tools"] = json!([tool]);
         }
-        served.refuses(CHAT, body.to_string(), 400, names).await;
+        served.refuses(CHAT, body.to_string(), 400, field).await;
     }
     for path in [COMPLETIONS, CHAT] {
         let mut body = if path == CHAT { chat() } else { completion() };

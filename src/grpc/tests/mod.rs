@@ -24,11 +24,11 @@ use tonic_types::StatusExt;
 use crate::app::{App, ModelInfo as AppModel};
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
 use crate::metrics::Metrics;
-use crate::text::{TextPool, Tokenizer};
+use crate::text::{TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -131,7 +131,7 @@ fn app(options: Options) -> App {
         block_size: 16,
         num_blocks: 1001,
         enable_prefix_caching: true,
-        enable_kv_events: false,
+        enable_kv_events: true,
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
@@ -147,6 +147,7 @@ fn app(options: Options) -> App {
         failures: options.failures,
     });
     let metrics = Arc::new(Metrics::for_tests());
+    let kv_events = Some(Arc::new(KvEvents::new(100)));
     let engine_options = EngineOptions {
         tokenizer: tokenizer.clone(),
         metrics: metrics.clone(),
@@ -154,6 +155,7 @@ fn app(options: Options) -> App {
         seed: 0,
         pools: false,
         log_requests: false,
+        kv_events: kv_events.clone(),
     };
     let build =
         || Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(config).unwrap()));
@@ -164,8 +166,8 @@ fn app(options: Options) -> App {
         grammars: GrammarCompiler::new(&tokenizer, &limits()),
         tokenizer,
         chat_template: None,
-        pooler: None,
         chat: ChatSetup::default(),
+        pooler: None,
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),
@@ -180,6 +182,8 @@ fn app(options: Options) -> App {
         },
         limits: limits(),
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events,
         shutdown: tokio::sync::Notify::new(),
         server: ServerConfig {
             host: [127, 0, 0, 1].into(),

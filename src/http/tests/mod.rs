@@ -8,7 +8,9 @@ mod ollama;
 mod openapi;
 mod ops;
 mod page;
+mod pooling;
 mod streams;
+mod tools;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -33,7 +35,7 @@ use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -47,9 +49,11 @@ pub(crate) struct Settings {
     cost: Option<StepCost>,
     max_num_queued_reqs: usize,
     vocab: std::ops::Range<u32>,
+    chat: ChatConfig,
+    /// Instead of the model's.
+    chat_template: Option<String>,
     /// Embeddings instead of text.
     pooler: Option<Pooler>,
-    chat: ChatConfig,
 }
 
 impl Default for Settings {
@@ -77,8 +81,9 @@ impl Default for Settings {
             max_num_queued_reqs: 64,
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
-            pooler: None,
             chat: ChatConfig::default(),
+            chat_template: None,
+            pooler: None,
         }
     }
 }
@@ -104,6 +109,7 @@ fn app(settings: Settings) -> Arc<App> {
         seed: 0,
         pools: settings.pooler.is_some(),
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 7, vocab: settings.vocab },
@@ -130,6 +136,7 @@ fn app(settings: Settings) -> Arc<App> {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
     };
     let Ok(engine) = Engine::start(options, build);
+    let template = settings.chat_template.unwrap_or_else(|| tokenizer.chat_template_source().unwrap().into());
     let limits = RequestLimits {
         max_model_len: MAX_MODEL_LEN,
         vocab_size: VOCAB_SIZE,
@@ -140,8 +147,8 @@ fn app(settings: Settings) -> Arc<App> {
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
-        chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
-        chat: ChatSetup::new(settings.chat, tokenizer.chat_template_source(), &tokenizer).unwrap(),
+        chat_template: Some(ChatTemplate::new(&template, tokenizer.special_tokens()).unwrap()),
+        chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: settings.pooler,
@@ -159,6 +166,8 @@ fn app(settings: Settings) -> Arc<App> {
         },
         limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
         shutdown: tokio::sync::Notify::new(),
         server: settings.server,
     })
