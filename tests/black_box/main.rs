@@ -19,6 +19,7 @@ mod chat;
 mod compile_kernels;
 mod completions;
 mod disconnect;
+mod embeddings;
 mod endpoints;
 mod golden;
 mod inference;

@@ -9,6 +9,7 @@ mod ollama;
 mod openapi;
 mod ops;
 mod page;
+mod pooling;
 mod streams;
 mod tools;
 
