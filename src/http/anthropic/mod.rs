@@ -4,6 +4,8 @@ mod conversation;
 mod error;
 mod message;
 mod request;
+#[cfg(test)]
+mod tests;
 mod unsupported;
 
 use std::sync::Arc;

@@ -6,6 +6,8 @@ mod listing;
 mod object;
 mod request;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tools;
 mod unsupported;
 mod writer;

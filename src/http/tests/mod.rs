@@ -1,10 +1,13 @@
 //! The whole front end over real sockets: engine and output threads run, only the model is simulated.
 
+mod anthropic;
 mod chat;
 mod completions;
 mod errors;
 mod ops;
+mod responses;
 mod streams;
+pub(crate) mod typed_events;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -78,7 +81,7 @@ pub(crate) struct Server {
     app: Arc<App>,
 }
 
-fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/pebble/model");
     Tokenizer::from_dir(dir.as_ref()).unwrap()
 }
