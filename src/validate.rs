@@ -4,12 +4,15 @@
 //! Ranges and defaults are vLLM's (`SamplingParams`); HTTP and gRPC differ only in a few defaults, which
 //! they fill in before they come here.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use quire_model::SamplingDefaults;
-use quire_scheduler::{ALL_LOGPROBS, SamplingParams, TokenId};
+use quire_scheduler::{ALL_LOGPROBS, Grammar, SamplingParams, TokenId};
 
 use crate::engine::{GenerateRequest, TextOptions};
+use crate::grammar;
 
 /// One field of a request is wrong. Becomes a 400 with `param`, or INVALID_ARGUMENT.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +48,16 @@ pub struct RequestLimits {
 
 /// Sequences one request may ask for. vLLM allows 16384, which one request can use to fill the server.
 pub const MAX_N: u32 = 128;
+/// `n`.
+pub const N: RangeInclusive<i64> = 1..=MAX_N as i64;
+/// `temperature`.
+pub const TEMPERATURE: RangeInclusive<f64> = 0.0..=2.0;
+/// `top_p` (but for 0) and `min_p`.
+pub const SHARE: RangeInclusive<f64> = 0.0..=1.0;
+/// `top_k`; 0 and -1 are all tokens.
+pub const TOP_K: RangeInclusive<i64> = -1..=u32::MAX as i64;
+/// `presence_penalty` and `frequency_penalty`.
+pub const PENALTY: RangeInclusive<f64> = -2.0..=2.0;
 /// Stop strings a request may have (vLLM's VLLM_MAX_STOP_STRINGS).
 pub const MAX_STOP_STRINGS: usize = 4;
 /// Bytes in a stop string.
@@ -82,6 +95,8 @@ pub struct SamplingFields {
     pub allowed_token_ids: Option<Vec<i64>>,
     /// Already tokenised by the text pool.
     pub bad_words_token_ids: Vec<Vec<TokenId>>,
+    /// Already compiled by the text pool.
+    pub grammar: Option<Grammar>,
     /// -1 = the whole vocabulary.
     pub logprobs: Option<i64>,
     /// The field that `logprobs` came from (`logprobs` or `top_logprobs`).
@@ -113,7 +128,7 @@ pub fn generate_request(
 ) -> Result<GenerateRequest, ParamError> {
     let prompt_len = check_prompt(&fields.prompt_token_ids, limits)?;
     let seeded = sampling.seed.is_some_and(|seed| seed != -1);
-    let n = ranged("n", sampling.n, 1, 1, i64::from(MAX_N))? as u32;
+    let n = ranged("n", sampling.n, 1, &N)? as u32;
     let text = text_options(&sampling)?;
     let params = sampling_params(sampling, prompt_len, limits)?;
     if n > 1 && params.temperature == 0.0 {
@@ -191,39 +206,45 @@ fn sampling_params(
     limits: &RequestLimits,
 ) -> Result<SamplingParams, ParamError> {
     let defaults = &limits.defaults;
-    let temperature = real("temperature", f.temperature.or(defaults.temperature), 1.0, 0.0, 2.0)?;
-    let top_p = real("top_p", f.top_p.or(defaults.top_p), 1.0, 0.0, 1.0)?;
+    let temperature = ranged("temperature", f.temperature.or(defaults.temperature), 1.0, &TEMPERATURE)?;
+    let top_p = ranged("top_p", f.top_p.or(defaults.top_p), 1.0, &SHARE)?;
     if top_p == 0.0 {
         return Err(ParamError::new("top_p", "top_p must be in (0, 1], got 0"));
     }
-    let top_k = ranged("top_k", f.top_k.or(defaults.top_k), 0, -1, i64::from(u32::MAX))?.max(0) as u32;
+    let top_k = ranged("top_k", f.top_k.or(defaults.top_k), 0, &TOP_K)?.max(0) as u32;
     let repetition_penalty = f.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0);
     if !(repetition_penalty.is_finite() && repetition_penalty > 0.0) {
         let message = format!("repetition_penalty must be a finite number above 0, got {repetition_penalty}");
         return Err(ParamError::new("repetition_penalty", message));
     }
     let max_tokens = max_tokens(&f, prompt_len, limits)?;
-    let min_tokens = ranged("min_tokens", f.min_tokens, 0, 0, i64::from(max_tokens))? as u32;
+    // With a grammar, to ignore the end means to put it off while the grammar allows anything else.
+    let grammar = match (f.grammar, f.ignore_eos) {
+        (Some(grammar), true) => Some(grammar::late_end(&grammar, &limits.eos_token_ids)),
+        (grammar, _) => grammar,
+    };
+    let min_tokens = ranged("min_tokens", f.min_tokens, 0, &(0..=i64::from(max_tokens)))? as u32;
     Ok(SamplingParams {
         temperature: normal_temperature(temperature),
         top_k,
         top_p: top_p as f32,
-        min_p: real("min_p", f.min_p.or(defaults.min_p), 0.0, 0.0, 1.0)? as f32,
-        presence_penalty: real("presence_penalty", f.presence_penalty, 0.0, -2.0, 2.0)? as f32,
-        frequency_penalty: real("frequency_penalty", f.frequency_penalty, 0.0, -2.0, 2.0)? as f32,
+        min_p: ranged("min_p", f.min_p.or(defaults.min_p), 0.0, &SHARE)? as f32,
+        presence_penalty: ranged("presence_penalty", f.presence_penalty, 0.0, &PENALTY)? as f32,
+        frequency_penalty: ranged("frequency_penalty", f.frequency_penalty, 0.0, &PENALTY)? as f32,
         repetition_penalty: repetition_penalty as f32,
         seed: f.seed.unwrap_or(0) as u64,
         max_tokens,
         min_tokens,
-        ignore_eos: f.ignore_eos,
+        ignore_eos: f.ignore_eos && grammar.is_none(),
         eos_token_ids: limits.eos_token_ids.clone(),
         stop_token_ids: token_list("stop_token_ids", f.stop_token_ids, limits.vocab_size)?,
         logit_bias: logit_bias(&f.logit_bias, limits.vocab_size)?,
         allowed_token_ids: allowed_token_ids(f.allowed_token_ids, limits.vocab_size)?,
         bad_words: bad_words(f.bad_words_token_ids, limits.vocab_size)?,
-        grammar: None,
+        grammar,
         logprobs: logprobs(f.logprobs_param, f.logprobs, limits)?,
         prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
+        pooling: None,
     })
 }
 
@@ -347,7 +368,7 @@ fn bad_words(words: Vec<Vec<TokenId>>, vocab_size: u32) -> Result<Vec<Vec<TokenI
 }
 
 /// vLLM's rule: it becomes part of names and paths elsewhere.
-fn check_cache_salt(salt: String) -> Result<Arc<str>, ParamError> {
+pub(crate) fn check_cache_salt(salt: String) -> Result<Arc<str>, ParamError> {
     if salt.is_empty() || salt.chars().count() > 128 {
         return Err(ParamError::new("cache_salt", "cache_salt must have 1 to 128 characters"));
     }
@@ -357,18 +378,16 @@ fn check_cache_salt(salt: String) -> Result<Arc<str>, ParamError> {
     Ok(salt.into())
 }
 
-fn ranged(param: &str, value: Option<i64>, default: i64, min: i64, max: i64) -> Result<i64, ParamError> {
+fn ranged<T: Copy + PartialOrd + Display>(
+    param: &str,
+    value: Option<T>,
+    default: T,
+    range: &RangeInclusive<T>,
+) -> Result<T, ParamError> {
     let value = value.unwrap_or(default);
-    if (min..=max).contains(&value) {
+    if range.contains(&value) {
         return Ok(value);
     }
-    Err(ParamError::new(param, format!("{param} must be between {min} and {max}, got {value}")))
-}
-
-fn real(param: &str, value: Option<f64>, default: f64, min: f64, max: f64) -> Result<f64, ParamError> {
-    let value = value.unwrap_or(default);
-    if (min..=max).contains(&value) {
-        return Ok(value);
-    }
+    let (min, max) = (range.start(), range.end());
     Err(ParamError::new(param, format!("{param} must be between {min} and {max}, got {value}")))
 }

@@ -24,7 +24,7 @@ struct AdmitParams {
     const SlotUpdate* updates;
     const uint32_t* words;
 };
-static_assert(sizeof(AdmitParams) == 104, "mirrored in src/sampling/upload.rs");
+static_assert(sizeof(AdmitParams) == 112, "mirrored in src/sampling/upload.rs");
 
 // Grid: one block an update; no two updates of a launch have one slot.
 KERNEL_BOUNDS(sampling_admit, AdmitParams, 256, 1) {
@@ -188,13 +188,13 @@ KERNEL_BOUNDS(sampling_process, SampleParams, 256, 4) {
     if (row.flags & WANTS_LOGPROBS) {
         summary.raw_sum = block_sum(sum_of_weights(raw, begin, end, summary.raw_max), (double*)shared);
     }
-    bool changes = how.num_rules > 0 || (how.flags & (HAS_PENALTIES | HAS_ALLOWED));
+    bool changes = how.num_rules > 0 || (how.flags & (HAS_PENALTIES | HAS_ALLOWED)) || row.mask != NO_MASK;
     if (!(row.flags & IS_PROMPT) && changes) {
         // Nobody may still be reading what the rules change.
         __syncthreads();
         apply_rules(p, row, how, raw.logits, begin, end);
         __syncthreads();
-        RowView view = processed_view(p, blockIdx.y, row.slot, how);
+        RowView view = processed_view(p, blockIdx.y, row, how);
         found = scan_processed(view, begin, end);
         not_finite |= found.not_finite;
     }

@@ -16,6 +16,8 @@ const uint32_t TOP_MAX = 64;
 const uint32_t ARMED_WORDS = 4;
 // No best one: all are masked.
 const uint32_t NO_TOKEN = 0xffffffffu;
+// No grammar.
+const uint32_t NO_MASK = 0xffffffffu;
 // In a word of `counts`: the token is in the prompt. The other bits count it in the output.
 const uint32_t IN_PROMPT = 1u << 31;
 
@@ -56,9 +58,10 @@ struct SamplingRow {
     uint32_t flags;         // RowFlag
     uint32_t num_top;       // at most TOP_MAX
     uint32_t first_top;     // where its alternatives go among those of the step
+    uint32_t mask;          // which of the step's masks says what its grammar allows; NO_MASK if none does
     uint32_t armed_words[ARMED_WORDS];  // bit per word: all of it that the host can know has come to pass
 };
-static_assert(sizeof(SamplingRow) == 40, "mirrored in src/sampling/slot_state.rs");
+static_assert(sizeof(SamplingRow) == 44, "mirrored in src/sampling/slot_state.rs");
 
 struct SamplingResult {
     uint32_t token;
@@ -83,13 +86,14 @@ struct PartSummary {
 };
 static_assert(sizeof(PartSummary) == 24, "PART_SUMMARY_BYTES in src/sampling.rs");
 
-// Arrays by slot and by row; the addresses never change. [S + 1]: the last slot is padding.
+// Arrays by slot and by row; the addresses never change.
 struct SamplingArrays {
-    SlotParams* slots;        // [S + 1]
-    TokenRule* rules;         // [S + 1][rules_per_slot]
-    uint32_t* counts;         // [S + 1][vocab]
-    uint32_t* allowed;        // [S + 1][ceil(vocab / 32)], a bit per token
-    uint32_t* last_tokens;    // [S + 1]
+    SlotParams* slots;        // [S]
+    TokenRule* rules;         // [S][rules_per_slot]
+    uint32_t* counts;         // [S][vocab]
+    uint32_t* allowed;        // [S][ceil(vocab / 32)], a bit per token
+    const uint32_t* masks;    // [masks of the step][ceil(vocab / 32)], a bit per token
+    uint32_t* last_tokens;    // [S]
     const SamplingRow* rows;  // [rows of the step]
     PartSummary* parts;       // [rows of a launch][parts of a row]
     float* kept_logits;       // [rows of a launch][rules_per_slot]: raw values of what the rules changed
@@ -98,7 +102,7 @@ struct SamplingArrays {
     uint32_t vocab;
     uint32_t rules_per_slot;
 };
-static_assert(sizeof(SamplingArrays) == 88, "mirrored in src/sampling/slot_state.rs");
+static_assert(sizeof(SamplingArrays) == 96, "mirrored in src/sampling/slot_state.rs");
 
 struct SampleParams {
     SamplingArrays arrays;
@@ -106,7 +110,7 @@ struct SampleParams {
     uint32_t first_row;
     uint32_t num_parts;
 };
-static_assert(sizeof(SampleParams) == 104, "mirrored in src/sampling/slot_state.rs");
+static_assert(sizeof(SampleParams) == 112, "mirrored in src/sampling/slot_state.rs");
 
 struct alignas(16) Float4 {
     float v[4];
@@ -120,6 +124,7 @@ struct RowView {
     float* logits;
     const uint32_t* counts;   // null: no penalties
     const uint32_t* allowed;  // null: all are
+    const uint32_t* mask;     // null: the grammar, if any, allows all
     float repetition_penalty;
     float frequency_penalty;
     float presence_penalty;
@@ -133,6 +138,7 @@ DEVICE RowView raw_view(const SampleParams& p, uint32_t launch_row) {
     view.logits = p.logits + (int64_t)launch_row * p.arrays.vocab;
     view.counts = nullptr;
     view.allowed = nullptr;
+    view.mask = nullptr;
     view.repetition_penalty = 1.0f;
     view.frequency_penalty = 0.0f;
     view.presence_penalty = 0.0f;
@@ -141,12 +147,14 @@ DEVICE RowView raw_view(const SampleParams& p, uint32_t launch_row) {
     return view;
 }
 
-DEVICE RowView processed_view(const SampleParams& p, uint32_t launch_row, uint32_t slot,
+DEVICE RowView processed_view(const SampleParams& p, uint32_t launch_row, const SamplingRow& row,
                               const SlotParams& how) {
     RowView view = raw_view(p, launch_row);
     const SamplingArrays& a = p.arrays;
-    if (how.flags & HAS_PENALTIES) view.counts = a.counts + (int64_t)slot * a.vocab;
-    if (how.flags & HAS_ALLOWED) view.allowed = a.allowed + (int64_t)slot * ((a.vocab + 31) / 32);
+    const int64_t mask_words = (a.vocab + 31) / 32;
+    if (how.flags & HAS_PENALTIES) view.counts = a.counts + (int64_t)row.slot * a.vocab;
+    if (how.flags & HAS_ALLOWED) view.allowed = a.allowed + row.slot * mask_words;
+    if (row.mask != NO_MASK) view.mask = a.masks + row.mask * mask_words;
     view.repetition_penalty = how.repetition_penalty;
     view.frequency_penalty = how.frequency_penalty;
     view.presence_penalty = how.presence_penalty;
@@ -184,8 +192,10 @@ DEVICE void read_logits(const RowView& view, uint32_t first, uint32_t end, float
         for (int i = 0; i < 4; i++) out[i] = penalised(view, out[i], counts[i]);
     }
     // `first` is a multiple of 4, so the four bits are in one word.
-    if (view.allowed && first < end) {
-        uint32_t bits = view.allowed[first / 32] >> (first % 32);
+    if ((view.allowed || view.mask) && first < end) {
+        uint32_t bits = view.allowed ? view.allowed[first / 32] : 0xffffffffu;
+        if (view.mask) bits &= view.mask[first / 32];
+        bits >>= first % 32;
         for (int i = 0; i < 4; i++) {
             if (!(bits >> i & 1)) out[i] = -INFINITY_F;
         }

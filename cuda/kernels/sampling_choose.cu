@@ -128,7 +128,7 @@ DEVICE uint32_t draw_unfiltered(const Weighted& row, const SlotParams& how, uint
 DEVICE uint32_t choose(const SampleParams& p, const SamplingRow& row, const SlotParams& how,
                        ChooseShared& s) {
     if (how.temperature == 0.0f) return s.best_id;
-    Weighted weighted = {processed_view(p, blockIdx.x, row.slot, how), s.max, how.temperature, how.min_p};
+    Weighted weighted = {processed_view(p, blockIdx.x, row, how), s.max, how.temperature, how.min_p};
     bool filtered = (how.top_k > 0 && how.top_k < p.arrays.vocab) || how.top_p < 1.0f;
     return filtered ? draw_filtered(weighted, how, row.output_position, s)
                     : draw_unfiltered(weighted, how, row.output_position, s);

@@ -58,8 +58,6 @@ struct Prepared {
     /// Recorded decode steps, by their rows.
     graphs: BTreeMap<usize, Graph>,
     current: CurrentStep,
-    /// Where the logits of recorded steps are.
-    logits: u64,
 }
 
 /// What the host knows of the step that operations are enqueued for.
@@ -199,7 +197,6 @@ impl Backend for CudaBackend {
             gemm,
             graphs: BTreeMap::new(),
             current: CurrentStep::default(),
-            logits: 0,
         });
         Ok(())
     }
@@ -215,13 +212,11 @@ impl Backend for CudaBackend {
         let Self { stream, prepared, .. } = self;
         let prepared = prepared.as_mut().ok_or_else(|| refusal("a step before prepare".into()))?;
         prepared.current = prepared.step_of(inputs, batch_invariant);
-        let padded = prepared.current.num_rows;
-        let padding = padded - inputs.row_slots().len();
         let packet = &mut prepared.packet;
         prepared.step.send_excess(stream, packet, inputs)?;
         packet.begin()?;
-        prepared.sampler.upload(stream, packet, rows, slots, rows.len() + padding)?;
-        prepared.step.send(stream, packet, inputs, padded)?;
+        prepared.sampler.upload(stream, packet, rows, slots)?;
+        prepared.step.send(stream, packet, inputs, prepared.current.num_rows)?;
         prepared.plan_attention(stream)
     }
 
@@ -410,14 +405,17 @@ impl Backend for CudaBackend {
         &mut self,
         logits: &mut CudaBuffer,
         rows: &[LogitsRow],
-        _slots: &[Slot],
+        slots: &[Slot],
     ) -> Result<(), BackendError> {
         let Self { stream, prepared: Some(prepared), .. } = self else { return Err(unprepared()) };
-        let first = prepared.current.num_sampled;
+        let (sampler, first, logits) =
+            (&mut prepared.sampler, prepared.current.num_sampled, logits.address());
+        if first == 0 {
+            sampler.send_masks(stream, slots)?;
+        }
         prepared.current.num_sampled += rows.len();
-        prepared.logits = logits.address();
-        prepared.sampler.launch(stream, prepared.logits, first, rows.len())?;
-        Ok(prepared.sampler.read_wide_rows(stream, prepared.logits, first, rows.len())?)
+        sampler.launch(stream, logits, first, rows.len())?;
+        Ok(sampler.read_wide_rows(stream, logits, first, rows.len())?)
     }
 
     fn end_step(&mut self) -> Result<(), BackendError> {

@@ -6,6 +6,7 @@
 //! the token, except where the two machines' exp differ in the last place and the draw falls between the two
 //! sums: about one draw in ten million.
 
+mod masks;
 mod results;
 mod slot_state;
 mod upload;
@@ -17,6 +18,7 @@ use crate::kernels::{KernelError, Kernels};
 use crate::packet::Packet;
 use crate::refusal::refusal;
 
+use masks::MaskUpload;
 use results::Results;
 use upload::{Upload, UploadLayout};
 
@@ -42,9 +44,9 @@ const CHOOSE_SHARED_BYTES: u32 = 44_648;
 
 /// Everything that sampling needs, allocated once.
 ///
-/// A step calls [`Self::upload`], then for each range of its rows the model's work, [`Self::launch`] (or a
-/// recorded graph that contains it) and [`Self::read_wide_rows`], then [`Self::download`]; sooner or later
-/// [`Self::collect`].
+/// A step calls [`Self::upload`]; once it is known what grammars allow, [`Self::send_masks`]; for each range of its
+/// rows, after the model's work, [`Self::launch`] and [`Self::read_wide_rows`]; then [`Self::download`]; sooner or
+/// later [`Self::collect`].
 #[derive(Debug)]
 pub struct Sampler {
     admit: Function,
@@ -53,6 +55,7 @@ pub struct Sampler {
     choose_threads: u32,
     arrays: SamplingArrays,
     upload: Upload,
+    masks: MaskUpload,
     results: Results,
     num_parts: u32,
     _memory: DeviceMemory,
@@ -67,6 +70,7 @@ struct SamplingArrays {
     rules: u64,
     counts: u64,
     allowed: u64,
+    masks: u64,
     last_tokens: u64,
     rows: u64,
     parts: u64,
@@ -87,8 +91,8 @@ struct SampleParams {
 }
 
 const _: () = {
-    assert!(size_of::<SamplingArrays>() == 88);
-    assert!(size_of::<SampleParams>() == 104);
+    assert!(size_of::<SamplingArrays>() == 96);
+    assert!(size_of::<SampleParams>() == 112);
 };
 
 impl Sampler {
@@ -99,8 +103,7 @@ impl Sampler {
         Layout::new(limits).bytes
     }
 
-    /// For steps within `limits`. `last_tokens` is the address of `[max_num_seqs + 1]` words, by slot; the last
-    /// slot is that of padding rows. `packet` is what each step's rows come in. Logits are at the address
+    /// For steps within `limits`. `last_tokens` is the address of `[max_num_seqs]` words, by slot. `packet` is what each step's rows come in. Logits are at the address
     /// given to [`Self::launch`], a multiple of 16.
     pub fn new(
         stream: &Stream,
@@ -118,8 +121,6 @@ impl Sampler {
         let layout = Layout::new(limits);
         let memory = DeviceMemory::alloc(stream.context(), layout.bytes)?;
         let arrays = layout.arrays(memory.address(), limits, last_tokens, packet);
-        // All zeros is greedy without conditions, as padding rows are.
-        stream.fill(arrays.slots, 0, layout.slots_bytes())?;
         let function = |name| -> Result<Function, KernelError> { kernels.function(name) };
         Ok(Self {
             admit: function("sampling_admit")?,
@@ -127,6 +128,7 @@ impl Sampler {
             choose: function("sampling_choose")?,
             choose_threads: choose_threads(vocab),
             upload: Upload::new(stream.context(), limits, layout.upload, layout.image(memory.address()))?,
+            masks: MaskUpload::new(stream.context(), limits, arrays.masks)?,
             results: Results::new(stream.context(), layout.rows, arrays.results, arrays.top)?,
             num_parts: num_parts(vocab) as u32,
             arrays,
@@ -139,9 +141,8 @@ impl Sampler {
         max_rows(limits) * slot_state::ROW_WORDS
     }
 
-    /// Starts a step whose logits are for `rows`: adds them, and padding up to `padded_rows` rows, to the packet, which
-    /// must be empty; and tells the device of the requests among them that it does not know. `slots` is by
-    /// [`LogitsRow::slot`].
+    /// Starts a step whose logits are for `rows`: adds them to the packet, which must be empty, and tells the device
+    /// of the requests among them that it does not know. `slots` is by [`LogitsRow::slot`].
     ///
     /// Enqueues nothing if all are known. Waits for the device only if what is new does not fit into one entry of a
     /// ring (very long prompts with penalties).
@@ -151,17 +152,22 @@ impl Sampler {
         packet: &mut Packet,
         rows: &[LogitsRow],
         slots: &[Slot],
-        padded_rows: usize,
     ) -> Result<(), BackendError> {
         self.results.begin(rows, slots, self.arrays.vocab as usize)?;
-        self.upload.push_rows(packet, rows, slots, padded_rows)?;
+        self.masks.begin(rows, slots);
+        self.upload.push_rows(packet, rows, slots);
         self.upload.send(stream, &self.admit, &self.arrays, rows, slots)
+    }
+
+    /// Sends the masks of the step's rows, which their slots have by now. To be called once a step, before the first
+    /// [`Self::launch`]; enqueues nothing if no row has a grammar.
+    pub fn send_masks(&mut self, stream: &Stream, slots: &[Slot]) -> Result<(), CudaError> {
+        self.masks.send(stream, slots)
     }
 
     /// Enqueues the kernels for the step's rows `first_row ..  first_row + num_rows`, at most
     /// `max_logits_rows`, whose logits `[num_rows][vocab_size]` are at `logits`. They write the results, the
-    /// slots' last tokens and occurrences, and leave rows with log-probabilities as they were. May be
-    /// recorded in a graph.
+    /// slots' last tokens and occurrences, and leave rows with log-probabilities as they were.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -223,12 +229,11 @@ fn choose_threads(vocab_size: usize) -> u32 {
 
 /// Where the arrays lie in the one allocation.
 struct Layout {
-    offsets: [usize; 8],
+    offsets: [usize; 9],
     bytes: usize,
     /// Rows that a step can have.
     rows: usize,
     upload: UploadLayout,
-    num_slots: usize,
 }
 
 const ALIGNMENT: usize = 256;
@@ -240,7 +245,7 @@ fn max_rows(limits: &StepLimits) -> usize {
 
 impl Layout {
     fn new(limits: &StepLimits) -> Self {
-        let (vocab, num_slots) = (limits.vocab_size, limits.max_num_seqs + 1);
+        let (vocab, num_slots) = (limits.vocab_size, limits.max_num_seqs);
         let rows = max_rows(limits);
         let upload = UploadLayout::new(limits);
         let sizes = [
@@ -248,6 +253,7 @@ impl Layout {
             num_slots * MAX_RULES * 4 * slot_state::RULE_WORDS,
             num_slots * vocab * 4,
             num_slots * vocab.div_ceil(32) * 4,
+            MaskUpload::max_words(limits) * 4,
             upload.bytes(),
             limits.max_logits_rows * (num_parts(vocab) * PART_SUMMARY_BYTES + MAX_RULES * 4),
             rows * results::RESULT_BYTES,
@@ -259,20 +265,16 @@ impl Layout {
             bytes += size.next_multiple_of(ALIGNMENT);
             offset
         });
-        Self { offsets, bytes, rows, upload, num_slots }
-    }
-
-    fn slots_bytes(&self) -> usize {
-        self.num_slots * 4 * slot_state::PARAMS_WORDS
+        Self { offsets, bytes, rows, upload }
     }
 
     /// Where news of slots come to lie.
     fn image(&self, start: u64) -> u64 {
-        start + self.offsets[4] as u64
+        start + self.offsets[5] as u64
     }
 
     fn arrays(&self, start: u64, limits: &StepLimits, last_tokens: u64, packet: &Packet) -> SamplingArrays {
-        let [slots, rules, counts, allowed, _image, parts, results, top] =
+        let [slots, rules, counts, allowed, masks, _image, parts, results, top] =
             self.offsets.map(|offset| start + offset as u64);
         let parts_bytes = limits.max_logits_rows * num_parts(limits.vocab_size) * PART_SUMMARY_BYTES;
         SamplingArrays {
@@ -280,6 +282,7 @@ impl Layout {
             rules,
             counts,
             allowed,
+            masks,
             last_tokens,
             rows: packet.address(),
             parts,

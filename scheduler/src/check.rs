@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::in_flight::RowOutcome;
 use crate::kv::{BlockHash, BlockId};
 use crate::scheduler::Scheduler;
 
@@ -52,9 +53,11 @@ impl Scheduler {
     fn check_cache(&self) -> Result<(), String> {
         let pool = self.kv.pool();
         let mut contents: BTreeMap<BlockHash, u32> = BTreeMap::new();
+        let mut free_cached = 0;
         for block in (1..=pool.num_total()).map(BlockId) {
             if let Some(hash) = pool.hash(block) {
                 *contents.entry(*hash).or_default() += 1;
+                free_cached += u32::from(pool.ref_count(block) == 0);
                 let first = pool.get(hash);
                 ensure!(first.is_some(), "block {} is registered but cannot be hit", block.0);
                 let first = first.and_then(|first| pool.hash(first));
@@ -63,13 +66,15 @@ impl Scheduler {
         }
         let (mapped, held) = (pool.num_cached(), contents.len());
         ensure!(mapped == held, "{mapped} hashes can be hit, {held} are held by blocks");
+        let counted = pool.num_free_cached();
+        ensure!(counted == free_cached, "{counted} free blocks are said to be cached, {free_cached} are");
         Ok(())
     }
 
     fn check_requests(&self) -> Result<(), String> {
         let mut placeholders: BTreeMap<u32, u32> = BTreeMap::new();
         for row in self.in_flight.iter().flat_map(|flight| &flight.rows) {
-            if row.samples && self.requests.is_live(row.index, row.id) {
+            if row.outcome == RowOutcome::Token && self.requests.is_live(row.index, row.id) {
                 *placeholders.entry(row.index).or_default() += 1;
             }
         }

@@ -20,6 +20,7 @@ pub struct EngineStats {
     num_waiting_deferred: AtomicU32,
     num_blocks_total: AtomicU32,
     num_blocks_free: AtomicU32,
+    num_blocks_cached: AtomicU32,
     prefix_cache_queries_total: AtomicU64,
     prefix_cache_hits_total: AtomicU64,
     preemptions_total: AtomicU64,
@@ -43,6 +44,7 @@ impl EngineStats {
             num_waiting_deferred: AtomicU32::new(0),
             num_blocks_total: AtomicU32::new(0),
             num_blocks_free: AtomicU32::new(0),
+            num_blocks_cached: AtomicU32::new(0),
             prefix_cache_queries_total: AtomicU64::new(0),
             prefix_cache_hits_total: AtomicU64::new(0),
             preemptions_total: AtomicU64::new(0),
@@ -67,6 +69,7 @@ impl EngineStats {
             num_waiting_deferred: self.num_waiting_deferred.load(Relaxed) + self.num_held.load(Relaxed),
             num_blocks_total: self.num_blocks_total.load(Relaxed),
             num_blocks_free: self.num_blocks_free.load(Relaxed),
+            num_blocks_cached: self.num_blocks_cached.load(Relaxed),
             num_scheduled_tokens: 0,
             prefix_cache_queries_total: self.prefix_cache_queries_total.load(Relaxed),
             prefix_cache_hits_total: self.prefix_cache_hits_total.load(Relaxed),
@@ -121,6 +124,7 @@ impl EngineStats {
         self.num_waiting_deferred.store(s.num_waiting_deferred, Relaxed);
         self.num_blocks_total.store(s.num_blocks_total, Relaxed);
         self.num_blocks_free.store(s.num_blocks_free, Relaxed);
+        self.num_blocks_cached.store(s.num_blocks_cached, Relaxed);
         self.prefix_cache_queries_total.store(s.prefix_cache_queries_total, Relaxed);
         self.prefix_cache_hits_total.store(s.prefix_cache_hits_total, Relaxed);
         self.preemptions_total.store(s.preemptions_total, Relaxed);

@@ -15,14 +15,21 @@ use axum::response::{IntoResponse, Response};
 
 use super::HttpState;
 
-/// Open to everybody: what kubelets, load balancers and Prometheus ask without a key.
-const OPEN: &[&str] = &["/health", "/ready", "/ping", "/version", "/metrics"];
+/// Open to everybody: what kubelets, load balancers and Prometheus ask without a key, and the files of the
+/// page, which asks for the key itself.
+const OPEN: &[&str] =
+    &["/health", "/ready", "/ping", "/version", "/metrics", "/", "/quire/page.css", "/quire/page.js"];
+
+/// Whether a path needs no key.
+pub(crate) fn is_open(path: &str) -> bool {
+    OPEN.contains(&path)
+}
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Middleware: 401 in vLLM's words if the key is missing or wrong.
 pub(crate) async fn check(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
-    let open = request.method() == Method::OPTIONS || OPEN.contains(&request.uri().path());
+    let open = request.method() == Method::OPTIONS || is_open(request.uri().path());
     if open || has_key(&state, request.headers()) {
         return next.run(request).await;
     }

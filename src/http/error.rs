@@ -6,8 +6,10 @@ use std::time::Duration;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::embed::EmbedError;
 use crate::engine::SubmitError;
 use crate::text::TextError;
 use crate::validate::ParamError;
@@ -39,19 +41,19 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message).about("model")
     }
 
+    /// 404 for something that a body names.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
     /// 404 for a path.
     pub(crate) fn no_such_route(path: &str) -> Self {
         let message = format!("Not Found: there is nothing at {}", excerpt(path));
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
     }
 
-    /// 404 for a response that is not in the store (any more).
-    pub(crate) fn no_such_response(id: &str) -> Self {
-        Self::not_found(format!("Response with id '{}' not found.", excerpt(id)))
-    }
-
-    /// 404 for something that a request refers to.
-    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+    /// 404: the route is one of servers that do something else with their model (vLLM has no such route then).
+    pub(crate) fn wrong_task(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
     }
 
@@ -68,6 +70,11 @@ impl ApiError {
     /// 501 for a whole feature; the message names it.
     pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplementedError", message)
+    }
+
+    /// 404 for a response that is not in the store (any more).
+    pub(crate) fn no_such_response(id: &str) -> Self {
+        Self::not_found(format!("Response with id '{}' not found.", excerpt(id)))
     }
 
     /// 405.
@@ -107,26 +114,20 @@ impl ApiError {
         self
     }
 
+    /// What is wrong, and what is allowed.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The body, also used as a frame of a stream that has begun.
     pub(crate) fn to_json(&self) -> String {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            error: Detail<'a>,
-        }
-        #[derive(Serialize)]
-        struct Detail<'a> {
-            message: &'a str,
-            r#type: &'a str,
-            param: Option<&'a str>,
-            code: u16,
-        }
-        let error = Detail {
+        let error = ErrorDetail {
             message: &self.message,
             r#type: self.kind,
             param: self.param.as_deref(),
             code: self.status.as_u16(),
         };
-        serde_json::to_string(&Body { error }).expect("strings and numbers serialise")
+        serde_json::to_string(&ErrorBody { error }).expect("strings and numbers serialise")
     }
 
     /// The status to answer with.
@@ -134,14 +135,28 @@ impl ApiError {
         self.status
     }
 
-    /// What is wrong, for people.
-    pub(crate) fn message(&self) -> &str {
-        &self.message
-    }
-
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
         Self { status, kind, message: message.into(), param: None }
     }
+}
+
+/// The body of an error.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(crate) struct ErrorBody<'a> {
+    error: ErrorDetail<'a>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ErrorDetail<'a> {
+    /// For a person.
+    message: &'a str,
+    /// For a program.
+    r#type: &'a str,
+    /// The field it is about.
+    param: Option<&'a str>,
+    /// The status.
+    code: u16,
 }
 
 impl From<ParamError> for ApiError {
@@ -154,7 +169,20 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Overloaded { .. } | SubmitError::Draining => Self::unavailable(error.to_string()),
+            SubmitError::WrongTask { .. } => Self::wrong_task(error.to_string()),
             SubmitError::Dead(_) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<EmbedError> for ApiError {
+    fn from(error: EmbedError) -> Self {
+        match error {
+            EmbedError::NotPooled => Self::wrong_task(error.to_string()),
+            EmbedError::Param(error) => error.into(),
+            EmbedError::Text(error) => error.into(),
+            EmbedError::Submit(error) => error.into(),
+            EmbedError::Failed(_) => Self::internal(error.to_string()),
         }
     }
 }

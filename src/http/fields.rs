@@ -13,14 +13,16 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use bytes::BytesMut;
 use http_body_util::BodyExt;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use super::HttpState;
 use super::error::{ApiError, excerpt};
 use super::json::{self, Object, Prompt, kind};
+use super::openapi::Recorder;
 use super::part::Wrong;
 use super::unsupported;
+use crate::app::App;
 
 /// Errors listed in one answer (vLLM lists 10 as well).
 const MAX_LISTED: usize = 10;
@@ -36,6 +38,8 @@ pub(crate) struct Fields {
     /// `stream_options.` within that object, else empty.
     prefix: String,
     errors: Vec<FieldError>,
+    /// Takes notes for `/openapi.json`; there are no values then.
+    recorder: Option<Recorder>,
 }
 
 #[derive(Debug)]
@@ -49,23 +53,32 @@ impl Fields {
         Self { object, ..Self::default() }
     }
 
+    /// No values, but notes of what is asked for.
+    pub(crate) fn recording(recorder: Recorder) -> Self {
+        Self { recorder: Some(recorder), ..Self::default() }
+    }
+
     /// true or false.
     pub(crate) fn bool(&mut self, name: &str) -> Option<bool> {
+        self.note(name, || json!({ "type": "boolean" }));
         self.typed(name, "a boolean", |value| value.as_bool().ok_or(value))
     }
 
     /// An integer of 64 bits; `2.0` is one too.
     pub(crate) fn int(&mut self, name: &str) -> Option<i64> {
+        self.note(name, || json!({ "type": "integer" }));
         self.typed(name, "an integer", |value| as_int(&value).ok_or(value))
     }
 
     /// Any number.
     pub(crate) fn real(&mut self, name: &str) -> Option<f64> {
+        self.note(name, || json!({ "type": "number" }));
         self.typed(name, "a number", |value| value.as_f64().ok_or(value))
     }
 
     /// A string.
     pub(crate) fn string(&mut self, name: &str) -> Option<String> {
+        self.note(name, || json!({ "type": "string" }));
         self.typed(name, "a string", |value| match value {
             Value::String(text) => Ok(text),
             other => Err(other),
@@ -74,6 +87,7 @@ impl Fields {
 
     /// A list of anything.
     pub(crate) fn list(&mut self, name: &str) -> Option<Vec<Value>> {
+        self.note(name, || json!({ "type": "array" }));
         self.typed(name, "a list", |value| match value {
             Value::Array(values) => Ok(values),
             other => Err(other),
@@ -82,6 +96,7 @@ impl Fields {
 
     /// An object of anything.
     pub(crate) fn map(&mut self, name: &str) -> Option<Map<String, Value>> {
+        self.note(name, || json!({ "type": "object" }));
         self.typed(name, "an object", |value| match value {
             Value::Object(map) => Ok(map),
             other => Err(other),
@@ -90,12 +105,14 @@ impl Fields {
 
     /// A list of integers.
     pub(crate) fn ints(&mut self, name: &str) -> Option<Vec<i64>> {
+        self.note(name, || json!({ "type": "array", "items": { "type": "integer" } }));
         let values = self.list(name)?;
         self.each(name, values, "an integer", |value| as_int(&value).ok_or(value))
     }
 
     /// A list of strings.
     pub(crate) fn strings(&mut self, name: &str) -> Option<Vec<String>> {
+        self.note(name, || json!({ "type": "array", "items": { "type": "string" } }));
         let values = self.list(name)?;
         self.each(name, values, "a string", |value| match value {
             Value::String(text) => Ok(text),
@@ -105,6 +122,10 @@ impl Fields {
 
     /// A string, or a list of them.
     pub(crate) fn string_or_strings(&mut self, name: &str) -> Option<Vec<String>> {
+        self.note(
+            name,
+            || json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] }),
+        );
         match self.object.values.get(name)? {
             Value::String(_) => self.string(name).map(|text| vec![text]),
             Value::Array(_) => self.strings(name),
@@ -114,10 +135,13 @@ impl Fields {
 
     /// An object whose fields are read in turn; hand it back to [`absorb`](Self::absorb).
     pub(crate) fn nested(&mut self, name: &str) -> Option<Self> {
+        let prefix = format!("{}{name}.", self.prefix);
+        if let Some(recorder) = &self.recorder {
+            return Some(Self { prefix, ..Self::recording(recorder.nested(name)) });
+        }
         let mut values = self.map(name)?;
         values.retain(|_, value| !value.is_null());
-        let prefix = format!("{}{name}.", self.prefix);
-        Some(Self { object: Object { values, prompts: Vec::new() }, prefix, errors: Vec::new() })
+        Some(Self { object: Object { values, ..Object::default() }, prefix, ..Self::default() })
     }
 
     /// Takes over the errors of a nested object.
@@ -127,11 +151,13 @@ impl Fields {
 
     /// A value of any type.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        self.note(name, || json!({}));
         self.object.values.remove(name)
     }
 
     /// A field that may be text or token ids.
     pub(crate) fn prompt(&mut self, name: &str) -> Option<Prompt> {
+        self.note(name, || json!({}));
         let place = self.object.prompts.iter().position(|(other, _)| *other == name)?;
         match self.object.prompts.swap_remove(place).1 {
             Prompt::Invalid { at, message } => {
@@ -142,8 +168,24 @@ impl Fields {
         }
     }
 
+    /// A field that may be text or token ids, where it is not one of those that [`json`] keeps apart: its values
+    /// count against the limit of a body.
+    pub(crate) fn text_or_ids(&mut self, name: &str) -> Option<Prompt> {
+        let value = self.object.values.remove(name)?;
+        match json::prompt(value) {
+            Prompt::Invalid { at, message } => {
+                self.wrong(format!("{name}{at}"), message);
+                None
+            }
+            prompt => Some(prompt),
+        }
+    }
+
     /// Whether the field is there, not null and not read yet.
     pub(crate) fn has(&self, name: &str) -> bool {
+        if let Some(recorder) = &self.recorder {
+            return recorder.has();
+        }
         self.object.values.contains_key(name) || self.object.prompts.iter().any(|(other, _)| *other == name)
     }
 
@@ -163,10 +205,32 @@ impl Fields {
         self.wrong(at, message);
     }
 
+    /// Whether there are errors already.
+    pub(crate) fn is_wrong(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
     /// Records that a field is missing, unless it was there and wrong.
     pub(crate) fn missing(&mut self, name: &str) {
+        if let Some(recorder) = &self.recorder {
+            recorder.require(name);
+        }
         if !self.errors.iter().any(|error| error.path.starts_with(name)) {
             self.wrong(name, "this field is required");
+        }
+    }
+
+    /// For `/openapi.json`: what is known of a field beyond its type (`{"minimum": 0}`), or another type for
+    /// it (`{"type": "string"}`).
+    pub(crate) fn describe(&self, name: &str, describe: impl FnOnce(&App) -> Value) {
+        if let Some(recorder) = &self.recorder {
+            recorder.describe(name, describe);
+        }
+    }
+
+    fn note(&self, name: &str, schema: impl FnOnce() -> Value) {
+        if let Some(recorder) = &self.recorder {
+            recorder.note(name, schema());
         }
     }
 

@@ -2,9 +2,10 @@
 //!
 //! JSON has no infinity: what is less likely than e^-9999 is written as -9999.0, as in vLLM.
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
@@ -26,7 +27,7 @@ impl TokenNames {
 }
 
 /// `logprobs` of a choice of a completion: four lists of equal length.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub(crate) struct CompletionLogprobs {
     /// Characters of text before the token.
     text_offset: Vec<usize>,
@@ -90,6 +91,20 @@ impl Top {
     }
 }
 
+impl JsonSchema for Top {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Top".into()
+    }
+
+    fn json_schema(types: &mut SchemaGenerator) -> Schema {
+        BTreeMap::<String, f32>::json_schema(types)
+    }
+}
+
 impl Serialize for Top {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.entries.iter().map(|(name, logprob)| (name, logprob)))
@@ -97,7 +112,7 @@ impl Serialize for Top {
 }
 
 /// `logprobs` of a choice of a chat answer.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub(crate) struct ChatLogprobs {
     pub(crate) content: Vec<ChatToken>,
 }
@@ -145,12 +160,34 @@ pub(crate) struct PromptLogprobs<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
 }
 
+impl JsonSchema for PromptLogprobs<'_> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "PromptLogprobs".into()
+    }
+
+    fn json_schema(types: &mut SchemaGenerator) -> Schema {
+        Vec::<Option<BTreeMap<u32, PromptLogprob>>>::json_schema(types)
+    }
+}
+
 impl Serialize for PromptLogprobs<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let tokenizer = self.tokenizer;
         let known = self.entries.iter().map(Option::as_ref);
         serializer.collect_seq(known.map(|entry| entry.map(|entry| PromptEntry { entry, tokenizer })))
     }
+}
+
+/// What is known of one candidate for a prompt's token.
+#[derive(Serialize, JsonSchema)]
+struct PromptLogprob {
+    logprob: f32,
+    rank: u32,
+    decoded_token: String,
 }
 
 struct PromptEntry<'a> {
@@ -160,14 +197,8 @@ struct PromptEntry<'a> {
 
 impl Serialize for PromptEntry<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Logprob {
-            logprob: f32,
-            rank: u32,
-            decoded_token: String,
-        }
         let TokenLogprobs { token, logprob, rank, top } = self.entry;
-        let value = |token, logprob, rank| Logprob {
+        let value = |token, logprob, rank| PromptLogprob {
             logprob: finite(logprob),
             rank,
             decoded_token: self.tokenizer.token_text(token),

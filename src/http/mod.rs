@@ -12,15 +12,22 @@ mod error;
 mod events;
 mod fields;
 mod json;
+mod load_report;
 mod logprobs;
 mod models;
+mod ollama;
+mod openapi;
 mod ops;
+mod page;
 mod part;
+mod pooling;
 mod prompt;
 mod reply;
 mod responses;
+mod routes;
 mod sampling;
 mod sse;
+mod structured;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokenize;
@@ -29,17 +36,17 @@ mod usage;
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::LOCATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use futures_util::FutureExt;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
@@ -48,7 +55,7 @@ use self::prompt::Encoder;
 use self::responses::ResponseStore;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
-use crate::engine::{GenerateRequest, OutputStream, SubmitError};
+use crate::engine::{GenerateRequest, OutputStream};
 use crate::text::ChatTemplate;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -58,32 +65,15 @@ pub fn router(app: Arc<App>) -> Router {
     let state = Arc::new(HttpState {
         api_keys: ApiKeys::new(&app.server.api_keys),
         encoder: Encoder::new(app.tokenizer.clone(), &app.limits),
+        openapi: OnceLock::new(),
         responses: Arc::default(),
         app,
     });
-    let admin = admin_routes().layer(from_fn_with_state(state.clone(), admin::guard));
-    let mut router = Router::new()
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/chat/completions", post(chat::chat_completions))
-        .route("/v1/responses", post(responses::create))
-        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
-        .route("/v1/responses/{id}/cancel", post(responses::cancel))
-        .route("/v1/responses/{id}/input_items", get(responses::input_items))
-        .route("/v1/messages", post(anthropic::messages))
-        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::get))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route("/health", get(ops::health))
-        .route("/ready", get(ops::ready))
-        .route("/ping", get(ops::health).post(ops::health))
-        .route("/version", get(ops::version))
-        .route("/load", get(ops::load))
-        .route("/metrics", get(ops::metrics))
-        .merge(admin)
+    let mut router = routes::router(&state.app.server)
+        .merge(ollama::routes())
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(state.clone(), load_report::report))
         .layer(from_fn(catch_panic))
         .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(from_fn(anthropic::shape_errors))
@@ -97,26 +87,14 @@ pub fn router(app: Arc<App>) -> Router {
     router.with_state(state)
 }
 
-/// Routes for operators who may change things.
-fn admin_routes() -> Router<Arc<HttpState>> {
-    Router::new()
-        .route("/pause", post(admin::pause))
-        .route("/resume", post(admin::resume))
-        .route("/is_paused", get(admin::is_paused))
-        .route("/sleep", post(admin::sleep))
-        .route("/wake_up", post(admin::wake_up))
-        .route("/is_sleeping", get(admin::is_sleeping))
-        .route("/reset_prefix_cache", post(admin::reset_prefix_cache))
-        .route("/abort_requests", post(admin::abort_requests))
-        .route("/server_info", get(admin::server_info))
-}
-
 /// What handlers share.
 #[derive(Debug)]
 pub(crate) struct HttpState {
     pub(crate) app: Arc<App>,
     pub(crate) api_keys: ApiKeys,
     pub(crate) encoder: Encoder,
+    /// `/openapi.json`, once somebody has asked for it.
+    pub(crate) openapi: OnceLock<Bytes>,
     pub(crate) responses: Arc<ResponseStore>,
 }
 
@@ -144,13 +122,7 @@ impl HttpState {
                 log_request(&request);
             }
             // Those taken before a refusal are aborted as their streams are dropped.
-            streams.push(engine.submit(request).inspect_err(|error| {
-                self.app.metrics.on_rejection(match error {
-                    SubmitError::Overloaded { .. } => "max_num_queued_reqs",
-                    SubmitError::Draining => "draining",
-                    SubmitError::Dead(_) => "engine_dead",
-                });
-            })?);
+            streams.push(engine.submit(request).inspect_err(|error| self.app.metrics.on_refusal(error))?);
         }
         Ok(streams)
     }

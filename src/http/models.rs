@@ -4,19 +4,23 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::HttpState;
 use super::error::ApiError;
+use super::openapi::Operation;
 use super::reply::json;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelList")]
 struct List<'a> {
     object: &'static str,
     data: Vec<Card<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelCard")]
 struct Card<'a> {
     id: &'a str,
     object: &'static str,
@@ -30,7 +34,8 @@ struct Card<'a> {
 }
 
 /// A relic of OpenAI's API that typed clients still want; says that everything is allowed.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelPermission")]
 struct Permission {
     id: String,
     object: &'static str,
@@ -61,6 +66,20 @@ pub(crate) async fn get(
     let name = names.iter().find(|name| **name == id);
     let name = name.ok_or_else(|| ApiError::unknown_model(&id, names))?;
     Ok(json(&card(&state, name)))
+}
+
+/// How `/v1/models` tells of itself.
+pub(crate) fn describe_list(op: &mut Operation<'_>) {
+    op.about("All names of the model").answers::<List<'_>>();
+}
+
+/// How `/v1/models/{id}` tells of itself.
+pub(crate) fn describe_get(op: &mut Operation<'_>) {
+    op.about("One name of the model")
+        .path_parameter("id")
+        .answers::<Card<'_>>()
+        .refuses(400, "The path is not UTF-8")
+        .refuses(404, "The model is not served");
 }
 
 fn card<'a>(state: &'a HttpState, name: &'a str) -> Card<'a> {

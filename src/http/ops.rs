@@ -6,11 +6,23 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::HttpState;
 use super::error::ApiError;
+use super::openapi::Operation;
 use super::reply::json;
+
+#[derive(Serialize, JsonSchema)]
+struct Version {
+    version: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Load {
+    server_load: usize,
+}
 
 /// 200 as long as the engine makes progress. Not a question of this process being there: work that has
 /// not moved for `stall_timeout` makes it 503, so that somebody restarts us.
@@ -44,16 +56,45 @@ pub(crate) async fn ready(State(state): State<Arc<HttpState>>) -> Result<StatusC
 
 /// What answers is Quire of this version.
 pub(crate) async fn version() -> Response {
-    json(&json!({ "version": env!("CARGO_PKG_VERSION") }))
+    json(&Version { version: env!("CARGO_PKG_VERSION") })
 }
 
 /// Sequences queued and running.
 pub(crate) async fn load(State(state): State<Arc<HttpState>>) -> Response {
-    json(&json!({ "server_load": state.app.engine.num_in_flight() }))
+    json(&Load { server_load: state.app.engine.num_in_flight() })
 }
 
 /// Prometheus' text format.
 pub(crate) async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
     let text = state.app.metrics.render(state.app.engine.stats());
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// How `/health` and `/ping` tell of themselves.
+pub(crate) fn describe_health(op: &mut Operation<'_>) {
+    op.about("Whether the engine makes progress")
+        .answers_nothing()
+        .refuses(503, "The engine has stopped, or stands still with work to do");
+}
+
+/// How `/ready` tells of itself.
+pub(crate) fn describe_ready(op: &mut Operation<'_>) {
+    op.about("Whether new requests are welcome")
+        .answers_nothing()
+        .refuses(503, "The server is shutting down, or its engine has stopped");
+}
+
+/// How `/version` tells of itself.
+pub(crate) fn describe_version(op: &mut Operation<'_>) {
+    op.about("The version of the server").answers::<Version>();
+}
+
+/// How `/load` tells of itself.
+pub(crate) fn describe_load(op: &mut Operation<'_>) {
+    op.about("Sequences queued and running").answers::<Load>();
+}
+
+/// How `/metrics` tells of itself.
+pub(crate) fn describe_metrics(op: &mut Operation<'_>) {
+    op.about("Counters and histograms in Prometheus' text format").answers_text("text/plain");
 }

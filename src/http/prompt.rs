@@ -5,7 +5,11 @@ use std::sync::OnceLock;
 use crate::text::Tokenizer;
 use crate::validate::{MAX_BAD_WORDS, MAX_STOP_STRING_BYTES, ParamError, RequestLimits};
 
+use serde_json::{Value, json};
+
 use super::error::ApiError;
+use super::json::MAX_PROMPTS;
+use crate::app::App;
 
 /// `truncate_prompt_tokens` and `truncation_side`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +26,18 @@ pub(crate) enum TruncationSide {
     Left,
     /// Keeps the beginning.
     Right,
+}
+
+/// Ids that exist, for `/openapi.json`.
+pub(crate) fn token_id_schema(app: &App) -> Value {
+    json!({ "type": "integer", "minimum": 0, "exclusiveMaximum": app.limits.vocab_size })
+}
+
+/// The forms a prompt can have, for `/openapi.json`.
+pub(crate) fn prompt_schema(app: &App) -> Value {
+    let ids = || json!({ "type": "array", "items": token_id_schema(app), "minItems": 1 });
+    let list = |items| json!({ "type": "array", "items": items, "minItems": 1, "maxItems": MAX_PROMPTS });
+    json!({ "anyOf": [{ "type": "string" }, list(json!({ "type": "string" })), ids(), list(ids())] })
 }
 
 /// Encodes prompts of one model; shared, and cheap to make.

@@ -1,10 +1,12 @@
 //! [`Reply`]: what both endpoints say around the text they return, and the collecting of whole answers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
 use crate::engine::{Finish, FinishKind, OutputStream, PromptOutput, StopCause, TokenLogprobs};
@@ -113,6 +115,20 @@ impl Serialize for StopReason<'_> {
             Some(StopCause::Token(token)) => serializer.serialize_u32(*token),
             Some(StopCause::Text(text)) => serializer.serialize_str(text),
         }
+    }
+}
+
+impl JsonSchema for StopReason<'_> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "StopReason".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["integer", "string", "null"] })
     }
 }
 

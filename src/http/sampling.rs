@@ -1,11 +1,18 @@
 //! The fields that completions and chat have in common: [`CommonFields`]. Reads and types them; ranges
 //! are checked by [`crate::validate`], with the prompt at hand.
 
-use crate::validate::SamplingFields;
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::validate::{
+    MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST, N, PENALTY, SHARE, SamplingFields, TEMPERATURE,
+    TOP_K,
+};
 
 use super::error::{ApiError, excerpt};
 use super::fields::Fields;
-use super::prompt::{Truncate, TruncationSide};
+use super::prompt::{Truncate, TruncationSide, token_id_schema};
+use super::structured::{self, Structured};
 
 /// Characters in `request_id` or `X-Request-Id`.
 pub(crate) const MAX_REQUEST_ID_CHARS: usize = 256;
@@ -17,6 +24,8 @@ pub(crate) struct CommonFields {
     pub(crate) request_id: Option<String>,
     pub(crate) sampling: SamplingFields,
     pub(crate) bad_words: Vec<String>,
+    /// What the answer must look like.
+    pub(crate) structured: Option<Structured>,
     pub(crate) priority: i32,
     pub(crate) cache_salt: Option<String>,
     pub(crate) truncate: Option<Truncate>,
@@ -34,10 +43,11 @@ impl CommonFields {
     pub(crate) fn read(fields: &mut Fields) -> Self {
         let stream = fields.bool("stream").unwrap_or(false);
         let (include_usage, continuous_usage) = stream_options(fields, stream);
-        Self {
+        let common = Self {
             model: fields.string("model"),
             request_id: request_id(fields),
             bad_words: fields.strings("bad_words").unwrap_or_default(),
+            structured: structured::read(fields),
             priority: priority(fields),
             cache_salt: fields.string("cache_salt"),
             truncate: truncate(fields),
@@ -49,7 +59,9 @@ impl CommonFields {
             return_token_ids: fields.bool("return_token_ids").unwrap_or(false),
             return_tokens_as_token_ids: fields.bool("return_tokens_as_token_ids").unwrap_or(false),
             sampling: sampling(fields),
-        }
+        };
+        describe(fields);
+        common
     }
 }
 
@@ -101,6 +113,58 @@ fn sampling(fields: &mut Fields) -> SamplingFields {
         // The rest is the endpoint's: it differs, or needs the tokenizer.
         ..SamplingFields::default()
     }
+}
+
+/// What is known of those of these fields that were read, beyond their types, for `/openapi.json`. The rest, such
+/// as that `min_tokens` is at most `max_tokens`, is in no schema.
+pub(crate) fn describe(fields: &Fields) {
+    let range = |name, min: Value, max: Value| {
+        fields.describe(name, |_| json!({ "minimum": min, "maximum": max }));
+    };
+    range("n", json!(N.start()), json!(N.end()));
+    range("temperature", json!(TEMPERATURE.start()), json!(TEMPERATURE.end()));
+    range("top_k", json!(TOP_K.start()), json!(TOP_K.end()));
+    range("min_p", json!(SHARE.start()), json!(SHARE.end()));
+    range("presence_penalty", json!(PENALTY.start()), json!(PENALTY.end()));
+    range("frequency_penalty", json!(PENALTY.start()), json!(PENALTY.end()));
+    range("seed", json!(i64::MIN), json!(i64::MAX));
+    range("priority", json!(i32::MIN), json!(i32::MAX));
+    fields.describe("top_p", |_| json!({ "exclusiveMinimum": SHARE.start(), "maximum": SHARE.end() }));
+    fields.describe("repetition_penalty", |_| json!({ "exclusiveMinimum": 0.0 }));
+    fields.describe("min_tokens", |_| json!({ "minimum": 0 }));
+    fields.describe("model", |app| json!({ "enum": app.model.served_names }));
+    fields.describe("request_id", |_| json!({ "minLength": 1, "maxLength": MAX_REQUEST_ID_CHARS }));
+    fields.describe("prompt_logprobs", logprobs_schema);
+    fields.describe("truncation_side", |_| json!({ "enum": ["left", "right"] }));
+    fields.describe(
+        "truncate_prompt_tokens",
+        |_| json!({ "anyOf": [{ "const": -1 }, { "type": "integer", "minimum": 1 }] }),
+    );
+    for name in ["stop_token_ids", "allowed_token_ids"] {
+        fields.describe(name, |app| json!({ "items": token_id_schema(app), "maxItems": MAX_TOKEN_LIST }));
+    }
+    fields.describe("allowed_token_ids", |_| json!({ "minItems": 1 }));
+    fields.describe("logit_bias", |_| {
+        json!({ "propertyNames": { "pattern": "^[0-9]+$" }, "additionalProperties": { "type": "number" } })
+    });
+    let stop = || json!({ "type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_BYTES });
+    fields.describe(
+        "stop",
+        |_| json!({ "anyOf": [stop(), { "type": "array", "items": stop(), "maxItems": MAX_STOP_STRINGS }] }),
+    );
+}
+
+/// How many log-probabilities may be asked for, for `/openapi.json`.
+pub(crate) fn logprobs_schema(app: &App) -> Value {
+    match app.limits.max_logprobs {
+        Some(max) => json!({ "minimum": 0, "maximum": max }),
+        None => json!({ "minimum": -1 }),
+    }
+}
+
+/// How many tokens may be asked for, for `/openapi.json`.
+pub(crate) fn max_tokens_schema(app: &App) -> Value {
+    json!({ "minimum": 1, "exclusiveMaximum": app.limits.max_model_len })
 }
 
 fn stream_options(fields: &mut Fields, stream: bool) -> (bool, bool) {

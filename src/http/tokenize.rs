@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use super::HttpState;
 use super::chat::read_conversation;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::json::Prompt;
+use super::openapi::Operation;
+use super::prompt::token_id_schema;
 use super::reply::json;
 use crate::chat::Conversation;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Tokenized {
     count: usize,
     max_model_len: u32,
@@ -23,15 +27,90 @@ struct Tokenized {
     token_strs: Option<Vec<String>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Detokenized {
     prompt: String,
 }
 
 /// A text, or a conversation that goes through the chat template first.
+#[derive(Debug)]
 enum Source {
     Text(String),
     Chat(Box<Conversation>),
+}
+
+#[derive(Debug)]
+struct TokenizeRequest {
+    model: Option<String>,
+    return_token_strs: bool,
+    add_special_tokens: bool,
+    source: Source,
+}
+
+impl TokenizeRequest {
+    fn read(fields: &mut Fields) -> Self {
+        let model = fields.string("model");
+        let return_token_strs = fields.bool("return_token_strs").unwrap_or(false);
+        let chat = fields.has("messages");
+        let add_special_tokens = fields.bool("add_special_tokens").unwrap_or(!chat);
+        let source = if chat {
+            Source::Chat(Box::new(read_conversation(fields)))
+        } else {
+            let prompt = fields.prompt("prompt");
+            fields.describe("prompt", |_| json!({ "type": "string" }));
+            match prompt {
+                Some(Prompt::Text(text)) => Source::Text(text),
+                Some(_) => {
+                    fields.wrong("prompt", "expected a string");
+                    Source::Text(String::new())
+                }
+                None => {
+                    fields.missing("prompt");
+                    Source::Text(String::new())
+                }
+            }
+        };
+        Self { model, return_token_strs, add_special_tokens, source }
+    }
+}
+
+#[derive(Debug)]
+struct DetokenizeRequest {
+    model: Option<String>,
+    tokens: Vec<u32>,
+}
+
+impl DetokenizeRequest {
+    fn read(fields: &mut Fields) -> Self {
+        let model = fields.string("model");
+        let tokens = match fields.prompt("tokens") {
+            Some(Prompt::Ids(ids)) => ids,
+            Some(_) => {
+                fields.wrong("tokens", "expected a list of token ids");
+                Vec::new()
+            }
+            None => {
+                fields.missing("tokens");
+                Vec::new()
+            }
+        };
+        fields.describe("tokens", |app| json!({ "type": "array", "items": token_id_schema(app) }));
+        Self { model, tokens }
+    }
+}
+
+/// How `/tokenize` tells of itself.
+pub(crate) fn describe_tokenize(op: &mut Operation<'_>) {
+    op.about("The tokens of a text or of a conversation")
+        .takes(|mut fields| drop(TokenizeRequest::read(&mut fields)))
+        .answers::<Tokenized>();
+}
+
+/// How `/detokenize` tells of itself.
+pub(crate) fn describe_detokenize(op: &mut Operation<'_>) {
+    op.about("The text of tokens")
+        .takes(|mut fields| drop(DetokenizeRequest::read(&mut fields)))
+        .answers::<Detokenized>();
 }
 
 /// The handler of `/tokenize`.
@@ -39,26 +118,9 @@ pub(crate) async fn tokenize(
     State(state): State<Arc<HttpState>>,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let model = fields.string("model");
-    let return_token_strs = fields.bool("return_token_strs").unwrap_or(false);
-    let chat = fields.has("messages");
-    let add_special_tokens = fields.bool("add_special_tokens").unwrap_or(!chat);
-    let source = if chat {
-        Source::Chat(Box::new(read_conversation(&mut fields)))
-    } else {
-        match fields.prompt("prompt") {
-            Some(Prompt::Text(text)) => Source::Text(text),
-            Some(_) => {
-                fields.wrong("prompt", "expected a string");
-                Source::Text(String::new())
-            }
-            None => {
-                fields.missing("prompt");
-                Source::Text(String::new())
-            }
-        }
-    };
+    let request = TokenizeRequest::read(&mut fields);
     fields.finish()?;
+    let TokenizeRequest { model, return_token_strs, add_special_tokens, source } = request;
     state.served_name(model)?;
     let shared = state.clone();
     let work = move || -> Result<_, ApiError> {
@@ -81,19 +143,9 @@ pub(crate) async fn detokenize(
     State(state): State<Arc<HttpState>>,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let model = fields.string("model");
-    let tokens = match fields.prompt("tokens") {
-        Some(Prompt::Ids(ids)) => ids,
-        Some(_) => {
-            fields.wrong("tokens", "expected a list of token ids");
-            Vec::new()
-        }
-        None => {
-            fields.missing("tokens");
-            Vec::new()
-        }
-    };
+    let request = DetokenizeRequest::read(&mut fields);
     fields.finish()?;
+    let DetokenizeRequest { model, tokens } = request;
     state.served_name(model)?;
     let vocab_size = state.app.limits.vocab_size;
     if let Some(id) = tokens.iter().find(|&&id| id >= vocab_size) {

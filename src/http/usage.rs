@@ -1,9 +1,12 @@
 //! [`Usage`]: how many tokens a request took.
 
-use serde::ser::{Serialize, SerializeStruct, Serializer};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 /// Counts of one request, or of one choice of it.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(into = "UsageJson")]
+#[schemars(rename = "Usage")]
 pub(crate) struct Usage {
     /// Tokens of all prompts, each counted once however many choices it has.
     pub(crate) prompt_tokens: u64,
@@ -15,26 +18,38 @@ pub(crate) struct Usage {
     pub(crate) reasoning_tokens: u64,
 }
 
-impl Serialize for Usage {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(serde::Serialize)]
-        struct Details {
-            cached_tokens: u64,
+/// As it is on the wire.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Usage")]
+struct UsageJson {
+    prompt_tokens: u64,
+    total_tokens: u64,
+    completion_tokens: u64,
+    prompt_tokens_details: PromptTokensDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens_details: Option<CompletionTokensDetails>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct CompletionTokensDetails {
+    reasoning_tokens: u64,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct PromptTokensDetails {
+    cached_tokens: u64,
+}
+
+impl From<Usage> for UsageJson {
+    fn from(usage: Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            total_tokens: usage.prompt_tokens + usage.completion_tokens,
+            completion_tokens: usage.completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
+            completion_tokens_details: (usage.reasoning_tokens > 0)
+                .then_some(CompletionTokensDetails { reasoning_tokens: usage.reasoning_tokens }),
         }
-        #[derive(serde::Serialize)]
-        struct CompletionDetails {
-            reasoning_tokens: u64,
-        }
-        let reasoning_tokens = self.reasoning_tokens;
-        let mut usage = serializer.serialize_struct("Usage", 4 + usize::from(reasoning_tokens > 0))?;
-        usage.serialize_field("prompt_tokens", &self.prompt_tokens)?;
-        usage.serialize_field("total_tokens", &(self.prompt_tokens + self.completion_tokens))?;
-        usage.serialize_field("completion_tokens", &self.completion_tokens)?;
-        usage.serialize_field("prompt_tokens_details", &Details { cached_tokens: self.cached_tokens })?;
-        if reasoning_tokens > 0 {
-            usage.serialize_field("completion_tokens_details", &CompletionDetails { reasoning_tokens })?;
-        }
-        usage.end()
     }
 }
 

@@ -21,7 +21,7 @@ use quire_scheduler::Preemption;
 use self::families::{Families, HTTP_BUCKETS, INTER_TOKEN_BUCKETS, ITERATION_TOKENS_BUCKETS};
 use self::families::{PARAMS_N_BUCKETS, PREEMPTION_BUCKETS, REQUEST_BUCKETS, TTFT_BUCKETS, token_buckets};
 use self::process::ProcessMetrics;
-use crate::engine::{EngineStats, FinishKind};
+use crate::engine::{EngineStats, FinishKind, SubmitError};
 
 /// What the series are labelled with.
 #[derive(Debug, Clone)]
@@ -209,6 +209,17 @@ impl Metrics {
         self.finished.observe(sequence);
     }
 
+    /// The door refused a request.
+    pub fn on_refusal(&self, error: &SubmitError) {
+        self.on_rejection(match error {
+            SubmitError::Overloaded { .. } => "max_num_queued_reqs",
+            SubmitError::Draining => "draining",
+            SubmitError::Dead(_) => "engine_dead",
+            // Not for lack of anything.
+            SubmitError::WrongTask { .. } => return,
+        });
+    }
+
     /// A request was turned away at the door.
     pub fn on_rejection(&self, reason: &'static str) {
         self.requests.admission_rejections.with_label_values(&[reason]).inc();
@@ -220,6 +231,16 @@ impl Metrics {
         let class = ["1xx", "2xx", "3xx", "4xx", "5xx"][usize::from(status.clamp(100, 599) / 100) - 1];
         self.http_requests.with_label_values(&[handler, method, class]).inc();
         self.http_duration.with_label_values(&[handler, method]).observe(seconds);
+    }
+
+    /// Prompt tokens of all sequences that began.
+    pub fn prompt_tokens_total(&self) -> u64 {
+        self.requests.prompt_tokens.get()
+    }
+
+    /// Tokens generated.
+    pub fn generation_tokens_total(&self) -> u64 {
+        self.requests.generation_tokens.get()
     }
 
     /// Everything in Prometheus' text format, version 0.0.4.

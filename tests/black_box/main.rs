@@ -27,3 +27,5 @@ mod lifecycle;
 mod overload;
 mod shutdown;
 mod soak;
+mod tools;
+mod typed_events;

@@ -37,6 +37,8 @@ struct PendingStep {
     wanted_top: Vec<Option<u32>>,
     /// By row: alternatives from the device.
     num_top: Vec<usize>,
+    /// By row: what it means that nothing is left to choose from.
+    nothing_left: Vec<RowFailure>,
     /// Rows with more alternatives than come from the device, and these.
     wide: Vec<(usize, Vec<(u32, f32)>)>,
 }
@@ -75,6 +77,9 @@ impl Results {
         step.wide.clear();
         step.wanted_top.clear();
         step.wanted_top.extend(rows.iter().map(|row| wanted_top(row, &slots[row.slot as usize])));
+        step.nothing_left.clear();
+        let nothing_left = |row: &LogitsRow| RowFailure::NothingAllowed.under(&slots[row.slot as usize]);
+        step.nothing_left.extend(rows.iter().map(nothing_left));
         step.num_top.clear();
         step.num_top.extend(step.wanted_top.iter().map(|wanted| device_top(*wanted, vocab_size)));
         Ok(())
@@ -137,12 +142,13 @@ impl Results {
         self.collected += 1;
         let (results, top) = step.memory.bytes().split_at(self.max_rows * RESULT_BYTES);
         let mut top = top.as_chunks::<TOP_ENTRY_BYTES>().0;
-        for ((row, num_top), bytes) in
-            self.rows.iter_mut().zip(&step.num_top).zip(results.as_chunks::<RESULT_BYTES>().0)
+        let asked = step.num_top.iter().zip(&step.nothing_left);
+        for ((row, (num_top, nothing_left)), bytes) in
+            self.rows.iter_mut().zip(asked).zip(results.as_chunks::<RESULT_BYTES>().0)
         {
             let (own, rest) = top.split_at(*num_top);
             top = rest;
-            read_result(row, bytes, own);
+            read_result(row, bytes, own, *nothing_left);
         }
         for (index, top) in step.wide.drain(..) {
             self.rows[index].top = top;
@@ -159,6 +165,7 @@ impl PendingStep {
             arrived: Event::new(context)?,
             wanted_top: Vec::with_capacity(max_rows),
             num_top: Vec::with_capacity(max_rows),
+            nothing_left: Vec::with_capacity(max_rows),
             wide: Vec::new(),
         })
     }
@@ -170,13 +177,18 @@ fn words<const BYTES: usize, const WORDS: usize>(bytes: &[u8; BYTES]) -> [u32; W
     })
 }
 
-fn read_result(row: &mut RowResult, bytes: &[u8; RESULT_BYTES], top: &[[u8; TOP_ENTRY_BYTES]]) {
+fn read_result(
+    row: &mut RowResult,
+    bytes: &[u8; RESULT_BYTES],
+    top: &[[u8; TOP_ENTRY_BYTES]],
+    nothing_left: RowFailure,
+) {
     let [token, logprob, rank, failure] = words(bytes);
     (row.token, row.logprob, row.rank) = (token, f32::from_bits(logprob), rank);
     row.failure = match failure {
         0 => None,
         1 => Some(RowFailure::NotFinite),
-        _ => Some(RowFailure::NothingAllowed),
+        _ => Some(nothing_left),
     };
     row.top.clear();
     if row.failure.is_none() {

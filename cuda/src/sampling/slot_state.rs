@@ -19,11 +19,13 @@ pub(super) const PARAMS_WORDS: usize = 12;
 /// `TokenRule`.
 pub(super) const RULE_WORDS: usize = 3;
 /// `SamplingRow`.
-pub(super) const ROW_WORDS: usize = 6 + ARMED_WORDS;
+pub(super) const ROW_WORDS: usize = 7 + ARMED_WORDS;
 const ARMED_WORDS: usize = 4;
 
 const HAS_PENALTIES: u32 = 1;
 const HAS_ALLOWED: u32 = 2;
+/// `NO_MASK`.
+const NO_MASK: u32 = u32::MAX;
 const IS_PROMPT: u32 = 1;
 const WANTS_LOGPROBS: u32 = 2;
 const LAST_TOKEN_UNKNOWN: u32 = 4;
@@ -118,8 +120,20 @@ pub(super) fn wanted_top(row: &LogitsRow, slot: &Slot) -> Option<u32> {
     }
 }
 
-/// The row's words. Its `num_top` alternatives that the device gives go to `first_top` and on.
-pub(super) fn row_words(row: &LogitsRow, slot: &Slot, num_top: usize, first_top: usize) -> [u32; ROW_WORDS] {
+/// Whether the step brings a mask for the row.
+pub(super) fn has_mask(row: &LogitsRow, slot: &Slot) -> bool {
+    row.task == LogitsTask::Sample && slot.params().grammar.is_some()
+}
+
+/// The row's words. Its `num_top` alternatives that the device gives go to `first_top` and on; `mask` is which of
+/// the step's masks is its own.
+pub(super) fn row_words(
+    row: &LogitsRow,
+    slot: &Slot,
+    num_top: usize,
+    first_top: usize,
+    mask: Option<usize>,
+) -> [u32; ROW_WORDS] {
     let mut words = [0; ROW_WORDS];
     let mut flags = 0;
     words[0] = row.slot;
@@ -135,7 +149,7 @@ pub(super) fn row_words(row: &LogitsRow, slot: &Slot, num_top: usize, first_top:
             if output.last() == Some(&UNKNOWN_TOKEN) {
                 flags |= LAST_TOKEN_UNKNOWN;
             }
-            arm_words(&slot.params().bad_words, output, &mut words[6..]);
+            arm_words(&slot.params().bad_words, output, &mut words[7..]);
         }
     }
     if wanted_top(row, slot).is_some() {
@@ -144,13 +158,7 @@ pub(super) fn row_words(row: &LogitsRow, slot: &Slot, num_top: usize, first_top:
     words[3] = flags;
     words[4] = num_top as u32;
     words[5] = first_top as u32;
-    words
-}
-
-/// A padding row: greedy, of the slot that is nobody's.
-pub(super) fn padding_row_words(padding_slot: u32) -> [u32; ROW_WORDS] {
-    let mut words = [0; ROW_WORDS];
-    words[0] = padding_slot;
+    words[6] = mask.map_or(NO_MASK, |mask| mask as u32);
     words
 }
 

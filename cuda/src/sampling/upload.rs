@@ -7,7 +7,7 @@ use quire_model::{BackendError, LogitsRow, Slot, StepLimits};
 
 use super::SamplingArrays;
 use super::slot_state::{
-    MAX_RULES, PARAMS_WORDS, ROW_WORDS, RULE_WORDS, TokenRule, collect_rules, device_top, padding_row_words,
+    MAX_RULES, PARAMS_WORDS, ROW_WORDS, RULE_WORDS, TokenRule, collect_rules, device_top, has_mask,
     params_words, row_words, set_allowed, wanted_top,
 };
 use crate::driver::{Context, Function, Stream};
@@ -39,7 +39,6 @@ pub(super) struct Upload {
     /// Address of the image.
     image: u64,
     vocab_size: usize,
-    padding_slot: u32,
     known_generations: Vec<u64>,
     changed_slots: Vec<u32>,
     rules: Vec<TokenRule>,
@@ -55,7 +54,7 @@ struct AdmitParams {
 }
 
 const _: () = {
-    assert!(size_of::<AdmitParams>() == 104);
+    assert!(size_of::<AdmitParams>() == 112);
     assert!(UPDATE_WORDS * 4 == 80);
 };
 
@@ -105,7 +104,6 @@ impl Upload {
             ring: PinnedRing::new(context, layout.bytes())?,
             image,
             vocab_size: limits.vocab_size,
-            padding_slot: limits.max_num_seqs as u32,
             known_generations: vec![0; limits.max_num_seqs],
             changed_slots: Vec::with_capacity(limits.max_num_seqs),
             rules: Vec::new(),
@@ -113,16 +111,17 @@ impl Upload {
     }
 
     /// Adds the step's rows to its packet, of which they are the first section.
-    pub(super) fn push_rows(
-        &self,
-        packet: &mut Packet,
-        rows: &[LogitsRow],
-        slots: &[Slot],
-        padded_rows: usize,
-    ) -> Result<(), BackendError> {
-        let (words, _) = packet.push(rows.len().max(padded_rows) * ROW_WORDS);
-        write_rows(words, rows, slots, self.vocab_size, self.padding_slot);
-        Ok(())
+    pub(super) fn push_rows(&self, packet: &mut Packet, rows: &[LogitsRow], slots: &[Slot]) {
+        let (words, _) = packet.push(rows.len() * ROW_WORDS);
+        let (mut first_top, mut num_masks) = (0, 0);
+        for (row, words) in rows.iter().zip(words.as_chunks_mut().0) {
+            let slot = &slots[row.slot as usize];
+            let num_top = device_top(wanted_top(row, slot), self.vocab_size);
+            let mask = has_mask(row, slot).then_some(num_masks);
+            *words = row_words(row, slot, num_top, first_top, mask);
+            first_top += num_top;
+            num_masks += usize::from(mask.is_some());
+        }
     }
 
     /// Tells the device of requests that it does not know.
@@ -201,22 +200,6 @@ impl Upload {
         stream.copy_to_device(params.updates, self.ring.current(), 0..bytes)?;
         stream.launch(admit, [chunk.num_updates as u32, 1, 1], ADMIT_THREADS, 0, params)?;
         Ok(self.ring.copied(stream)?)
-    }
-}
-
-/// Fills `words` with rows, and padding rows after them.
-fn write_rows(words: &mut [u32], rows: &[LogitsRow], slots: &[Slot], vocab_size: usize, padding_slot: u32) {
-    let mut first_top = 0;
-    let mut rows = rows.iter();
-    for words in words.as_chunks_mut().0 {
-        let Some(row) = rows.next() else {
-            *words = padding_row_words(padding_slot);
-            continue;
-        };
-        let slot = &slots[row.slot as usize];
-        let num_top = device_top(wanted_top(row, slot), vocab_size);
-        *words = row_words(row, slot, num_top, first_top);
-        first_top += num_top;
     }
 }
 

@@ -11,6 +11,8 @@ use quire_model::{
     sample_row,
 };
 use quire_scheduler::{RequestId, SchedulerOutput};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use crate::reference::{is_within_tolerance, processed};
 
@@ -83,27 +85,23 @@ impl Device {
         }
     }
 
-    /// Submits a step whose logits are what `logits` gives for each row, with padding up to `padded_rows`.
-    pub fn submit(
-        &mut self,
-        plan: SchedulerOutput,
-        padded_rows: usize,
-        mut logits: impl FnMut(&LogitsRow) -> Vec<f32>,
-    ) {
+    /// Submits a step whose logits are what `logits` gives for each row.
+    pub fn submit(&mut self, plan: SchedulerOutput, mut logits: impl FnMut(&LogitsRow) -> Vec<f32>) {
         assert!(self.in_flight.len() < MAX_IN_FLIGHT);
         self.ahead.apply(&plan).unwrap();
         let rows = self.ahead.logits_rows().to_vec();
         let logits: Vec<Vec<f32>> = rows.iter().map(&mut logits).collect();
         self.packet.begin().unwrap();
         let packet = &mut self.packet;
-        self.sampler.upload(&self.stream, packet, &rows, self.ahead.slots(), padded_rows).unwrap();
+        self.sampler.upload(&self.stream, packet, &rows, self.ahead.slots()).unwrap();
         packet.send(&self.stream).unwrap();
-        let num_rows = rows.len().max(padded_rows);
-        for first in (0..num_rows).step_by(self.limits.max_logits_rows) {
-            let count = self.limits.max_logits_rows.min(num_rows - first);
-            // The garbage of padding rows is that of the step before, or NaN.
-            let real = logits[first.min(rows.len())..(first + count).min(rows.len())].concat();
-            let bytes: Vec<u8> = real.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+        // As late as grammars may be.
+        give_masks(&mut self.ahead, self.limits.vocab_size);
+        self.sampler.send_masks(&self.stream, self.ahead.slots()).unwrap();
+        for first in (0..rows.len()).step_by(self.limits.max_logits_rows) {
+            let count = self.limits.max_logits_rows.min(rows.len() - first);
+            let of_launch = logits[first..first + count].concat();
+            let bytes: Vec<u8> = of_launch.iter().flat_map(|logit| logit.to_le_bytes()).collect();
             self.stream.write_bytes(self.logits.address(), &bytes).unwrap();
             self.sampler.launch(&self.stream, self.logits.address(), first, count).unwrap();
             self.sampler.read_wide_rows(&self.stream, self.logits.address(), first, count).unwrap();
@@ -127,6 +125,7 @@ impl Device {
     pub fn collect_with_owners(&mut self, context: &str) -> (Vec<Option<RequestId>>, Vec<RowResult>) {
         let step = self.in_flight.pop_front().expect("a step is in flight");
         self.reference.apply(&step.plan).unwrap();
+        give_masks(&mut self.reference, self.limits.vocab_size);
         assert_eq!(self.reference.logits_rows(), step.rows);
         let results = self.sampler.collect().unwrap().to_vec();
         assert_eq!(results.len(), step.rows.len());
@@ -160,6 +159,27 @@ impl Device {
         let mut bytes = vec![0; self.last_tokens.len()];
         self.stream.read_bytes(self.last_tokens.address(), &mut bytes).unwrap();
         bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
+    }
+}
+
+/// What grammars allow in this test: a function of the request and the position, no mask at all among it, and now
+/// and then nothing.
+fn give_masks(batch: &mut InputBatch, vocab_size: usize) {
+    let (rows, slots) = batch.rows_and_slots();
+    for row in rows.iter().filter(|row| row.task == LogitsTask::Sample) {
+        let slot = &mut slots[row.slot as usize];
+        if slot.params().grammar.is_none() {
+            continue;
+        }
+        let seed = slot.id().map_or(0, |id| id.0) << 32 | u64::from(row.position);
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let share = [0.0, 0.01, 0.1, 0.5, 1.0][rng.random_range(0..5)];
+        let mut words = || (0..32).fold(0, |word, bit| word | u32::from(rng.random_bool(share)) << bit);
+        let mut mask: Vec<u32> = (0..vocab_size.div_ceil(32)).map(|_| words()).collect();
+        if rng.random_bool(0.8) {
+            mask[0] |= 1;
+        }
+        slot.set_mask(rng.random_bool(0.9).then_some(&mut mask));
     }
 }
 

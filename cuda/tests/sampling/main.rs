@@ -95,7 +95,7 @@ fn a_row_of_nan_fails_alone() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut device = Device::new(3, 3, vocab_size);
         let all = vec![(greedy(), vec![1], vec![]); 3];
-        device.submit(admit_all(1, all), 0, |row: &LogitsRow| {
+        device.submit(admit_all(1, all), |row: &LogitsRow| {
             let mut logits = prefer(vocab_size, &[40 + row.slot]);
             if row.slot == 1 {
                 logits[499] = bad;
@@ -124,8 +124,8 @@ fn bad_words_whose_last_known_token_is_in_flight() {
     ];
     let first = admit_all(1, requests);
     let second = next(2, &first);
-    device.submit(first, 0, |_| prefer(vocab_size, &[7, 3]));
-    device.submit(second, 0, |_| prefer(vocab_size, &[9, 3]));
+    device.submit(first, |_| prefer(vocab_size, &[7, 3]));
+    device.submit(second, |_| prefer(vocab_size, &[9, 3]));
     assert!(device.collect("the word begins").iter().all(|result| result.token == 7));
     let tokens: Vec<u32> = device.collect("the word would end").iter().map(|result| result.token).collect();
     assert_eq!(tokens, [3, 9, 3, 9]);
@@ -140,7 +140,7 @@ fn penalties_count_tokens_that_are_still_in_flight() {
     let mut tokens = Vec::new();
     for step in 2..8 {
         // Token 7 is ahead of 8 by 1, and falls behind whenever it is chosen.
-        device.submit(plan.clone(), 0, |_| prefer(vocab_size, &[7, 8]));
+        device.submit(plan.clone(), |_| prefer(vocab_size, &[7, 8]));
         plan = next(step, &plan);
         if device.num_in_flight() == 2 {
             tokens.push(device.collect("counting")[0].token);
@@ -166,29 +166,15 @@ fn a_slot_forgets_the_request_before() {
     let with_penalties = SamplingParams { frequency_penalty: 0.5, ..greedy() };
     for second in [greedy(), with_penalties] {
         let mut device = Device::new(1, 1, vocab_size);
-        device.submit(admit_all(1, vec![(everything.clone(), vec![1, 9], vec![9])]), 0, |_| {
+        device.submit(admit_all(1, vec![(everything.clone(), vec![1, 9], vec![9])]), |_| {
             prefer(vocab_size, &[9, 8, 3, 7])
         });
         assert_eq!(device.collect("the first request")[0].token, 7);
         let mut plan = admit_all(2, vec![(second, vec![1], vec![])]);
         plan.released_slots.push(0);
-        device.submit(plan, 0, |_| prefer(vocab_size, &[9, 8, 3, 7]));
+        device.submit(plan, |_| prefer(vocab_size, &[9, 8, 3, 7]));
         assert_eq!(device.collect("the second request")[0].token, 9);
     }
-}
-
-#[test]
-fn padding_rows_change_nothing() {
-    let vocab_size = 300;
-    let mut device = Device::new(8, 8, vocab_size);
-    let all = vec![(greedy(), vec![1], vec![]); 3];
-    // The buffer is full of NaN where no row was written.
-    device.submit(admit_all(1, all), 8, |row: &LogitsRow| prefer(vocab_size, &[20 + row.slot]));
-    let tokens: Vec<u32> = device.collect("padded").iter().map(|result| result.token).collect();
-    assert_eq!(tokens, [20, 21, 22]);
-    let last = device.last_tokens();
-    assert_eq!(last[..8], [20, 21, 22, 0, 0, 0, 0, 0]);
-    assert!((last[8] as usize) < vocab_size, "the padding slot's token is embedded too");
 }
 
 #[test]
@@ -206,7 +192,7 @@ fn long_prompts_with_penalties_take_several_entries() {
     let mut device = Device::with_tokens(50_000, 3, 3, vocab_size);
     let mut plan = admit_all(1, requests);
     for step in 2..4 {
-        device.submit(plan.clone(), 0, |_| random_logits(&mut StdRng::seed_from_u64(step), vocab_size));
+        device.submit(plan.clone(), |_| random_logits(&mut StdRng::seed_from_u64(step), vocab_size));
         plan = next(step, &plan);
         device.collect("long prompts");
     }
@@ -227,7 +213,7 @@ fn wide_rows_come_from_the_host() {
         let mut device = Device::new(2, 2, vocab_size);
         let plan = admit_all(1, vec![(params, vec![1, 2, 3, 4], vec![]), (other, vec![1], vec![])]);
         let mut rng = StdRng::seed_from_u64(u64::from(count));
-        device.submit(plan, 0, |_| random_logits(&mut rng, vocab_size));
+        device.submit(plan, |_| random_logits(&mut rng, vocab_size));
         let results = device.collect("wide");
         assert_eq!(results.iter().map(|result| result.top.len()).max(), Some(777.min(count as usize)));
     }
@@ -240,12 +226,12 @@ fn a_row_is_the_same_in_every_batch() {
     let logits = random_logits(&mut rng, vocab_size);
     let params = SamplingParams { logprobs: Some(5), top_p: 0.9, seed: 3, ..SamplingParams::default() };
     let mut alone = Device::new(1, 1, vocab_size);
-    alone.submit(admit_all(1, vec![(params.clone(), vec![1], vec![])]), 0, |_| logits.clone());
+    alone.submit(admit_all(1, vec![(params.clone(), vec![1], vec![])]), |_| logits.clone());
     let expected = alone.collect("alone").remove(0);
     for place in 0..3 {
         let mut device = Device::new(3, 3, vocab_size);
         let plan = admit_all(1, vec![(params.clone(), vec![1], vec![]); 3]);
-        device.submit(plan, 0, |row: &LogitsRow| match row.slot == place {
+        device.submit(plan, |row: &LogitsRow| match row.slot == place {
             true => logits.clone(),
             false => random_logits(&mut rng, vocab_size),
         });

@@ -18,7 +18,9 @@ pub fn processed(raw: &[f32], slot: &Slot, output_position: usize) -> Vec<f32> {
         let completes =
             |word: &Vec<u32>| word.last() == Some(&token) && output.ends_with(&word[..word.len() - 1]);
         let is_end = params.eos_token_ids.contains(&token) || params.stop_token_ids.contains(&token);
-        let masked = params.allowed_token_ids.as_ref().is_some_and(|allowed| !allowed.contains(&token))
+        let forbidden = |mask: &[u32]| mask[token as usize / 32] >> (token % 32) & 1 == 0;
+        let masked = slot.mask().is_some_and(forbidden)
+            || params.allowed_token_ids.as_ref().is_some_and(|allowed| !allowed.contains(&token))
             || params.bad_words.iter().any(completes)
             || (is_end && output_position < params.min_tokens as usize);
         if masked {

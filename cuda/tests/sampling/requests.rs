@@ -1,6 +1,7 @@
 //! Random requests and logits, and a scheduler of sorts that plays them.
 
 use quire_scheduler::kv::BlockId;
+use quire_scheduler::sim::ToyGrammar;
 use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, ScheduledRow, SchedulerOutput};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -38,8 +39,7 @@ impl Play {
         let plan = self.plan();
         let vocab_size = self.device.limits.vocab_size;
         let rng = &mut self.rng;
-        let padded_rows = if rng.random_bool(0.3) { self.device.limits.max_logits_rows } else { 0 };
-        self.device.submit(plan, padded_rows, |_| random_logits(rng, vocab_size));
+        self.device.submit(plan, |_| random_logits(rng, vocab_size));
         while self.device.num_in_flight() == 2
             || (self.device.num_in_flight() == 1 && self.rng.random_bool(0.3))
         {
@@ -167,6 +167,9 @@ fn random_params(rng: &mut StdRng, vocab_size: u32) -> SamplingParams {
         params.bad_words = words;
         params.bad_words.truncate(rng.random_range(1..40));
     }
+    // Which tokens it allows is the device's business (`give_masks`).
+    let toy = ToyGrammar { seed: 0, vocab_size, eos: 0, failures: 0 };
+    params.grammar = rng.random_bool(0.3).then(|| toy.grammar());
     params.logprobs = pick(rng, &[None, None, Some(0), Some(1), Some(5), Some(64), Some(65)]);
     params.prompt_logprobs = pick(rng, &[None, None, None, Some(0), Some(3), Some(100)]);
     params

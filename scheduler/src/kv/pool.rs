@@ -22,6 +22,8 @@ struct Block {
 pub struct BlockPool {
     blocks: Vec<Block>,
     free: FreeList,
+    /// Free blocks that are registered.
+    num_free_cached: u32,
     /// The first of the blocks of a content. Only looked up, never walked: its order decides nothing.
     cached: HashMap<BlockHash, BlockId, BuildHasherDefault<LeadingBytes>>,
     record_events: bool,
@@ -36,6 +38,7 @@ impl BlockPool {
         Self {
             blocks: vec![Block::default(); num_blocks as usize],
             free,
+            num_free_cached: 0,
             cached: HashMap::default(),
             record_events,
             events: Vec::new(),
@@ -50,6 +53,11 @@ impl BlockPool {
     /// Blocks that nobody holds; they may be cached.
     pub fn num_free(&self) -> u32 {
         self.free.len()
+    }
+
+    /// Blocks that nobody holds and that can be hit.
+    pub fn num_free_cached(&self) -> u32 {
+        self.num_free_cached
     }
 
     /// How many sequences hold the block.
@@ -90,6 +98,7 @@ impl BlockPool {
         let entry = &mut self.blocks[block.0 as usize];
         if entry.ref_count == 0 {
             self.free.remove(block);
+            self.num_free_cached -= u32::from(entry.hash.is_some());
         }
         entry.ref_count += 1;
     }
@@ -103,6 +112,7 @@ impl BlockPool {
         if entry.ref_count == 0 {
             if entry.hash.is_some() {
                 self.free.push_back(block);
+                self.num_free_cached += 1;
             } else {
                 self.free.push_front(block);
             }
@@ -147,6 +157,7 @@ impl BlockPool {
             return false;
         }
         self.cached.clear();
+        self.num_free_cached = 0;
         for block in &mut self.blocks {
             *block = Block::default();
         }
@@ -174,6 +185,7 @@ impl BlockPool {
     fn forget(&mut self, block: BlockId) {
         let entry = &mut self.blocks[block.0 as usize];
         let Some(hash) = entry.hash.take() else { return };
+        self.num_free_cached -= u32::from(entry.ref_count == 0);
         let (prev, next) = (std::mem::take(&mut entry.same_prev), std::mem::take(&mut entry.same_next));
         if next != 0 {
             self.blocks[next as usize].same_prev = prev;

@@ -1,13 +1,13 @@
 //! The messages of a conversation, brought into the one form that chat templates expect: `content` is a
 //! string, `arguments` of tool calls are objects. Whatever else a message has is left for the template.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::http::error::excerpt;
 use crate::http::fields::{Fields, expected_got};
 
 /// Checks and converts; errors go to `fields`.
-pub(super) fn read_messages(messages: Vec<Value>, fields: &mut Fields) -> Vec<Value> {
+pub(crate) fn read_messages(messages: Vec<Value>, fields: &mut Fields) -> Vec<Value> {
     if messages.is_empty() {
         fields.wrong("messages", "at least one message is required");
     }
@@ -22,6 +22,52 @@ pub(super) fn read_messages(messages: Vec<Value>, fields: &mut Fields) -> Vec<Va
         }
     }
     converted
+}
+
+/// A message, for `/openapi.json`.
+pub(super) fn message_schema() -> Value {
+    let string = || json!({ "type": "string" });
+    let text = |kinds: &[&str], field: &str| {
+        json!({
+            "type": "object",
+            "properties": { "type": { "enum": kinds }, field: { "type": "string" } },
+            "required": ["type", field],
+        })
+    };
+    let part = json!({ "anyOf": [
+        text(&["text", "input_text", "output_text"], "text"), text(&["refusal"], "refusal"), { "type": "string" },
+    ] });
+    let content = json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": part }] });
+    let arguments =
+        json!({ "anyOf": [{ "type": "object" }, { "type": "string", "description": "A JSON object" }] });
+    let function = json!({
+        "type": "object", "properties": { "name": string(), "arguments": arguments }, "required": ["name"],
+    });
+    let call = json!({
+        "type": "object", "properties": { "id": string(), "type": { "const": "function" }, "function": function },
+        "required": ["function"],
+    });
+    json!({ "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                "role": { "const": "assistant" },
+                "content": { "anyOf": [content, { "type": "null" }] },
+                "reasoning": { "type": ["string", "null"] },
+                "tool_calls": { "type": ["array", "null"], "items": call },
+            },
+            "required": ["role"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                "role": { "enum": ["system", "developer", "user", "tool"] },
+                "content": content,
+                "tool_call_id": { "type": ["string", "null"] },
+            },
+            "required": ["role", "content"],
+        },
+    ] })
 }
 
 /// Where in a message, and what.
@@ -144,8 +190,6 @@ fn both_names_of_reasoning(message: &mut Map<String, Value>) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

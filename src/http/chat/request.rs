@@ -1,13 +1,15 @@
 //! What a client may send to `/v1/chat/completions`: [`ChatRequest`], and the [`Conversation`] in it, which
 //! `/tokenize` takes as well.
 
+use serde_json::{Value, json};
+
 use crate::chat::{Conversation, ToolChoice};
 
-use super::messages::read_messages;
+use super::messages::{message_schema, read_messages};
 use super::tools::{read_tool_choice, read_tools};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
-use crate::http::sampling::CommonFields;
+use crate::http::sampling::{CommonFields, logprobs_schema, max_tokens_schema};
 
 /// A request, typed but not yet checked against the model.
 #[derive(Debug)]
@@ -40,6 +42,9 @@ impl ChatRequest {
         let tool_choice = read_tool_choice(&mut fields, &mut conversation.tools);
         let single_tool_call = fields.bool("parallel_tool_calls") == Some(false);
         let include_reasoning = fields.bool("include_reasoning").unwrap_or(true);
+        fields.describe("max_tokens", max_tokens_schema);
+        fields.describe("max_completion_tokens", max_tokens_schema);
+        fields.describe("top_logprobs", logprobs_schema);
         fields.finish()?;
         Ok(Self { common, conversation, tool_choice, single_tool_call, include_reasoning })
     }
@@ -55,6 +60,8 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
         }
     };
     let tools = read_tools(fields);
+    fields.describe("messages", |_| json!({ "items": message_schema(), "minItems": 1 }));
+    fields.describe("tools", |_| json!({ "items": tool_schema(), "minItems": 1 }));
     let mut kwargs = fields.map("chat_template_kwargs").unwrap_or_default();
     if let Some(effort) = fields.string("reasoning_effort") {
         // It is up to the template what comes of it, as in vLLM.
@@ -73,6 +80,25 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
         continue_final_message,
         kwargs,
     }
+}
+
+fn tool_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "type": { "const": "function" },
+            "function": {
+                "type": "object",
+                "properties": {
+                    "name": { "type": "string", "minLength": 1 },
+                    "description": { "type": "string" },
+                    "parameters": { "type": "object" },
+                },
+                "required": ["name"],
+            },
+        },
+        "required": ["type", "function"],
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A whole answer of `/v1/chat/completions`. Fields without a value are there as nulls, as in vLLM.
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::chat::{ChatDelta, ChatStream, ToolCallStart};
@@ -10,8 +11,8 @@ use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
 use crate::http::reply::{FINGERPRINT, Reply, StopReason, check_finish, json};
 use crate::http::usage::Usage;
 
-#[derive(Serialize)]
-struct ChatCompletion<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ChatCompletion<'a> {
     id: &'a str,
     object: &'static str,
     created: i64,
@@ -25,7 +26,8 @@ struct ChatCompletion<'a> {
     kv_transfer_params: Option<()>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ChatChoice")]
 struct Choice<'a> {
     index: usize,
     message: Message<'a>,
@@ -35,7 +37,8 @@ struct Choice<'a> {
     token_ids: Option<&'a [u32]>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ChatMessage")]
 struct Message<'a> {
     role: &'a str,
     /// Null if there is none, because the model called tools.
@@ -49,14 +52,14 @@ struct Message<'a> {
     reasoning: Option<&'a str>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct CallBody<'a> {
     id: &'a str,
     r#type: &'static str,
     function: FunctionBody<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct FunctionBody<'a> {
     name: &'a str,
     arguments: &'a str,

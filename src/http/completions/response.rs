@@ -1,6 +1,7 @@
 //! A whole answer of `/v1/completions`. Fields without a value are there as nulls, as in vLLM.
 
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::engine::{Finish, FinishKind, TokenLogprobs};
@@ -9,8 +10,8 @@ use crate::http::logprobs::{CompletionLogprobs, PromptLogprobs, TokenNames};
 use crate::http::reply::{FINGERPRINT, Generated, Reply, ReplyPrompt, StopReason, json, usage};
 use crate::http::usage::Usage;
 
-#[derive(Serialize)]
-struct Completion<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Completion<'a> {
     id: &'a str,
     object: &'static str,
     created: i64,
@@ -22,7 +23,8 @@ struct Completion<'a> {
     kv_transfer_params: Option<()>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CompletionChoice")]
 struct Choice<'a> {
     index: usize,
     text: String,

@@ -1,0 +1,134 @@
+//! The table of routes. The router and `/openapi.json` are both made from it, so neither knows of a route
+//! that the other does not.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::Method;
+use axum::routing::{MethodFilter, MethodRouter, any, on};
+
+use super::openapi::{self, Describe};
+use super::{
+    HttpState, admin, anthropic, chat, completions, models, ops, page, pooling, responses, tokenize,
+};
+use crate::config::ServerConfig;
+
+/// One method of one path.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) method: Method,
+    /// In axum's form: `/v1/models/{*id}`.
+    pub(crate) path: &'static str,
+    handler: MethodRouter<Arc<HttpState>>,
+    /// `None` = answers, but only to say that there is nothing.
+    pub(crate) describe: Option<Describe>,
+}
+
+/// Every route of a server with these settings.
+pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
+    let mut routes = vec![
+        post("/v1/completions", completions::completions, completions::describe),
+        post("/v1/chat/completions", chat::chat_completions, chat::describe),
+        post("/v1/responses", responses::create, responses::describe::create),
+        get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
+        delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
+        post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
+        get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
+        post("/v1/messages", anthropic::messages, anthropic::describe_messages),
+        post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
+        plain("/v1/embeddings", pooling::embeddings),
+        plain("/v1/score", pooling::score),
+        plain("/score", pooling::score),
+        plain("/v1/rerank", pooling::rerank),
+        plain("/v2/rerank", pooling::rerank),
+        plain("/rerank", pooling::rerank),
+        plain("/pooling", pooling::pooling),
+        plain("/classify", pooling::classify),
+        get("/v1/models", models::list, models::describe_list),
+        get("/v1/models/{*id}", models::get, models::describe_get),
+        post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
+        post("/detokenize", tokenize::detokenize, tokenize::describe_detokenize),
+        get("/health", ops::health, ops::describe_health),
+        get("/ready", ops::ready, ops::describe_ready),
+        get("/ping", ops::health, ops::describe_health),
+        post("/ping", ops::health, ops::describe_health),
+        get("/version", ops::version, ops::describe_version),
+        get("/load", ops::load, ops::describe_load),
+        get("/metrics", ops::metrics, ops::describe_metrics),
+    ];
+    routes.extend(admin_routes(server.enable_admin));
+    if server.ui {
+        routes.extend([
+            get("/", page::index, page::describe_index),
+            get("/quire/page.css", page::style, page::describe_style),
+            get("/quire/page.js", page::script, page::describe_script),
+            get("/quire/state", page::state, page::describe_state),
+        ]);
+    }
+    if !server.disable_fastapi_docs {
+        routes.push(get("/openapi.json", openapi::openapi, openapi::describe));
+    }
+    routes
+}
+
+/// Those that change the server for everybody.
+fn admin_routes(enabled: bool) -> Vec<Route> {
+    let mut routes = vec![
+        post("/pause", admin::pause, admin::describe::pause),
+        post("/resume", admin::resume, admin::describe::resume),
+        get("/is_paused", admin::is_paused, admin::describe::is_paused),
+        post("/sleep", admin::sleep, admin::describe::sleep),
+        post("/wake_up", admin::wake_up, admin::describe::wake_up),
+        get("/is_sleeping", admin::is_sleeping, admin::describe::is_sleeping),
+        post("/reset_prefix_cache", admin::reset_prefix_cache, admin::describe::reset_prefix_cache),
+        post("/abort_requests", admin::abort_requests, admin::describe::abort_requests),
+        get("/server_info", admin::server_info, admin::describe::server_info),
+    ];
+    if !enabled {
+        for route in &mut routes {
+            route.handler = any(admin::forbidden);
+            route.describe = None;
+        }
+    }
+    routes
+}
+
+/// The router of the table.
+pub(crate) fn router(server: &ServerConfig) -> Router<Arc<HttpState>> {
+    routes(server).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
+}
+
+/// A route that the document leaves out.
+fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(path: &'static str, handler: H) -> Route {
+    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: None }
+}
+
+fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(
+    path: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route {
+    Route { method: Method::GET, path, handler: on(MethodFilter::GET, handler), describe: Some(describe) }
+}
+
+fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
+    path: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route {
+    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: Some(describe) }
+}
+
+fn delete<H: Handler<T, Arc<HttpState>>, T: 'static>(
+    path: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route {
+    Route {
+        method: Method::DELETE,
+        path,
+        handler: on(MethodFilter::DELETE, handler),
+        describe: Some(describe),
+    }
+}
