@@ -31,3 +31,4 @@ mod soak;
 mod structured;
 mod tls;
 mod tools;
+mod typed_events;
