@@ -86,6 +86,8 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: f64,
     /// Keep full blocks for requests with the same prefix.
     pub enable_prefix_caching: bool,
+    /// Tell those who ask what happens in the prefix cache.
+    pub kv_events: Option<KvEventsConfig>,
     /// Who is admitted first.
     pub scheduling_policy: SchedulingPolicy,
     /// Tokens of one prompt computed in a step while others wait; 0 = no limit.
@@ -127,6 +129,13 @@ pub struct ChatConfig {
     pub default_chat_template_kwargs: Map<String, Value>,
 }
 
+/// How KV events are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvEventsConfig {
+    /// Steps whose events are kept for subscribers that come or read late.
+    pub buffer_steps: usize,
+}
+
 /// Listeners and their manners.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -152,6 +161,8 @@ pub struct ServerConfig {
     pub disable_fastapi_docs: bool,
     /// The page at `/`, and `/quire/state` which feeds it.
     pub ui: bool,
+    /// Open the routes for gateways that bring their own tokenizer.
+    pub enable_scale_out: bool,
     /// Echo `X-Request-Id` in answers.
     pub enable_request_id_headers: bool,
     /// Seconds between SSE comments on a silent stream; zero = none.

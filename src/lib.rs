@@ -16,6 +16,7 @@ pub mod grpc;
 pub mod http;
 pub mod listen;
 pub mod load;
+pub mod load_report;
 pub mod metrics;
 pub mod server;
 pub mod simulated;

@@ -18,9 +18,10 @@ use crate::chat::{ChatSetup, ChatSetupError};
 use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig};
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, KvEvents};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
-use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 /// Text jobs waiting at most; each holds one request's body.
@@ -83,6 +84,10 @@ pub struct Loaded {
     pub limits: RequestLimits,
     /// Where the engine's timings go.
     pub metrics: Arc<Metrics>,
+    /// What clients need to tokenise for themselves.
+    pub tokenizer_files: TokenizerFiles,
+    /// Where the changes of its prefix cache go.
+    pub kv_events: Option<Arc<KvEvents>>,
 }
 
 /// Loads the model and starts the engine. `progress` is called from the engine thread.
@@ -117,12 +122,21 @@ pub fn start(
     };
     let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
     let metrics = Arc::new(Metrics::new(&info));
+    let tokenizer_files = TokenizerFiles {
+        model: match &config.model {
+            ModelSource::Demo => None,
+            ModelSource::Folder(dir) => Some(dir.clone()),
+        },
+        tokenizer: config.tokenizer.clone(),
+    };
+    let kv_events = config.kv_events.map(|events| Arc::new(KvEvents::new(events.buffer_steps)));
     let options = EngineOptions {
         tokenizer: tokenizer.clone(),
         metrics: metrics.clone(),
         max_num_queued_reqs: config.max_num_queued_reqs,
         seed: config.seed,
         log_requests,
+        kv_events: kv_events.clone(),
     };
     let (checkpoint, config) = (open_checkpoint(config, &spec)?, config.clone());
     let engine = Engine::start(options, move || -> Result<_, LoadError> {
@@ -130,7 +144,7 @@ pub fn start(
         let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
-    Ok(Loaded { engine, tokenizer, chat_template, chat, model, limits, metrics })
+    Ok(Loaded { engine, tokenizer, chat_template, chat, model, limits, metrics, kv_events, tokenizer_files })
 }
 
 impl Loaded {
@@ -140,12 +154,16 @@ impl Loaded {
         let app = App {
             engine: self.engine.handle().clone(),
             text_pool: TextPool::new(num_threads, MAX_QUEUED_TEXT_JOBS),
+            grammars: GrammarCompiler::new(&self.tokenizer, &self.limits),
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
             chat: self.chat,
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
+            tokenizer_files: self.tokenizer_files,
+            kv_events: self.kv_events,
+            shutdown: tokio::sync::Notify::new(),
             server,
         };
         (self.engine, app)
@@ -264,8 +282,7 @@ fn scheduler_config(
         block_size: config.block_size,
         num_blocks,
         enable_prefix_caching: config.enable_prefix_caching,
-        // Nobody publishes them yet.
-        enable_kv_events: false,
+        enable_kv_events: config.kv_events.is_some(),
         policy: config.scheduling_policy,
         long_prefill_token_threshold: config.long_prefill_token_threshold.min(max_model_len),
         priority_ageing_us: match config.scheduling_policy {

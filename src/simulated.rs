@@ -14,9 +14,10 @@ use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::load::LoadError;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const BLOCK_SIZE: u32 = 16;
@@ -61,6 +62,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         max_num_queued_reqs: 1 << 20,
         seed: 0,
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 0, vocab: tokenizer.eos_token_id().unwrap_or(0) + 1..limits.vocab_size },
@@ -82,10 +84,14 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         text_pool: TextPool::new(1, 1 << 16),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer)?,
         chat: ChatSetup::default(),
+        grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         model,
         limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
+        shutdown: tokio::sync::Notify::new(),
         server: server_config(),
     };
     Ok((engine, app))
@@ -135,6 +141,7 @@ fn server_config() -> ServerConfig {
         enable_admin: false,
         disable_fastapi_docs: false,
         ui: true,
+        enable_scale_out: false,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::bench::BenchCommand;
 #[cfg(feature = "cuda")]
 use super::compile_kernels::CompileKernelsArgs;
+use super::kv_events::{KvEventsArg, parse_kv_events};
 use super::numbers::{parse_bytes, parse_count};
 use crate::config::{DeviceChoice, MaxModelLen};
 
@@ -171,6 +172,10 @@ pub(super) struct SchedulingArgs {
     /// Who goes first: in order of arrival, or by the request's priority (lower first)
     #[arg(long, value_enum, default_value_t = PolicyArg::Fcfs)]
     pub(super) scheduling_policy: PolicyArg,
+    /// Tell subscribers (by gRPC) what happens in the prefix cache: JSON with enable_kv_cache_events, and buffer_steps,
+    /// the steps that are kept for those who come late
+    #[arg(long, value_name = "JSON", value_parser = parse_kv_events)]
+    pub(super) kv_events_config: Option<KvEventsArg>,
     /// Tokens of one prompt computed in a step while others wait; 0 = no limit
     #[arg(long, value_name = "TOKENS", default_value = "0", value_parser = parse_u32_count)]
     pub(super) long_prefill_token_threshold: u32,
@@ -241,6 +246,10 @@ pub(super) struct ListenArgs {
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) disable_fastapi_docs: bool,
+    /// Open the routes for gateways that bring their own tokenizer: /inference/v1/generate and abort_requests
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) enable_scale_out: bool,
     /// Repeat X-Request-Id in answers
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]

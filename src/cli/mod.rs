@@ -11,6 +11,7 @@ mod compat;
 #[cfg(feature = "cuda")]
 mod compile_kernels;
 mod config_file;
+mod kv_events;
 mod layers;
 mod logging;
 mod numbers;

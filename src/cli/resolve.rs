@@ -81,6 +81,11 @@ pub(super) fn engine_config(
         Some(bytes) => Some(bytes),
         None => cpu_kv_cache_space(env)?,
     };
+    let kv_events = s.kv_events_config.and_then(|events| events.0);
+    if kv_events.is_some() && !s.enable_prefix_caching {
+        let allowed = "needs the prefix cache: leave out --no-enable-prefix-caching";
+        return Err(value("kv-events-config", "(enabled)", allowed));
+    }
     let names = if m.served_model_name.is_empty() { vec![typed] } else { m.served_model_name };
     if let Some(name) = names.iter().find(|name| name.trim().is_empty()) {
         return Err(value("served-model-name", format!("{name:?}"), "must not be empty"));
@@ -100,6 +105,7 @@ pub(super) fn engine_config(
             PolicyArg::Fcfs => SchedulingPolicy::Fcfs,
             PolicyArg::Priority => SchedulingPolicy::Priority,
         },
+        kv_events,
         long_prefill_token_threshold: s.long_prefill_token_threshold,
         max_num_queued_reqs: s.max_num_queued_reqs as usize,
         seed: m.seed,
@@ -171,6 +177,7 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
         enable_admin: l.enable_admin,
         disable_fastapi_docs: l.disable_fastapi_docs,
         ui: l.ui,
+        enable_scale_out: l.enable_scale_out,
         enable_request_id_headers: l.enable_request_id_headers,
         sse_keep_alive_interval: Duration::from_secs_f64(l.sse_keep_alive_interval),
         stall_timeout: Duration::from_secs_f64(l.stall_timeout),

@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use quire_scheduler::{ModelRunner, RunnerError, Scheduler, SchedulerOutput, StepOutputs, StepTicket};
 
 use super::handle::{Abort, Admission, Command, EngineHandle, ExternalIds};
+use super::kv_events::KvEvents;
 use super::output::{Ledger, OutputMessage, OutputThread, Sequences};
 use super::pause::Pause;
 use super::stats::EngineStats;
@@ -36,6 +37,8 @@ pub struct EngineOptions {
     pub seed: u64,
     /// Log the end of each request.
     pub log_requests: bool,
+    /// Where changes of the prefix cache go; the scheduler must have been told to report them.
+    pub kv_events: Option<Arc<KvEvents>>,
 }
 
 /// The running engine. Its threads end after the last [`EngineHandle`] is dropped.
@@ -98,6 +101,7 @@ impl Engine {
             abort: Abort(commands.clone()),
             epoch,
             credits: credit,
+            kv_events: options.kv_events,
             sequences: Sequences::default(),
         };
         let output_thread = spawn("output", move || output_thread.run(&output_receiver));

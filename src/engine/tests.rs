@@ -61,6 +61,7 @@ fn start(runner: impl ModelRunner + 'static, max_num_queued_reqs: usize) -> Engi
         max_num_queued_reqs,
         seed: 0,
         log_requests: false,
+        kv_events: None,
     };
     let build = move || {
         Ok::<_, Infallible>((

@@ -5,10 +5,9 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, Request, State};
-use axum::http::StatusCode;
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -65,14 +64,10 @@ struct ServerInfo<'a> {
     is_draining: bool,
 }
 
-/// Middleware: 403 that names the flag, unless it was given.
-pub(crate) async fn guard(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
-    if state.app.server.enable_admin {
-        return next.run(request).await;
-    }
-    let path = excerpt(request.uri().path());
+/// 403 that names the flag: answers in the place of all the others unless it was given.
+pub(crate) async fn forbidden(uri: Uri) -> ApiError {
+    let path = excerpt(uri.path());
     ApiError::forbidden(format!("{path} is for operators; start the server with --enable-admin"))
-        .into_response()
 }
 
 /// `POST /pause?mode=abort|wait|keep&clear_cache=BOOL`. Answers when the engine stands still.
@@ -196,6 +191,69 @@ pub(crate) async fn server_info(State(state): State<Arc<HttpState>>) -> Response
         is_paused: engine.is_paused(),
         is_draining: engine.is_draining(),
     })
+}
+
+/// How these routes tell of themselves.
+pub(crate) mod describe {
+    use serde_json::json;
+
+    use super::*;
+    use crate::http::openapi::Operation;
+
+    const ENDED: &str = "The pause ended before the engine stood still";
+
+    pub(crate) fn pause(op: &mut Operation<'_>) {
+        op.about("Stops the engine: running requests are aborted, finished, or kept")
+            .query_parameter("mode", false, json!({ "enum": ["abort", "wait", "keep"] }))
+            .query_parameter("clear_cache", false, json!({ "type": "boolean" }))
+            .answers::<Status>()
+            .refuses(400, "A parameter is wrong")
+            .refuses(409, ENDED);
+    }
+
+    pub(crate) fn resume(op: &mut Operation<'_>) {
+        op.about("Lets the engine go on").answers::<Status>();
+    }
+
+    pub(crate) fn is_paused(op: &mut Operation<'_>) {
+        op.about("Whether the engine is paused").answers::<IsPaused>();
+    }
+
+    pub(crate) fn sleep(op: &mut Operation<'_>) {
+        op.about("A pause, by its other name")
+            .query_parameter("level", true, json!({ "enum": ["0"] }))
+            .query_parameter("mode", false, json!({ "enum": ["abort", "wait", "keep"] }))
+            .answers_nothing()
+            .refuses(400, "A parameter is wrong")
+            .refuses(409, ENDED)
+            .refuses(501, "Levels that give memory back are not built");
+    }
+
+    pub(crate) fn wake_up(op: &mut Operation<'_>) {
+        op.about("The end of a sleep").answers_nothing();
+    }
+
+    pub(crate) fn is_sleeping(op: &mut Operation<'_>) {
+        op.about("Whether the engine sleeps").answers::<IsSleeping>();
+    }
+
+    pub(crate) fn reset_prefix_cache(op: &mut Operation<'_>) {
+        op.about("Forgets what the prefix cache holds, unless requests hold blocks")
+            .query_parameter("reset_running_requests", false, json!({ "const": false }))
+            .query_parameter("reset_external", false, json!({ "const": false }))
+            .answers::<Success>()
+            .refuses(400, "A parameter is wrong");
+    }
+
+    pub(crate) fn abort_requests(op: &mut Operation<'_>) {
+        op.about("Ends requests by their names, or all of them")
+            .takes(|mut fields| drop(read_abort(&mut fields)))
+            .answers::<Aborted>();
+    }
+
+    pub(crate) fn server_info(op: &mut Operation<'_>) {
+        op.about("What is served, and with what limits").answers::<ServerInfo<'_>>();
+    }
 }
 
 async fn stand_still(state: &HttpState, mode: PauseMode) -> Result<(), ApiError> {

@@ -46,6 +46,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
     }
 
+    /// 404 for something that a request refers to.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
     /// 403 for a route that the operator has not opened; the message says how.
     pub(crate) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "PermissionDeniedError", message)
@@ -69,11 +74,6 @@ impl ApiError {
     /// 404 for a response that is not in the store (any more).
     pub(crate) fn no_such_response(id: &str) -> Self {
         Self::not_found(format!("Response with id '{}' not found.", excerpt(id)))
-    }
-
-    /// 404 for something that a request refers to.
-    pub(crate) fn not_found(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
     }
 
     /// 405.
@@ -113,6 +113,11 @@ impl ApiError {
         self
     }
 
+    /// What is wrong, for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The body, also used as a frame of a stream that has begun.
     pub(crate) fn to_json(&self) -> String {
         let error = ErrorDetail {
@@ -127,11 +132,6 @@ impl ApiError {
     /// The status to answer with.
     pub(crate) fn status(&self) -> StatusCode {
         self.status
-    }
-
-    /// What is wrong, for people.
-    pub(crate) fn message(&self) -> &str {
-        &self.message
     }
 
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {

@@ -117,7 +117,7 @@ pub(crate) struct ChatLogprobs {
     pub(crate) content: Vec<ChatToken>,
 }
 
-/// One token, its alternatives, and what they are as text.
+/// One token of a chat answer.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub(crate) struct ChatToken {
     token: String,

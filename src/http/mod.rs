@@ -12,7 +12,9 @@ mod completions;
 mod error;
 mod events;
 mod fields;
+mod inference;
 mod json;
+mod load_report;
 mod logprobs;
 mod lora;
 mod models;
@@ -27,6 +29,7 @@ mod responses;
 mod routes;
 mod sampling;
 mod sse;
+mod structured;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokenize;
@@ -68,9 +71,10 @@ pub fn router(app: Arc<App>) -> Router {
         responses: Arc::default(),
         app,
     });
-    let mut router = routes::router(&state)
+    let mut router = routes::router(&state.app.server)
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(state.clone(), load_report::report))
         .layer(from_fn(catch_panic))
         .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(from_fn(anthropic::shape_errors))

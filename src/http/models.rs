@@ -76,7 +76,7 @@ pub(crate) fn describe_list(op: &mut Operation<'_>) {
 /// How `/v1/models/{id}` tells of itself.
 pub(crate) fn describe_get(op: &mut Operation<'_>) {
     op.about("One name of the model")
-        .path_parameter("id", "The name; it may have slashes in it")
+        .path_parameter("id")
         .answers::<Card<'_>>()
         .refuses(400, "The path is not UTF-8")
         .refuses(404, "The model is not served");

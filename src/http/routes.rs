@@ -6,12 +6,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::handler::Handler;
 use axum::http::Method;
-use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, lora, models, ollama, ops, page, responses, tokenize,
+    HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, responses,
+    tokenize,
 };
 use crate::config::ServerConfig;
 
@@ -22,8 +22,6 @@ pub(crate) struct Route {
     /// In axum's form: `/v1/models/{*id}`.
     pub(crate) path: &'static str,
     handler: MethodRouter<Arc<HttpState>>,
-    /// For operators: refused unless the server was started with `--enable-admin`.
-    admin: bool,
     /// `None` = answers, but only to say that there is nothing.
     pub(crate) describe: Option<Describe>,
 }
@@ -33,13 +31,14 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
     let mut routes = vec![
         post("/v1/completions", completions::completions, completions::describe),
         post("/v1/chat/completions", chat::chat_completions, chat::describe),
-        plain(Method::POST, "/v1/responses", responses::create),
-        plain(Method::GET, "/v1/responses/{id}", responses::retrieve),
-        plain(Method::DELETE, "/v1/responses/{id}", responses::delete),
-        plain(Method::POST, "/v1/responses/{id}/cancel", responses::cancel),
-        plain(Method::GET, "/v1/responses/{id}/input_items", responses::input_items),
-        plain(Method::POST, "/v1/messages", anthropic::messages),
-        plain(Method::POST, "/v1/messages/count_tokens", anthropic::count_tokens),
+        post("/v1/chat/completions/batch", chat::batch::batch, chat::batch::describe),
+        post("/v1/responses", responses::create, responses::describe::create),
+        get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
+        delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
+        post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
+        get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
+        post("/v1/messages", anthropic::messages, anthropic::describe_messages),
+        post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
@@ -55,8 +54,9 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
         plain(Method::POST, "/v1/load_lora_adapter", lora::load),
         plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
     ];
-    routes.extend(admin_routes());
+    routes.extend(admin_routes(server.enable_admin));
     routes.extend(ollama_routes());
+    routes.extend(scale_out_routes(server.enable_scale_out));
     if server.ui {
         routes.extend([
             get("/", page::index, page::describe_index),
@@ -71,20 +71,41 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
     routes
 }
 
-/// Routes that change the server for everybody.
-fn admin_routes() -> impl Iterator<Item = Route> {
-    let routes = [
-        plain(Method::POST, "/pause", admin::pause),
-        plain(Method::POST, "/resume", admin::resume),
-        plain(Method::GET, "/is_paused", admin::is_paused),
-        plain(Method::POST, "/sleep", admin::sleep),
-        plain(Method::POST, "/wake_up", admin::wake_up),
-        plain(Method::GET, "/is_sleeping", admin::is_sleeping),
-        plain(Method::POST, "/reset_prefix_cache", admin::reset_prefix_cache),
-        plain(Method::POST, "/abort_requests", admin::abort_requests),
-        plain(Method::GET, "/server_info", admin::server_info),
+/// Those that change the server for everybody.
+fn admin_routes(enabled: bool) -> Vec<Route> {
+    let mut routes = vec![
+        post("/pause", admin::pause, admin::describe::pause),
+        post("/resume", admin::resume, admin::describe::resume),
+        get("/is_paused", admin::is_paused, admin::describe::is_paused),
+        post("/sleep", admin::sleep, admin::describe::sleep),
+        post("/wake_up", admin::wake_up, admin::describe::wake_up),
+        get("/is_sleeping", admin::is_sleeping, admin::describe::is_sleeping),
+        post("/reset_prefix_cache", admin::reset_prefix_cache, admin::describe::reset_prefix_cache),
+        post("/abort_requests", admin::abort_requests, admin::describe::abort_requests),
+        get("/server_info", admin::server_info, admin::describe::server_info),
     ];
-    routes.into_iter().map(|route| Route { admin: true, ..route })
+    if !enabled {
+        for route in &mut routes {
+            route.handler = any(admin::forbidden);
+            route.describe = None;
+        }
+    }
+    routes
+}
+
+/// Those for gateways that bring their own tokenizer.
+fn scale_out_routes(enabled: bool) -> Vec<Route> {
+    let mut routes = vec![
+        post("/inference/v1/generate", inference::generate, inference::describe_generate),
+        post("/inference/v1/abort_requests", inference::abort_requests, inference::describe_abort),
+    ];
+    if !enabled {
+        for route in &mut routes {
+            route.handler = any(inference::forbidden);
+            route.describe = None;
+        }
+    }
+    routes
 }
 
 /// Routes of Ollama's API.
@@ -108,20 +129,14 @@ fn ollama_routes() -> Vec<Route> {
 }
 
 /// The router of the table.
-pub(crate) fn router(state: &Arc<HttpState>) -> Router<Arc<HttpState>> {
-    let (admin, open): (Vec<_>, Vec<_>) =
-        routes(&state.app.server).into_iter().partition(|route| route.admin);
-    let of = |routes: Vec<Route>| {
-        let add = |router: Router<_>, route: Route| router.route(route.path, route.handler);
-        routes.into_iter().fold(Router::new(), add)
-    };
-    of(open).merge(of(admin).layer(from_fn_with_state(state.clone(), admin::guard)))
+pub(crate) fn router(server: &ServerConfig) -> Router<Arc<HttpState>> {
+    routes(server).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
 }
 
 /// A route that the document leaves out.
 fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(method: Method, path: &'static str, handler: H) -> Route {
     let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
-    Route { method, path, handler: on(filter, handler), admin: false, describe: None }
+    Route { method, path, handler: on(filter, handler), describe: None }
 }
 
 fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(
@@ -129,8 +144,7 @@ fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(
     handler: H,
     describe: Describe,
 ) -> Route {
-    let handler = on(MethodFilter::GET, handler);
-    Route { method: Method::GET, path, handler, admin: false, describe: Some(describe) }
+    Route { method: Method::GET, path, handler: on(MethodFilter::GET, handler), describe: Some(describe) }
 }
 
 fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
@@ -138,6 +152,18 @@ fn post<H: Handler<T, Arc<HttpState>>, T: 'static>(
     handler: H,
     describe: Describe,
 ) -> Route {
-    let handler = on(MethodFilter::POST, handler);
-    Route { method: Method::POST, path, handler, admin: false, describe: Some(describe) }
+    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: Some(describe) }
+}
+
+fn delete<H: Handler<T, Arc<HttpState>>, T: 'static>(
+    path: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route {
+    Route {
+        method: Method::DELETE,
+        path,
+        handler: on(MethodFilter::DELETE, handler),
+        describe: Some(describe),
+    }
 }

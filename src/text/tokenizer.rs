@@ -165,6 +165,12 @@ impl Tokenizer {
         }
     }
 
+    /// Whether each token's bytes are the same in every text. Not so for WordPiece and other decoders that
+    /// look at a token's neighbours.
+    pub fn has_token_bytes(&self) -> bool {
+        self.inner.pieces.is_some()
+    }
+
     /// Whether `id` is a special token, which `skip_special_tokens` removes from the text.
     pub fn is_special(&self, id: u32) -> bool {
         self.has_flag(id, SPECIAL)

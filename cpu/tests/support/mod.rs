@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test program uses its part.
 
 pub(crate) mod any_batch;
+pub(crate) mod grammars;
 
 use std::path::PathBuf;
 use std::sync::Arc;

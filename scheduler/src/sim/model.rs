@@ -55,7 +55,7 @@ impl SimModel {
     pub fn generate_alone(&self, request: &Request, max_model_len: u32) -> (Vec<TokenId>, FinishReason) {
         let mut outputs = Vec::new();
         let end = self.generate_into(request, max_model_len, &mut outputs);
-        (outputs, end.unwrap_or_else(|reason| FinishReason::Error(reason)))
+        (outputs, end.unwrap_or_else(FinishReason::Error))
     }
 
     fn generate_into(

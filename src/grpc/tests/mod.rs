@@ -24,10 +24,11 @@ use tonic_types::StatusExt;
 use crate::app::{App, ModelInfo as AppModel};
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, KvEvents};
+use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
 use crate::metrics::Metrics;
-use crate::text::{TextPool, Tokenizer};
+use crate::text::{TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -130,7 +131,7 @@ fn app(options: Options) -> App {
         block_size: 16,
         num_blocks: 1001,
         enable_prefix_caching: true,
-        enable_kv_events: false,
+        enable_kv_events: true,
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
@@ -145,12 +146,14 @@ fn app(options: Options) -> App {
         failures: options.failures,
     });
     let metrics = Arc::new(Metrics::for_tests());
+    let kv_events = Some(Arc::new(KvEvents::new(100)));
     let engine_options = EngineOptions {
         tokenizer: tokenizer.clone(),
         metrics: metrics.clone(),
         max_num_queued_reqs: options.max_num_queued_reqs,
         seed: 0,
         log_requests: false,
+        kv_events: kv_events.clone(),
     };
     let build =
         || Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(config).unwrap()));
@@ -158,6 +161,7 @@ fn app(options: Options) -> App {
     App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 16),
+        grammars: GrammarCompiler::new(&tokenizer, &limits()),
         tokenizer,
         chat_template: None,
         chat: ChatSetup::default(),
@@ -175,6 +179,9 @@ fn app(options: Options) -> App {
         },
         limits: limits(),
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events,
+        shutdown: tokio::sync::Notify::new(),
         server: ServerConfig {
             host: [127, 0, 0, 1].into(),
             port: 0,
@@ -187,6 +194,7 @@ fn app(options: Options) -> App {
             enable_admin: false,
             disable_fastapi_docs: false,
             ui: true,
+            enable_scale_out: false,
             enable_request_id_headers: false,
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,

@@ -2,13 +2,14 @@
 
 use serde_json::{Map, Value, json};
 
-use super::conversation::{push_message, push_system};
+use super::conversation::{message_schema, push_message, push_system, text_schema};
 use crate::chat::{Conversation, ToolChoice};
 use crate::grammar::Constraint;
+use crate::http::chat::check_tools;
 use crate::http::error::excerpt;
 use crate::http::fields::{Fields, expected_got};
 use crate::http::part::{Part, Wrong, each, none_of};
-use crate::http::sampling::{priority, request_id};
+use crate::http::sampling::{self, max_tokens_schema, priority, request_id};
 use crate::validate::{MAX_STOP_STRINGS, SamplingFields};
 
 /// A request, typed but not yet checked against the model.
@@ -35,6 +36,7 @@ impl MessageRequest {
         if request.sampling.max_tokens.is_none() {
             fields.missing("max_tokens");
         }
+        fields.describe("max_tokens", max_tokens_schema);
         request
     }
 
@@ -56,7 +58,7 @@ impl MessageRequest {
                 "after tool_use blocks the user's message with their tool_result is missing",
             );
         }
-        Self {
+        let request = Self {
             model: fields.string("model"),
             request_id: request_id(fields),
             conversation: Conversation {
@@ -75,8 +77,43 @@ impl MessageRequest {
             priority: priority(fields),
             cache_salt: fields.string("cache_salt"),
             stream: fields.bool("stream").unwrap_or(false),
-        }
+        };
+        describe(fields);
+        request
     }
+}
+
+/// What is known of the fields beyond their types, for `/openapi.json`.
+fn describe(fields: &Fields) {
+    sampling::describe(fields);
+    fields.describe("messages", |_| json!({ "items": message_schema(), "minItems": 1 }));
+    fields.describe(
+        "system",
+        |_| json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": text_schema() }] }),
+    );
+    fields.describe(
+        "stop_sequences",
+        |_| json!({ "items": { "type": "string", "minLength": 1 }, "maxItems": MAX_STOP_STRINGS }),
+    );
+    let tool = || {
+        let properties = json!({
+            "type": { "const": "custom" },
+            "name": { "type": "string", "minLength": 1 },
+            "description": { "type": "string" },
+            "input_schema": { "type": "object" },
+            "strict": { "type": "boolean" },
+        });
+        json!({ "type": "object", "properties": properties, "required": ["name", "input_schema"] })
+    };
+    fields.describe("tools", |_| json!({ "items": tool() }));
+    fields.describe("tool_choice", |_| {
+        let properties = json!({
+            "type": { "enum": ["none", "auto", "any", "tool"] },
+            "name": { "type": "string", "minLength": 1 },
+            "disable_parallel_tool_use": { "type": "boolean" },
+        });
+        json!({ "type": "object", "properties": properties, "required": ["type"] })
+    });
 }
 
 fn read_sampling(fields: &mut Fields) -> SamplingFields {
@@ -179,10 +216,12 @@ fn read_format(fields: &mut Fields, name: &str) -> Option<Constraint> {
 /// Tools in chat's form.
 fn read_tools(fields: &mut Fields) -> Vec<Value> {
     let tools = fields.list("tools").unwrap_or_default();
-    each("tools", tools, read_tool).unwrap_or_else(|wrong| {
+    let tools = each("tools", tools, read_tool).unwrap_or_else(|wrong| {
         fields.wrong_part(wrong);
         Vec::new()
-    })
+    });
+    check_tools(&tools, fields);
+    tools
 }
 
 fn read_tool(tool: Value) -> Result<Value, Wrong> {

@@ -16,6 +16,9 @@ pub(crate) struct Operation<'a> {
     app: &'a Arc<App>,
     /// Where schemas of named types are gathered.
     types: &'a mut SchemaGenerator,
+    /// The body of errors, and whether it is another than usual.
+    error: Value,
+    own_errors: bool,
     json: Map<String, Value>,
     responses: Map<String, Value>,
 }
@@ -25,7 +28,15 @@ pub(crate) type Describe = fn(&mut Operation<'_>);
 
 impl<'a> Operation<'a> {
     pub(super) fn new(app: &'a Arc<App>, types: &'a mut SchemaGenerator) -> Self {
-        Self { app, types, json: Map::new(), responses: Map::new() }
+        let error = json!(types.subschema_for::<ErrorBody<'_>>());
+        Self { app, types, error, own_errors: false, json: Map::new(), responses: Map::new() }
+    }
+
+    /// Errors have this shape, not OpenAI's. To be said before anything else.
+    pub(crate) fn errors_are<T: JsonSchema>(&mut self) -> &mut Self {
+        self.error = json!(self.types.subschema_for::<T>());
+        self.own_errors = true;
+        self
     }
 
     /// What it does, in a few words.
@@ -48,13 +59,13 @@ impl<'a> Operation<'a> {
     }
 
     /// A part of the path.
-    pub(crate) fn path_parameter(&mut self, name: &str, description: &str) -> &mut Self {
-        let parameter = json!({
-            "name": name, "in": "path", "required": true, "description": description,
-            "schema": { "type": "string", "minLength": 1 },
-        });
-        self.json.insert("parameters".into(), json!([parameter]));
-        self
+    pub(crate) fn path_parameter(&mut self, name: &str) -> &mut Self {
+        self.parameter(name, "path", true, json!({ "type": "string", "minLength": 1 }))
+    }
+
+    /// A parameter after the `?`.
+    pub(crate) fn query_parameter(&mut self, name: &str, required: bool, schema: Value) -> &mut Self {
+        self.parameter(name, "query", required, schema)
     }
 
     /// 200 with this as JSON.
@@ -82,16 +93,19 @@ impl<'a> Operation<'a> {
 
     /// An error, in the shape that all errors have.
     pub(crate) fn refuses(&mut self, status: u16, description: &str) -> &mut Self {
-        let schema = self.types.subschema_for::<ErrorBody>();
-        self.content(&status.to_string(), description, "application/json", json!(schema))
+        let schema = self.error.clone();
+        self.content(&status.to_string(), description, "application/json", schema)
     }
 
     /// Needs a key: 401 in vLLM's words without one.
     pub(super) fn guarded(&mut self) -> &mut Self {
         self.json.insert("security".into(), json!([{ "bearer": [] }]));
-        let schema = json!({
-            "type": "object", "properties": { "error": { "const": "Unauthorized" } }, "required": ["error"],
-        });
+        let schema = if self.own_errors {
+            self.error.clone()
+        } else {
+            let error = json!({ "error": { "const": "Unauthorized" } });
+            json!({ "type": "object", "properties": error, "required": ["error"] })
+        };
         self.content("401", "The key is missing or wrong", "application/json", schema)
     }
 
@@ -100,6 +114,15 @@ impl<'a> Operation<'a> {
         self.json.insert("tags".into(), json!([tag]));
         self.json.insert("responses".into(), self.responses.into());
         Value::Object(self.json)
+    }
+
+    fn parameter(&mut self, name: &str, place: &str, required: bool, schema: Value) -> &mut Self {
+        let parameter = json!({ "name": name, "in": place, "required": required, "schema": schema });
+        match self.json.entry("parameters").or_insert_with(|| json!([])) {
+            Value::Array(parameters) => parameters.push(parameter),
+            _ => unreachable!("it is made a list here"),
+        }
+        self
     }
 
     fn content(&mut self, status: &str, description: &str, media_type: &str, schema: Value) -> &mut Self {

@@ -76,7 +76,7 @@ impl ResponseRequest {
         let mut sampling = read_sampling(fields);
         sampling.logprobs = wants_logprobs.then_some(top_logprobs);
         read_stream_options(fields);
-        Self {
+        let request = Self {
             model: fields.string("model"),
             request_id: request_id(fields),
             input: read_input(fields),
@@ -109,7 +109,9 @@ impl ResponseRequest {
                 service_tier: fields.string("service_tier"),
                 user: fields.string("user"),
             },
-        }
+        };
+        super::describe::request(fields);
+        request
     }
 }
 

@@ -69,9 +69,16 @@ async fn wrong_values_are_named() {
         (json!({"truncate_prompt_tokens": 100000}), 400, "truncate_prompt_tokens"),
         (json!({"stream_options": {"include_usage": true}}), 400, "stream_options"),
         (json!({"stream": true, "stream_options": 1}), 400, "stream_options"),
-        (json!({"response_format": {"type": "json_object"}}), 400, "response_format"),
-        (json!({"structured_outputs": {"choice": ["a"]}}), 400, "structured_outputs"),
-        (json!({"guided_regex": "a*"}), 400, "guided_regex"),
+        (json!({"response_format": {"type": "yaml"}}), 400, "response_format.type"),
+        (json!({"response_format": "json_object"}), 400, "response_format"),
+        (json!({"response_format": {"type": "json_schema"}}), 400, "response_format.json_schema"),
+        (json!({"structured_outputs": {}}), 400, "structured_outputs"),
+        (json!({"structured_outputs": {"regex": "a", "choice": ["a"]}}), 400, "structured_outputs"),
+        (json!({"structured_outputs": {"choice": []}}), 400, "structured_outputs"),
+        (json!({"guided_regex": "a", "response_format": {"type": "json_object"}}), 400, "guided_regex"),
+        (json!({"guided_regex": "("}), 400, "guided_regex"),
+        (json!({"guided_whitespace_pattern": " "}), 400, "guided_whitespace_pattern"),
+        (json!({"guided_decoding_backend": "magic"}), 400, "guided_decoding_backend"),
         (json!({"prompt_embeds": "abc"}), 400, "prompt_embeds"),
         (json!({"suffix": "end"}), 400, "suffix"),
         (json!({"use_beam_search": true}), 400, "use_beam_search"),
@@ -208,4 +215,25 @@ async fn failed_requests_are_500_or_an_error_frame() {
     let events = server.post(COMPLETIONS, &json!({"prompt": "a", "stream": true})).await.events();
     assert_eq!(events.last().unwrap()["error"]["code"], 500);
     server.wait_until_idle().await;
+}
+
+#[tokio::test]
+async fn what_vllm_has_and_quire_has_not_is_501() {
+    let server = start(Settings::default()).await;
+    for path in ["/v1/audio/transcriptions", "/v1/decisions", "/cohere/v2/chat", "/generative_scoring"] {
+        let answer = server.post(path, &json!({})).await;
+        assert_eq!(answer.error(), (501, "null".into()), "{path}");
+        assert_eq!(answer.json()["error"]["type"], "NotImplementedError");
+        assert!(answer.text.contains(path), "{}", answer.text);
+    }
+    assert_eq!(server.get("/kv_event_sources").await.json(), json!({}));
+    for (path, body, status) in [
+        ("/v1/load_lora_adapter", json!({"lora_name": "a"}), 400),
+        ("/v1/load_lora_adapter", json!({"lora_name": "a", "lora_path": 1}), 400),
+        ("/v1/load_lora_adapter", json!({"lora_name": "a", "lora_path": "/a"}), 501),
+        ("/v1/unload_lora_adapter", json!({}), 400),
+        ("/v1/unload_lora_adapter", json!({"lora_name": "a", "lora_int_id": 1}), 501),
+    ] {
+        assert_eq!(server.post(path, &body).await.error().0, status, "{path} {body}");
+    }
 }

@@ -4,11 +4,13 @@ mod admin;
 mod chat;
 mod completions;
 mod errors;
+mod inference;
 mod ollama;
 mod openapi;
 mod ops;
 mod page;
 mod streams;
+mod tools;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -30,8 +32,9 @@ use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
 use crate::config::{ChatConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -46,6 +49,8 @@ pub(crate) struct Settings {
     max_num_queued_reqs: usize,
     vocab: std::ops::Range<u32>,
     chat: ChatConfig,
+    /// Instead of the model's.
+    chat_template: Option<String>,
 }
 
 impl Default for Settings {
@@ -63,6 +68,7 @@ impl Default for Settings {
                 enable_admin: false,
                 disable_fastapi_docs: false,
                 ui: true,
+                enable_scale_out: false,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
@@ -74,6 +80,7 @@ impl Default for Settings {
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
             chat: ChatConfig::default(),
+            chat_template: None,
         }
     }
 }
@@ -98,6 +105,7 @@ fn app(settings: Settings) -> Arc<App> {
         max_num_queued_reqs: settings.max_num_queued_reqs,
         seed: 0,
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 7, vocab: settings.vocab },
@@ -123,11 +131,20 @@ fn app(settings: Settings) -> Arc<App> {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
     };
     let Ok(engine) = Engine::start(options, build);
+    let template = settings.chat_template.unwrap_or_else(|| tokenizer.chat_template_source().unwrap().into());
+    let limits = RequestLimits {
+        max_model_len: MAX_MODEL_LEN,
+        vocab_size: VOCAB_SIZE,
+        max_logprobs: Some(20),
+        eos_token_ids: Arc::new([EOS]),
+        defaults: SamplingDefaults::default(),
+    };
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
-        chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
-        chat: ChatSetup::new(settings.chat, tokenizer.chat_template_source(), &tokenizer).unwrap(),
+        chat_template: Some(ChatTemplate::new(&template, tokenizer.special_tokens()).unwrap()),
+        chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
+        grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
@@ -141,14 +158,11 @@ fn app(settings: Settings) -> Arc<App> {
             max_num_batched_tokens: 256,
             enable_prefix_caching: true,
         },
-        limits: RequestLimits {
-            max_model_len: MAX_MODEL_LEN,
-            vocab_size: VOCAB_SIZE,
-            max_logprobs: Some(20),
-            eos_token_ids: Arc::new([EOS]),
-            defaults: SamplingDefaults::default(),
-        },
+        limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
+        shutdown: tokio::sync::Notify::new(),
         server: settings.server,
     })
 }
