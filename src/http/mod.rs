@@ -12,6 +12,7 @@ mod completions;
 mod error;
 mod events;
 mod fields;
+mod inference;
 mod json;
 mod load_report;
 mod logprobs;

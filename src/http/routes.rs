@@ -10,8 +10,8 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, lora, models, ollama, ops, page, pooling, responses,
-    tokenize,
+    HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, pooling,
+    responses, tokenize,
 };
 use crate::app::App;
 
@@ -48,6 +48,7 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
     ]);
     routes.extend(admin_routes(server.enable_admin));
     routes.extend(ollama_routes());
+    routes.extend(scale_out_routes(server.enable_scale_out));
     if server.ui {
         routes.extend([
             get("/", page::index, page::describe_index),
@@ -68,6 +69,7 @@ fn task_routes(pools: bool) -> Vec<Route> {
     let mut generating = vec![
         post("/v1/completions", completions::completions, completions::describe),
         post("/v1/chat/completions", chat::chat_completions, chat::describe),
+        post("/v1/chat/completions/batch", chat::batch::batch, chat::batch::describe),
         post("/v1/responses", responses::create, responses::describe::create),
         get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
         delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
@@ -108,6 +110,21 @@ fn admin_routes(enabled: bool) -> Vec<Route> {
     if !enabled {
         for route in &mut routes {
             route.handler = any(admin::forbidden);
+            route.describe = None;
+        }
+    }
+    routes
+}
+
+/// Those for gateways that bring their own tokenizer.
+fn scale_out_routes(enabled: bool) -> Vec<Route> {
+    let mut routes = vec![
+        post("/inference/v1/generate", inference::generate, inference::describe_generate),
+        post("/inference/v1/abort_requests", inference::abort_requests, inference::describe_abort),
+    ];
+    if !enabled {
+        for route in &mut routes {
+            route.handler = any(inference::forbidden);
             route.describe = None;
         }
     }
