@@ -171,6 +171,7 @@ impl Fields {
     /// A field that may be text or token ids, where it is not one of those that [`json`] keeps apart: its values
     /// count against the limit of a body.
     pub(crate) fn text_or_ids(&mut self, name: &str) -> Option<Prompt> {
+        self.note(name, || json!({}));
         let value = self.object.values.remove(name)?;
         match json::prompt(value) {
             Prompt::Invalid { at, message } => {
