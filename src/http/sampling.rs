@@ -115,9 +115,9 @@ fn sampling(fields: &mut Fields) -> SamplingFields {
     }
 }
 
-/// What is known of the fields beyond their types, for `/openapi.json`. The rest, such as that `min_tokens` is
-/// at most `max_tokens`, is in no schema.
-fn describe(fields: &Fields) {
+/// What is known of those of these fields that were read, beyond their types, for `/openapi.json`. The rest, such
+/// as that `min_tokens` is at most `max_tokens`, is in no schema.
+pub(crate) fn describe(fields: &Fields) {
     let range = |name, min: Value, max: Value| {
         fields.describe(name, |_| json!({ "minimum": min, "maximum": max }));
     };

@@ -151,6 +151,7 @@ fn sampling(params: SamplingParams) -> SamplingFields {
         logprobs: params.logprobs.map(i64::from),
         logprobs_param: "sampling_params.logprobs",
         prompt_logprobs: params.prompt_logprobs.map(i64::from),
+        kept_special_tokens: [].into(),
         skip_special_tokens: Some(params.skip_special_tokens),
         spaces_between_special_tokens: Some(params.spaces_between_special_tokens),
         ..SamplingFields::default()

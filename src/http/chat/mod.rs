@@ -28,6 +28,7 @@ pub(crate) use self::messages::read_messages;
 pub(crate) use self::request::read_conversation;
 pub(crate) use self::response::collect_chat;
 pub(crate) use self::stream::ChatWriter;
+pub(crate) use self::tools::check_tools;
 
 use self::request::ChatRequest;
 
