@@ -206,11 +206,6 @@ impl Fields {
         self.wrong(at, message);
     }
 
-    /// Whether there are errors already.
-    pub(crate) fn is_wrong(&self) -> bool {
-        !self.errors.is_empty()
-    }
-
     /// Records that a field is missing, unless it was there and wrong.
     pub(crate) fn missing(&mut self, name: &str) {
         if let Some(recorder) = &self.recorder {

@@ -10,7 +10,8 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, models, ops, page, pooling, responses, tokenize,
+    HttpState, admin, anthropic, chat, completions, lora, models, ollama, ops, page, pooling, responses,
+    tokenize,
 };
 use crate::app::App;
 
@@ -41,8 +42,12 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/version", ops::version, ops::describe_version),
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
+        plain(Method::GET, "/kv_event_sources", ops::kv_event_sources),
+        plain(Method::POST, "/v1/load_lora_adapter", lora::load),
+        plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
     ]);
     routes.extend(admin_routes(server.enable_admin));
+    routes.extend(ollama_routes());
     if server.ui {
         routes.extend([
             get("/", page::index, page::describe_index),
@@ -83,7 +88,7 @@ fn task_routes(pools: bool) -> Vec<Route> {
     let others = if pools { &mut generating } else { &mut pooled };
     others.iter_mut().for_each(|route| route.describe = None);
     generating.append(&mut pooled);
-    generating.push(plain("/classify", pooling::classify));
+    generating.push(plain(Method::POST, "/classify", pooling::classify));
     generating
 }
 
@@ -109,14 +114,35 @@ fn admin_routes(enabled: bool) -> Vec<Route> {
     routes
 }
 
+/// Routes of Ollama's API.
+fn ollama_routes() -> Vec<Route> {
+    let managed = |method, path| plain(method, path, ollama::managed);
+    vec![
+        plain(Method::POST, "/api/chat", ollama::chat),
+        plain(Method::POST, "/api/generate", ollama::generate),
+        plain(Method::GET, "/api/tags", ollama::models::tags),
+        plain(Method::GET, "/api/ps", ollama::models::ps),
+        plain(Method::POST, "/api/show", ollama::models::show),
+        plain(Method::GET, "/api/version", ollama::models::version),
+        managed(Method::POST, "/api/pull"),
+        managed(Method::POST, "/api/push"),
+        managed(Method::POST, "/api/create"),
+        managed(Method::POST, "/api/copy"),
+        managed(Method::DELETE, "/api/delete"),
+        managed(Method::HEAD, "/api/blobs/{digest}"),
+        managed(Method::POST, "/api/blobs/{digest}"),
+    ]
+}
+
 /// The router of the table.
 pub(crate) fn router(app: &App) -> Router<Arc<HttpState>> {
     routes(app).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
 }
 
 /// A route that the document leaves out.
-fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(path: &'static str, handler: H) -> Route {
-    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: None }
+fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(method: Method, path: &'static str, handler: H) -> Route {
+    let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
+    Route { method, path, handler: on(filter, handler), describe: None }
 }
 
 fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(

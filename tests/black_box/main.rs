@@ -28,4 +28,7 @@ mod lifecycle;
 mod overload;
 mod shutdown;
 mod soak;
+mod structured;
+mod tls;
 mod tools;
+mod typed_events;
