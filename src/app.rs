@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
+use crate::embed::Pooler;
 use crate::engine::{EngineHandle, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
@@ -25,6 +26,8 @@ pub struct App {
     pub chat: ChatSetup,
     /// Makes what clients want of an output's form into grammars.
     pub grammars: GrammarCompiler,
+    /// How the model is pooled, if that is what it is served for; else it generates.
+    pub pooler: Option<Pooler>,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use quire_scheduler::SchedulingPolicy;
+use quire_scheduler::{Pooling, SchedulingPolicy};
 use serde_json::{Map, Value};
 
 /// Where the model comes from.
@@ -63,11 +63,35 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
+/// What a server does with its model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunnerChoice {
+    /// What the model is for: folders of sentence-transformers are pooled, others generate.
+    Auto,
+    /// Generate text.
+    Generate,
+    /// Pool hidden states into embeddings, and generate nothing.
+    Pooling,
+}
+
+/// What the operator wants to be different from the model's own pooler.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolerOverrides {
+    /// Which hidden states count.
+    pub pooling: Option<Pooling>,
+    /// Whether vectors are brought to length 1.
+    pub normalize: Option<bool>,
+}
+
 /// Model, memory and scheduling.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
     /// What to load.
     pub model: ModelSource,
+    /// What is done with it.
+    pub runner: RunnerChoice,
+    /// How it is pooled, if it is.
+    pub pooler: PoolerOverrides,
     /// What computes it.
     pub device: DeviceChoice,
     /// Names for clients; if empty, the path as given (or "pebble" for the demo).

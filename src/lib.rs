@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod device;
+pub mod embed;
 pub mod engine;
 pub mod grammar;
 pub mod grpc;

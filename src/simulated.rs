@@ -61,6 +61,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         metrics: metrics.clone(),
         max_num_queued_reqs: 1 << 20,
         seed: 0,
+        pools: false,
         log_requests: false,
         kv_events: None,
     };
@@ -86,6 +87,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         chat: ChatSetup::default(),
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
+        pooler: None,
         model,
         limits,
         metrics,
@@ -110,6 +112,7 @@ fn scheduler_config(simulation: &Simulation) -> SchedulerConfig {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 

@@ -15,6 +15,7 @@ mod kv_events;
 mod layers;
 mod logging;
 mod numbers;
+mod pooler_config;
 mod resolve;
 mod sse;
 

@@ -35,6 +35,8 @@ pub struct EngineOptions {
     pub max_num_queued_reqs: usize,
     /// Seeds requests that bring no seed.
     pub seed: u64,
+    /// Take requests to be pooled, and no others.
+    pub pools: bool,
     /// Log the end of each request.
     pub log_requests: bool,
     /// Where changes of the prefix cache go; the scheduler must have been told to report them.
@@ -88,7 +90,7 @@ impl Engine {
             Ok(result) => result?,
             Err(_) => std::panic::resume_unwind(engine.join().expect_err("ended without an answer")),
         };
-        let admission = Arc::new(Admission::new(options.max_num_queued_reqs));
+        let admission = Arc::new(Admission::new(options.max_num_queued_reqs, options.pools));
         let external = Arc::new(ExternalIds::default());
         let output_thread = OutputThread {
             tokenizer: options.tokenizer,

@@ -312,6 +312,10 @@ impl SequenceOutput {
                 self.flush(&mut delta.text);
                 finish = Some(self.end_for(reason));
             }
+            if !update.pooled.is_empty() {
+                let vector = update.pooled.start as usize..update.pooled.end as usize;
+                delta.embedding = Some(step.pooled[vector].to_vec());
+            }
             // In one piece with the last token, so that no client sees an end without news.
             if let Some(finish) = finish {
                 ledger.close(self, &finish, now);
@@ -387,6 +391,7 @@ impl SequenceOutput {
             FinishReason::Eos(id) => self.end(FinishKind::Stop, Some(StopCause::Eos(*id)), None),
             FinishReason::StopToken(id) => self.end(FinishKind::Stop, Some(StopCause::Token(*id)), None),
             FinishReason::Length => self.end(FinishKind::Length, None, None),
+            FinishReason::Pooled => self.end(FinishKind::Stop, None, None),
             FinishReason::Abort => self.end(FinishKind::Abort, None, None),
             FinishReason::Error(why) => self.end(FinishKind::Error, None, Some(why.clone())),
         }

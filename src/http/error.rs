@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::embed::EmbedError;
 use crate::engine::SubmitError;
 use crate::text::TextError;
 use crate::validate::ParamError;
@@ -40,14 +41,19 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message).about("model")
     }
 
+    /// 404 for something that a body names.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
     /// 404 for a path.
     pub(crate) fn no_such_route(path: &str) -> Self {
         let message = format!("Not Found: there is nothing at {}", excerpt(path));
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
     }
 
-    /// 404 for something that a request refers to.
-    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+    /// 404: the route is one of servers that do something else with their model (vLLM has no such route then).
+    pub(crate) fn wrong_task(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
     }
 
@@ -113,11 +119,6 @@ impl ApiError {
         self
     }
 
-    /// What is wrong, for people.
-    pub(crate) fn message(&self) -> &str {
-        &self.message
-    }
-
     /// The body, also used as a frame of a stream that has begun.
     pub(crate) fn to_json(&self) -> String {
         let error = ErrorDetail {
@@ -127,6 +128,11 @@ impl ApiError {
             code: self.status.as_u16(),
         };
         serde_json::to_string(&ErrorBody { error }).expect("strings and numbers serialise")
+    }
+
+    /// What is wrong, for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// The status to answer with.
@@ -168,7 +174,20 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Overloaded { .. } | SubmitError::Draining => Self::unavailable(error.to_string()),
+            SubmitError::WrongTask { .. } => Self::wrong_task(error.to_string()),
             SubmitError::Dead(_) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<EmbedError> for ApiError {
+    fn from(error: EmbedError) -> Self {
+        match error {
+            EmbedError::NotPooled => Self::wrong_task(error.to_string()),
+            EmbedError::Param(error) => error.into(),
+            EmbedError::Text(error) => error.into(),
+            EmbedError::Submit(error) => error.into(),
+            EmbedError::Failed(_) => Self::internal(error.to_string()),
         }
     }
 }

@@ -153,7 +153,7 @@ impl Fields {
     pub(crate) fn absorb_checked(&mut self, mut nested: Self) {
         let values = std::mem::take(&mut nested.object.values);
         for (name, value) in &values {
-            if let Some(why) = unsupported::refusal(name, value) {
+            if let Some(why) = unsupported::OPENAI.refusal(name, value) {
                 nested.wrong(name, format!("not supported: {why}"));
             }
         }
@@ -171,6 +171,19 @@ impl Fields {
         self.note(name, || json!({}));
         let place = self.object.prompts.iter().position(|(other, _)| *other == name)?;
         match self.object.prompts.swap_remove(place).1 {
+            Prompt::Invalid { at, message } => {
+                self.wrong(format!("{name}{at}"), message);
+                None
+            }
+            prompt => Some(prompt),
+        }
+    }
+
+    /// A field that may be text or token ids, where it is not one of those that [`json`] keeps apart: its values
+    /// count against the limit of a body.
+    pub(crate) fn text_or_ids(&mut self, name: &str) -> Option<Prompt> {
+        let value = self.object.values.remove(name)?;
+        match json::prompt(value) {
             Prompt::Invalid { at, message } => {
                 self.wrong(format!("{name}{at}"), message);
                 None

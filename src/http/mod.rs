@@ -23,6 +23,7 @@ mod openapi;
 mod ops;
 mod page;
 mod part;
+mod pooling;
 mod prompt;
 mod reply;
 mod responses;
@@ -57,7 +58,7 @@ use self::prompt::Encoder;
 use self::responses::ResponseStore;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
-use crate::engine::{GenerateRequest, OutputStream, SubmitError};
+use crate::engine::{GenerateRequest, OutputStream};
 use crate::text::ChatTemplate;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -123,13 +124,7 @@ impl HttpState {
                 log_request(&request);
             }
             // Those taken before a refusal are aborted as their streams are dropped.
-            streams.push(engine.submit(request).inspect_err(|error| {
-                self.app.metrics.on_rejection(match error {
-                    SubmitError::Overloaded { .. } => "max_num_queued_reqs",
-                    SubmitError::Draining => "draining",
-                    SubmitError::Dead(_) => "engine_dead",
-                });
-            })?);
+            streams.push(engine.submit(request).inspect_err(|error| self.app.metrics.on_refusal(error))?);
         }
         Ok(streams)
     }

@@ -10,8 +10,8 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, responses,
-    tokenize,
+    HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, pooling,
+    responses, tokenize,
 };
 use crate::config::ServerConfig;
 
@@ -39,6 +39,14 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
         get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
         post("/v1/messages", anthropic::messages, anthropic::describe_messages),
         post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
+        plain(Method::POST, "/v1/embeddings", pooling::embeddings),
+        plain(Method::POST, "/v1/score", pooling::score),
+        plain(Method::POST, "/score", pooling::score),
+        plain(Method::POST, "/v1/rerank", pooling::rerank),
+        plain(Method::POST, "/v2/rerank", pooling::rerank),
+        plain(Method::POST, "/rerank", pooling::rerank),
+        plain(Method::POST, "/pooling", pooling::pooling),
+        plain(Method::POST, "/classify", pooling::classify),
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),

@@ -249,7 +249,7 @@ impl<'a> KernelBench<'a> {
         let spec = self.spec;
         let tokens: usize = rows.iter().map(|row| row.len).sum();
         let positions = self.limits.max_blocks_per_seq * BLOCK_SIZE;
-        let angles = rope_table(&spec.rope, shape.head_dim, positions);
+        let angles = rope_table(spec.rope().expect("GPUs run models that rotate"), shape.head_dim, positions);
         let table = self.backend.load_table(&angles, shape.head_dim)?;
         let norms = match spec.attention.qk_norm {
             true => Some([
@@ -276,7 +276,7 @@ impl<'a> KernelBench<'a> {
         // A sampler of its own: the backend's samples each row of a step once.
         let (stream, packet) = (self.backend.stream(), &mut self.packet);
         packet.begin()?;
-        self.sampler.upload(stream, packet, logits_rows, slots, rows.len())?;
+        self.sampler.upload(stream, packet, logits_rows, slots)?;
         packet.send(stream)?;
         let sampler = &self.sampler;
         let us = self.timer.time_us(&mut self.backend, &mut |backend, _| {

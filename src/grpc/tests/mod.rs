@@ -135,6 +135,7 @@ fn app(options: Options) -> App {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let step_us = options.step_ms as f64 * 1000.0;
     let runner = SimRunner::new(SimRunnerConfig {
@@ -152,6 +153,7 @@ fn app(options: Options) -> App {
         metrics: metrics.clone(),
         max_num_queued_reqs: options.max_num_queued_reqs,
         seed: 0,
+        pools: false,
         log_requests: false,
         kv_events: kv_events.clone(),
     };
@@ -165,6 +167,7 @@ fn app(options: Options) -> App {
         tokenizer,
         chat_template: None,
         chat: ChatSetup::default(),
+        pooler: None,
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),

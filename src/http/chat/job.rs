@@ -65,10 +65,13 @@ impl ChatJob {
             let app = &shared.app;
             let text = match raw_prompt {
                 Some(text) => text,
-                None => conversation.render(shared.chat_template()?)?,
+                None => {
+                    let text = conversation.render(shared.chat_template()?)?;
+                    let continues = conversation.continue_final_message;
+                    parser = parser.with_reasoning(&app.chat, &text, continues, include_reasoning);
+                    text
+                }
             };
-            let continues = conversation.continue_final_message;
-            parser = parser.with_reasoning(&app.chat, &text, continues, include_reasoning);
             let ids = shared.encoder.encode(&text, add_special_tokens, truncate)?;
             let bad_words = shared.encoder.bad_words(&bad_words)?;
             let compiled = asked.map(|asked| compile(&app.grammars, &asked.constraint, &asked.param));

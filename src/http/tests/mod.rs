@@ -31,6 +31,7 @@ use tokio::net::TcpListener;
 use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
 use crate::config::{ChatConfig, ServerConfig};
+use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
@@ -51,6 +52,8 @@ pub(crate) struct Settings {
     chat: ChatConfig,
     /// Instead of the model's.
     chat_template: Option<String>,
+    /// Embeddings instead of text.
+    pooler: Option<Pooler>,
 }
 
 impl Default for Settings {
@@ -81,6 +84,7 @@ impl Default for Settings {
             vocab: 270..VOCAB_SIZE,
             chat: ChatConfig::default(),
             chat_template: None,
+            pooler: None,
         }
     }
 }
@@ -104,6 +108,7 @@ fn app(settings: Settings) -> Arc<App> {
         metrics: metrics.clone(),
         max_num_queued_reqs: settings.max_num_queued_reqs,
         seed: 0,
+        pools: settings.pooler.is_some(),
         log_requests: false,
         kv_events: None,
     };
@@ -126,6 +131,7 @@ fn app(settings: Settings) -> Arc<App> {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let build = move || {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
@@ -146,6 +152,7 @@ fn app(settings: Settings) -> Arc<App> {
         chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
+        pooler: settings.pooler,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
             root: "pebble".into(),
