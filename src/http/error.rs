@@ -119,11 +119,6 @@ impl ApiError {
         self
     }
 
-    /// What is wrong, for people.
-    pub(crate) fn message(&self) -> &str {
-        &self.message
-    }
-
     /// The body, also used as a frame of a stream that has begun.
     pub(crate) fn to_json(&self) -> String {
         let error = ErrorDetail {
@@ -133,6 +128,11 @@ impl ApiError {
             code: self.status.as_u16(),
         };
         serde_json::to_string(&ErrorBody { error }).expect("strings and numbers serialise")
+    }
+
+    /// What is wrong, for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// The status to answer with.
