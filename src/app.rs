@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
-use crate::engine::EngineHandle;
+use crate::embed::Pooler;
+use crate::engine::{EngineHandle, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 /// Shared by HTTP and gRPC behind an `Arc`.
@@ -25,12 +26,18 @@ pub struct App {
     pub chat: ChatSetup,
     /// Makes what clients want of an output's form into grammars.
     pub grammars: GrammarCompiler,
+    /// How the model is pooled, if that is what it is served for; else it generates.
+    pub pooler: Option<Pooler>,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
     pub limits: RequestLimits,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
+    /// What clients need to tokenise for themselves.
+    pub tokenizer_files: TokenizerFiles,
+    /// What happens in the prefix cache; `None` = nobody was to know.
+    pub kv_events: Option<Arc<KvEvents>>,
     /// Notified when an operator asks the server to shut down; it then does as on SIGTERM.
     pub shutdown: tokio::sync::Notify,
     /// Keys, names, limits of the listeners.

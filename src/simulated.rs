@@ -17,7 +17,7 @@ use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
 use crate::load::LoadError;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const BLOCK_SIZE: u32 = 16;
@@ -61,7 +61,9 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         metrics: metrics.clone(),
         max_num_queued_reqs: 1 << 20,
         seed: 0,
+        pools: false,
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 0, vocab: tokenizer.eos_token_id().unwrap_or(0) + 1..limits.vocab_size },
@@ -85,9 +87,12 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         chat: ChatSetup::default(),
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
+        pooler: None,
         model,
         limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
         shutdown: tokio::sync::Notify::new(),
         server: server_config(),
     };
@@ -107,6 +112,7 @@ fn scheduler_config(simulation: &Simulation) -> SchedulerConfig {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 
@@ -138,6 +144,7 @@ fn server_config() -> ServerConfig {
         enable_admin: false,
         disable_fastapi_docs: false,
         ui: true,
+        enable_scale_out: false,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),

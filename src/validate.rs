@@ -244,6 +244,7 @@ fn sampling_params(
         grammar,
         logprobs: logprobs(f.logprobs_param, f.logprobs, limits)?,
         prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
+        pooling: None,
     })
 }
 
@@ -367,7 +368,7 @@ fn bad_words(words: Vec<Vec<TokenId>>, vocab_size: u32) -> Result<Vec<Vec<TokenI
 }
 
 /// vLLM's rule: it becomes part of names and paths elsewhere.
-fn check_cache_salt(salt: String) -> Result<Arc<str>, ParamError> {
+pub(crate) fn check_cache_salt(salt: String) -> Result<Arc<str>, ParamError> {
     if salt.is_empty() || salt.chars().count() > 128 {
         return Err(ParamError::new("cache_salt", "cache_salt must have 1 to 128 characters"));
     }

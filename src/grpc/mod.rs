@@ -9,6 +9,8 @@ mod call;
 mod control;
 mod health;
 mod inference;
+mod kv_events;
+mod load_report;
 mod openengine;
 mod status;
 mod structured;
@@ -19,6 +21,7 @@ mod vllm_engine;
 
 use std::sync::Arc;
 
+use axum::middleware::from_fn_with_state;
 use quire_proto::openengine::v1::control_server::ControlServer as OpenEngineControlServer;
 use quire_proto::openengine::v1::inference_server::InferenceServer as OpenEngineInferenceServer;
 use quire_proto::vllm::control_server::ControlServer;
@@ -55,6 +58,7 @@ pub fn router(app: Arc<App>) -> axum::Router {
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let open_control = OpenEngineControlServer::new(openengine::Control::new(app.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let reports = app.clone();
     Routes::default()
         .add_service(keys.layer(open_inference))
         .add_service(keys.layer(open_control))
@@ -66,6 +70,7 @@ pub fn router(app: Arc<App>) -> axum::Router {
         .add_service(keys.layer(reflection().build_v1().expect("our descriptors are valid")))
         .add_service(keys.layer(reflection().build_v1alpha().expect("our descriptors are valid")))
         .into_axum_router()
+        .layer(from_fn_with_state(reports, load_report::report))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::embed::EmbedError;
 use crate::engine::SubmitError;
 use crate::text::TextError;
 use crate::validate::ParamError;
@@ -51,6 +52,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
     }
 
+    /// 404: the route is one of servers that do something else with their model (vLLM has no such route then).
+    pub(crate) fn wrong_task(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
     /// 403 for a route that the operator has not opened; the message says how.
     pub(crate) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "PermissionDeniedError", message)
@@ -59,6 +65,11 @@ impl ApiError {
     /// 409: something else happened meanwhile.
     pub(crate) fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "ConflictError", message)
+    }
+
+    /// 400 about adapters, by vLLM's name.
+    pub(crate) fn invalid_user_input(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "InvalidUserInput", message)
     }
 
     /// 501 for a whole feature; the message names it.
@@ -108,7 +119,7 @@ impl ApiError {
         self
     }
 
-    /// What is wrong, and what is allowed.
+    /// What is wrong, for people.
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
@@ -163,7 +174,20 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Overloaded { .. } | SubmitError::Draining => Self::unavailable(error.to_string()),
+            SubmitError::WrongTask { .. } => Self::wrong_task(error.to_string()),
             SubmitError::Dead(_) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<EmbedError> for ApiError {
+    fn from(error: EmbedError) -> Self {
+        match error {
+            EmbedError::NotPooled => Self::wrong_task(error.to_string()),
+            EmbedError::Param(error) => error.into(),
+            EmbedError::Text(error) => error.into(),
+            EmbedError::Submit(error) => error.into(),
+            EmbedError::Failed(_) => Self::internal(error.to_string()),
         }
     }
 }

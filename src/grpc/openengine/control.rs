@@ -9,9 +9,10 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use super::super::admin::{no_lora, permit};
-use super::super::call::{Caller, Messages, check_rank_number, checked};
+use super::super::call::{Caller, Messages, checked};
 use super::super::health::health_problem;
 use super::super::status::{invalid_field, no_such_model};
+use super::kv_events;
 use crate::app::App;
 use crate::validate::{RequestFields, SamplingFields};
 
@@ -252,9 +253,6 @@ impl control_server::Control for Control {
         &self,
         request: Request<SubscribeKvEventsRequest>,
     ) -> Answer<Self::SubscribeKvEventsStream> {
-        for &rank in &request.get_ref().data_parallel_ranks {
-            check_rank_number("data_parallel_ranks", rank.into())?;
-        }
-        Err(Status::unimplemented("KV events are not published by this server"))
+        Ok(Response::new(kv_events::subscribe(&self.app, request.into_inner())?))
     }
 }

@@ -5,6 +5,7 @@
 
 mod control;
 mod generate;
+mod kv_events;
 
 use std::sync::Arc;
 

@@ -2,9 +2,11 @@
 
 mod health;
 mod inference;
+mod openengine;
 mod refusals;
 mod services;
 mod translation;
+mod vllm_engine;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -24,11 +26,11 @@ use tonic_types::StatusExt;
 use crate::app::{App, ModelInfo as AppModel};
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
 use crate::metrics::Metrics;
-use crate::text::{TextPool, Tokenizer};
+use crate::text::{TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -41,6 +43,7 @@ struct Options {
     max_num_queued_reqs: usize,
     api_keys: Vec<String>,
     stall_timeout: Duration,
+    enable_admin: bool,
     failures: SimFailures,
 }
 
@@ -51,6 +54,7 @@ impl Default for Options {
             max_num_queued_reqs: 64,
             api_keys: Vec::new(),
             stall_timeout: Duration::from_secs(60),
+            enable_admin: false,
             failures: SimFailures::default(),
         }
     }
@@ -60,6 +64,7 @@ impl Default for Options {
 struct TestServer {
     app: Arc<App>,
     channel: Channel,
+    address: std::net::SocketAddr,
     /// The server ends with it.
     _stop: tokio::sync::watch::Sender<bool>,
 }
@@ -79,7 +84,7 @@ impl TestServer {
         tokio::spawn(listen::serve(listener, None, Protocol::Grpc, router, stopped));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         let channel = endpoint.initial_stream_window_size(window).connect().await.unwrap();
-        Self { app, channel, _stop: stop }
+        Self { app, channel, address, _stop: stop }
     }
 
     fn inference(&self) -> InferenceClient<Channel> {
@@ -131,10 +136,11 @@ fn app(options: Options) -> App {
         block_size: 16,
         num_blocks: 1001,
         enable_prefix_caching: true,
-        enable_kv_events: false,
+        enable_kv_events: true,
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let step_us = options.step_ms as f64 * 1000.0;
     let runner = SimRunner::new(SimRunnerConfig {
@@ -146,12 +152,15 @@ fn app(options: Options) -> App {
         failures: options.failures,
     });
     let metrics = Arc::new(Metrics::for_tests());
+    let kv_events = Some(Arc::new(KvEvents::new(100)));
     let engine_options = EngineOptions {
         tokenizer: tokenizer.clone(),
         metrics: metrics.clone(),
         max_num_queued_reqs: options.max_num_queued_reqs,
         seed: 0,
+        pools: false,
         log_requests: false,
+        kv_events: kv_events.clone(),
     };
     let build =
         || Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(config).unwrap()));
@@ -163,6 +172,7 @@ fn app(options: Options) -> App {
         tokenizer,
         chat_template: None,
         chat: ChatSetup::default(),
+        pooler: None,
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),
@@ -177,6 +187,8 @@ fn app(options: Options) -> App {
         },
         limits: limits(),
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events,
         shutdown: tokio::sync::Notify::new(),
         server: ServerConfig {
             host: [127, 0, 0, 1].into(),
@@ -187,9 +199,10 @@ fn app(options: Options) -> App {
             enable_log_requests: false,
             max_body_bytes: 1 << 20,
             allowed_origins: Vec::new(),
-            enable_admin: false,
+            enable_admin: options.enable_admin,
             disable_fastapi_docs: false,
             ui: true,
+            enable_scale_out: false,
             enable_request_id_headers: false,
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,

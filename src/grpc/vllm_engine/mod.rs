@@ -5,25 +5,31 @@
 //! go as ids, and the tokenizer's files can be had from here.
 
 mod generate;
+mod kv_events;
 mod load;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
+use futures_util::stream;
 use quire_model::SamplingDefaults;
 use quire_proto::smg::grpc::common::*;
 use quire_proto::vllm::grpc::engine::vllm_engine_server;
 use quire_proto::vllm::grpc::engine::*;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 
 use super::admin::permit;
 use super::call::{Caller, Messages, check_rank_number, guarded, messages};
 use super::health::health_problem;
-use super::status::invalid_field;
+use super::status::{invalid_field, not_tokenized};
 use crate::app::App;
 
+/// Bytes of an archive in a message.
+const CHUNK_BYTES: usize = 64 << 10;
 /// How long `FlushCache` waits at most for requests to end.
 const MAX_FLUSH_WAIT: Duration = Duration::from_secs(3600);
 /// How often it looks.
@@ -151,17 +157,33 @@ impl vllm_engine_server::VllmEngine for VllmEngine {
     type GetTokenizerStream = Messages<GetTokenizerChunk>;
 
     async fn get_tokenizer(&self, _: Request<GetTokenizerRequest>) -> Answer<Self::GetTokenizerStream> {
-        Err(Status::unimplemented("the tokenizer's files are not sent by this server"))
+        let files = self.0.tokenizer_files.clone();
+        let archive = self.0.text_pool.run(move || files.archive()).await;
+        let archive = archive.map_err(|error| not_tokenized(&error, ""))?;
+        let archive = archive.map_err(|error| Status::internal(format!("the tokenizer's files: {error}")))?;
+        let sha256 = hex(&Sha256::digest(&archive));
+        let archive = Bytes::from(archive);
+        let last = archive.len().div_ceil(CHUNK_BYTES).saturating_sub(1);
+        let chunk = move |at: usize| {
+            let piece = &archive[at * CHUNK_BYTES..archive.len().min((at + 1) * CHUNK_BYTES)];
+            let sha256 = if at == last { sha256.clone() } else { String::new() };
+            Ok(GetTokenizerChunk { data: piece.to_vec(), sha256 })
+        };
+        Ok(Response::new(Box::pin(stream::iter((0..=last).map(chunk)))))
     }
 
     type SubscribeKvEventsStream = Messages<KvEventBatch>;
 
     async fn subscribe_kv_events(
         &self,
-        _: Request<SubscribeKvEventsRequest>,
+        request: Request<SubscribeKvEventsRequest>,
     ) -> Answer<Self::SubscribeKvEventsStream> {
-        Err(Status::unimplemented("KV events are not published by this server"))
+        Ok(Response::new(kv_events::subscribe(&self.0, &request.into_inner())?))
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn no_profiler() -> Status {

@@ -35,6 +35,39 @@ pub(super) fn push_message(message: Value, messages: &mut Vec<Value>) -> Result<
     }
 }
 
+/// A block of text, for `/openapi.json`.
+pub(super) fn text_schema() -> Value {
+    let properties = json!({ "type": { "const": "text" }, "text": { "type": "string" } });
+    json!({ "type": "object", "properties": properties, "required": ["type", "text"] })
+}
+
+/// A message, for `/openapi.json`.
+pub(super) fn message_schema() -> Value {
+    let id = || json!({ "type": "string", "minLength": 1 });
+    let block = |kind: &str, more: Value, required: &[&str]| {
+        let mut block = json!({ "type": "object", "properties": more, "required": required });
+        block["properties"]["type"] = json!({ "const": kind });
+        block
+    };
+    let results = json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": text_schema() }] });
+    let content = |blocks: Value| json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "anyOf": blocks } }] });
+    let message = |role: &str, content: Value| {
+        let properties = json!({ "role": { "const": role }, "content": content });
+        json!({ "type": "object", "properties": properties, "required": ["role", "content"] })
+    };
+    let result = json!({ "tool_use_id": id(), "content": results, "is_error": { "type": "boolean" } });
+    let thinking = json!({ "thinking": { "type": "string" }, "signature": { "type": "string" } });
+    let tool_use = json!({ "id": id(), "name": id(), "input": { "type": "object" } });
+    let user = content(json!([text_schema(), block("tool_result", result, &["type", "tool_use_id"])]));
+    let assistant = content(json!([
+        text_schema(),
+        block("thinking", thinking, &["type", "thinking"]),
+        block("tool_use", tool_use, &["type", "id", "name", "input"]),
+    ]));
+    let system = content(json!([text_schema()]));
+    json!({ "anyOf": [message("user", user), message("assistant", assistant), message("system", system)] })
+}
+
 fn system_text(system: Value) -> Result<String, Wrong> {
     let texts = match system {
         Value::String(text) => vec![text],

@@ -16,12 +16,14 @@ use crate::http::error::ErrorMessage;
 
 /// An error, as a body and as an event.
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicError")]
 pub(crate) struct ErrorBody<'a> {
     r#type: &'static str,
     error: Detail<'a>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicErrorDetail")]
 pub(super) struct Detail<'a> {
     r#type: &'static str,
     message: &'a str,

@@ -4,6 +4,8 @@ mod conversation;
 mod error;
 mod message;
 mod request;
+#[cfg(test)]
+mod tests;
 mod unsupported;
 
 use std::sync::Arc;
@@ -17,15 +19,36 @@ use super::chat::ChatJob;
 use super::error::ApiError;
 use super::events::{self, EventWriter, Events};
 use super::fields::Fields;
+use super::openapi::Operation;
 use super::reply::json;
 use super::sampling::choose_base;
+use super::structured::Structured;
 use super::{HttpState, RequestName};
 use crate::chat::ToolChoice;
 
 pub(crate) use self::error::shape_errors;
 pub(crate) use self::message::MessageWriter;
 
+use self::error::ErrorBody;
+use self::message::Message;
 use self::request::MessageRequest;
+
+/// How `/v1/messages` tells of itself.
+pub(crate) fn describe_messages(op: &mut Operation<'_>) {
+    op.errors_are::<ErrorBody<'_>>()
+        .about("Answers a conversation, in Anthropic's way")
+        .takes(|mut fields| drop(MessageRequest::read(&mut fields)))
+        .answers::<Message>()
+        .streams("Events named by their type, from message_start to message_stop");
+}
+
+/// How `/v1/messages/count_tokens` tells of itself.
+pub(crate) fn describe_count_tokens(op: &mut Operation<'_>) {
+    op.errors_are::<ErrorBody<'_>>()
+        .about("How many tokens a conversation has")
+        .takes(|mut fields| drop(MessageRequest::read_prompt(&mut fields)))
+        .answers::<TokenCount>();
+}
 
 /// `POST /v1/messages`.
 pub(crate) async fn messages(
@@ -38,13 +61,15 @@ pub(crate) async fn messages(
     let model = state.served_name(request.model)?;
     let base = choose_base(name.sent.as_deref(), request.request_id.or(name.given))?;
     let id = if base.starts_with("msg_") { base } else { format!("msg_{base}") };
+    let (constraint, constraint_param) = request.structured.map(Structured::into_parts).unzip();
     let job = ChatJob {
         id: id.clone(),
         conversation: request.conversation,
         tool_choice: request.tool_choice,
         single_tool_call: request.single_tool_call,
         include_reasoning: request.include_reasoning,
-        constraint: request.constraint,
+        constraint,
+        constraint_param: constraint_param.unwrap_or_default(),
         sampling: request.sampling,
         priority: request.priority,
         cache_salt: request.cache_salt,

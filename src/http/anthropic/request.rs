@@ -2,14 +2,15 @@
 
 use serde_json::{Map, Value, json};
 
-use super::conversation::{push_message, push_system};
+use super::conversation::{message_schema, push_message, push_system, text_schema};
 use crate::chat::{Conversation, ToolChoice};
 use crate::grammar::Constraint;
 use crate::http::chat::check_tools;
 use crate::http::error::excerpt;
 use crate::http::fields::{Fields, expected_got};
 use crate::http::part::{Part, Wrong, each, none_of};
-use crate::http::sampling::{priority, request_id};
+use crate::http::sampling::{self, max_tokens_schema, priority, request_id};
+use crate::http::structured::Structured;
 use crate::validate::{MAX_STOP_STRINGS, SamplingFields};
 
 /// A request, typed but not yet checked against the model.
@@ -21,7 +22,8 @@ pub(super) struct MessageRequest {
     pub(super) tool_choice: ToolChoice,
     pub(super) single_tool_call: bool,
     pub(super) include_reasoning: bool,
-    pub(super) constraint: Option<Constraint>,
+    /// What the answer must look like.
+    pub(super) structured: Option<Structured>,
     pub(super) sampling: SamplingFields,
     pub(super) priority: i32,
     pub(super) cache_salt: Option<String>,
@@ -36,6 +38,7 @@ impl MessageRequest {
         if request.sampling.max_tokens.is_none() {
             fields.missing("max_tokens");
         }
+        fields.describe("max_tokens", max_tokens_schema);
         request
     }
 
@@ -43,7 +46,7 @@ impl MessageRequest {
     pub(super) fn read_prompt(fields: &mut Fields) -> Self {
         let mut kwargs = fields.map("chat_template_kwargs").unwrap_or_default();
         let include_reasoning = read_thinking(fields, &mut kwargs);
-        let constraint = read_output(fields, &mut kwargs);
+        let structured = read_output(fields, &mut kwargs);
         let tools = read_tools(fields);
         let (tool_choice, single_tool_call) = read_tool_choice(fields, &tools);
         let messages = read_messages(fields);
@@ -57,7 +60,7 @@ impl MessageRequest {
                 "after tool_use blocks the user's message with their tool_result is missing",
             );
         }
-        Self {
+        let request = Self {
             model: fields.string("model"),
             request_id: request_id(fields),
             conversation: Conversation {
@@ -71,13 +74,48 @@ impl MessageRequest {
             tool_choice,
             single_tool_call,
             include_reasoning,
-            constraint,
+            structured,
             sampling: read_sampling(fields),
             priority: priority(fields),
             cache_salt: fields.string("cache_salt"),
             stream: fields.bool("stream").unwrap_or(false),
-        }
+        };
+        describe(fields);
+        request
     }
+}
+
+/// What is known of the fields beyond their types, for `/openapi.json`.
+fn describe(fields: &Fields) {
+    sampling::describe(fields);
+    fields.describe("messages", |_| json!({ "items": message_schema(), "minItems": 1 }));
+    fields.describe(
+        "system",
+        |_| json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": text_schema() }] }),
+    );
+    fields.describe(
+        "stop_sequences",
+        |_| json!({ "items": { "type": "string", "minLength": 1 }, "maxItems": MAX_STOP_STRINGS }),
+    );
+    let tool = || {
+        let properties = json!({
+            "type": { "const": "custom" },
+            "name": { "type": "string", "minLength": 1 },
+            "description": { "type": "string" },
+            "input_schema": { "type": "object" },
+            "strict": { "type": "boolean" },
+        });
+        json!({ "type": "object", "properties": properties, "required": ["name", "input_schema"] })
+    };
+    fields.describe("tools", |_| json!({ "items": tool() }));
+    fields.describe("tool_choice", |_| {
+        let properties = json!({
+            "type": { "enum": ["none", "auto", "any", "tool"] },
+            "name": { "type": "string", "minLength": 1 },
+            "disable_parallel_tool_use": { "type": "boolean" },
+        });
+        json!({ "type": "object", "properties": properties, "required": ["type"] })
+    });
 }
 
 fn read_sampling(fields: &mut Fields) -> SamplingFields {
@@ -151,20 +189,21 @@ fn read_thinking(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> bool {
 }
 
 /// `output_config`, and `output_format` as its part `format` was called first.
-fn read_output(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> Option<Constraint> {
-    let mut constraint = None;
+fn read_output(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> Option<Structured> {
+    let mut structured = None;
     if let Some(mut config) = fields.nested("output_config") {
         if let Some(effort) = config.string("effort") {
             // It is up to the template what comes of it.
             kwargs.entry("reasoning_effort").or_insert(effort.into());
         }
-        constraint = read_format(&mut config, "format");
+        structured = read_format(&mut config, "format", "output_config.format");
         fields.absorb(config);
     }
-    read_format(fields, "output_format").or(constraint)
+    read_format(fields, "output_format", "output_format").or(structured)
 }
 
-fn read_format(fields: &mut Fields, name: &str) -> Option<Constraint> {
+/// The object `name`, which is called `param` in errors.
+fn read_format(fields: &mut Fields, name: &str, param: &str) -> Option<Structured> {
     let mut format = fields.nested(name)?;
     let schema = format.map("schema");
     match format.string("type").as_deref() {
@@ -174,7 +213,8 @@ fn read_format(fields: &mut Fields, name: &str) -> Option<Constraint> {
         None => format.missing("type"),
     }
     fields.absorb(format);
-    schema.map(|schema| Constraint::JsonSchema(Value::Object(schema)))
+    let constraint = Constraint::JsonSchema(Value::Object(schema?));
+    Some(Structured { constraint, param: param.into() })
 }
 
 /// Tools in chat's form.

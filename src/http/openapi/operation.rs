@@ -16,6 +16,9 @@ pub(crate) struct Operation<'a> {
     app: &'a Arc<App>,
     /// Where schemas of named types are gathered.
     types: &'a mut SchemaGenerator,
+    /// The body of errors, and whether it is another than usual.
+    error: Value,
+    own_errors: bool,
     json: Map<String, Value>,
     responses: Map<String, Value>,
 }
@@ -25,7 +28,15 @@ pub(crate) type Describe = fn(&mut Operation<'_>);
 
 impl<'a> Operation<'a> {
     pub(super) fn new(app: &'a Arc<App>, types: &'a mut SchemaGenerator) -> Self {
-        Self { app, types, json: Map::new(), responses: Map::new() }
+        let error = json!(types.subschema_for::<ErrorBody<'_>>());
+        Self { app, types, error, own_errors: false, json: Map::new(), responses: Map::new() }
+    }
+
+    /// Errors have this shape, not OpenAI's. To be said before anything else.
+    pub(crate) fn errors_are<T: JsonSchema>(&mut self) -> &mut Self {
+        self.error = json!(self.types.subschema_for::<T>());
+        self.own_errors = true;
+        self
     }
 
     /// What it does, in a few words.
@@ -82,16 +93,19 @@ impl<'a> Operation<'a> {
 
     /// An error, in the shape that all errors have.
     pub(crate) fn refuses(&mut self, status: u16, description: &str) -> &mut Self {
-        let schema = self.types.subschema_for::<ErrorBody>();
-        self.content(&status.to_string(), description, "application/json", json!(schema))
+        let schema = self.error.clone();
+        self.content(&status.to_string(), description, "application/json", schema)
     }
 
     /// Needs a key: 401 in vLLM's words without one.
     pub(super) fn guarded(&mut self) -> &mut Self {
         self.json.insert("security".into(), json!([{ "bearer": [] }]));
-        let schema = json!({
-            "type": "object", "properties": { "error": { "const": "Unauthorized" } }, "required": ["error"],
-        });
+        let schema = if self.own_errors {
+            self.error.clone()
+        } else {
+            let error = json!({ "error": { "const": "Unauthorized" } });
+            json!({ "type": "object", "properties": error, "required": ["error"] })
+        };
         self.content("401", "The key is missing or wrong", "application/json", schema)
     }
 

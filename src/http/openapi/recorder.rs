@@ -64,11 +64,11 @@ impl Recorder {
         nested
     }
 
-    /// A field is known more exactly than by its type.
+    /// A field is known more exactly than by its type. What was not read is in no schema, whatever is known of it.
     pub(crate) fn describe(&self, name: &str, describe: impl FnOnce(&App) -> Value) {
         let Value::Object(more) = describe(&self.app) else { unreachable!("schemas are objects") };
         self.with(|notes| {
-            let known = notes.fields.get_mut(name).expect("fields are described after they were read");
+            let Some(known) = notes.fields.get_mut(name) else { return };
             // Another form altogether, or more about the same.
             if more.contains_key("type") || more.contains_key("anyOf") || more.contains_key("oneOf") {
                 *known = Value::Object(more);

@@ -15,7 +15,7 @@ use crate::http::reply::json;
 
 /// Items on a page, unless fewer are asked for; OpenAI's numbers.
 const DEFAULT_LIMIT: usize = 20;
-const MAX_LIMIT: usize = 100;
+pub(super) const MAX_LIMIT: usize = 100;
 
 /// Which page.
 #[derive(Debug, Default, Deserialize, JsonSchema)]

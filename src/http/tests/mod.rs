@@ -1,15 +1,21 @@
 //! The whole front end over real sockets: engine and output threads run, only the model is simulated.
 
 mod admin;
+mod anthropic;
 mod chat;
 mod completions;
 mod errors;
+mod inference;
+mod mutations;
 mod ollama;
 mod openapi;
 mod ops;
 mod page;
+mod pooling;
+mod responses;
 mod streams;
 mod tools;
+pub(crate) mod typed_events;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -30,10 +36,11 @@ use tokio::net::TcpListener;
 use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
 use crate::config::{ChatConfig, ServerConfig};
+use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -42,7 +49,6 @@ const EOS: u32 = 2;
 
 /// What a test may want to be different.
 pub(crate) struct Settings {
-    shutdown: tokio::sync::Notify::new(),
     server: ServerConfig,
     failures: SimFailures,
     cost: Option<StepCost>,
@@ -51,6 +57,8 @@ pub(crate) struct Settings {
     chat: ChatConfig,
     /// Instead of the model's.
     chat_template: Option<String>,
+    /// Embeddings instead of text.
+    pooler: Option<Pooler>,
 }
 
 impl Default for Settings {
@@ -68,6 +76,7 @@ impl Default for Settings {
                 enable_admin: false,
                 disable_fastapi_docs: false,
                 ui: true,
+                enable_scale_out: false,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
@@ -80,6 +89,7 @@ impl Default for Settings {
             vocab: 270..VOCAB_SIZE,
             chat: ChatConfig::default(),
             chat_template: None,
+            pooler: None,
         }
     }
 }
@@ -90,7 +100,7 @@ pub(crate) struct Server {
     app: Arc<App>,
 }
 
-fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/pebble/model");
     Tokenizer::from_dir(dir.as_ref()).unwrap()
 }
@@ -103,7 +113,9 @@ fn app(settings: Settings) -> Arc<App> {
         metrics: metrics.clone(),
         max_num_queued_reqs: settings.max_num_queued_reqs,
         seed: 0,
+        pools: settings.pooler.is_some(),
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 7, vocab: settings.vocab },
@@ -124,6 +136,7 @@ fn app(settings: Settings) -> Arc<App> {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let build = move || {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
@@ -144,6 +157,7 @@ fn app(settings: Settings) -> Arc<App> {
         chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
+        pooler: settings.pooler,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
             root: "pebble".into(),
@@ -158,6 +172,9 @@ fn app(settings: Settings) -> Arc<App> {
         },
         limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
+        shutdown: tokio::sync::Notify::new(),
         server: settings.server,
     })
 }
