@@ -306,7 +306,8 @@ impl Shared {
         let outcome = match work {
             Some(Work::Going(mut going)) => {
                 let accepted = going.matching.accept(token);
-                accepted.and_then(|()| going.matching.take_forced(&mut forced)).map(|()| going)
+                going.matching.take_forced(&mut forced);
+                accepted.map(|()| going)
             }
             _ => Err(out_of_step()),
         };

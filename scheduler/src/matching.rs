@@ -3,12 +3,14 @@
 //!
 //! # Forced tokens
 //!
-//! Where the grammar leaves one token, sampling it would be a whole step for nothing, so a runner appends such
-//! tokens at once ([`Matching::take_forced`]). The output is the one that sampling gives, token by token, in
-//! all cases: a forced token that the other parameters exclude is not taken, and the next mask is empty, as it
-//! would have been. A request that wants log-probabilities gets no forced tokens, since each of its tokens
-//! needs its own row of logits. Nothing about other requests matters: more than one token left to compute is
-//! an ordinary row.
+//! Where the grammar leaves nothing to choose, sampling would be whole steps for nothing. So tokens that must come
+//! ([`GrammarMatcher::take_forced`]) are found as soon as it is known what comes before them, and a runner
+//! appends them at once ([`Matching::take_forced`]). Those it does not take come one by one, as masks of a
+//! single token: at the beginning of an output, after a preemption that came between, and for a request that
+//! wants log-probabilities, each of whose tokens needs its own row of logits. So an output does not depend on
+//! what was taken when. A forced token that the other parameters exclude is not taken; the mask is empty
+//! there, as it would be by sampling. Nothing about other requests matters: more than one token left to
+//! compute is an ordinary row.
 //!
 //! # The end
 //!
@@ -28,10 +30,13 @@ pub const NOTHING_LEFT: &str = "the grammar allows no token here that the other 
 /// See the module's text. A panic of the matcher is an error of this sequence, no more.
 #[derive(Debug)]
 pub struct Matching {
+    /// Has taken in all of `output`.
     matcher: Box<dyn GrammarMatcher>,
     sampling: Arc<SamplingParams>,
     vocab_size: usize,
+    /// With the forced tokens at its end that nobody has taken yet.
     output: Vec<TokenId>,
+    num_untaken: usize,
     place: Place,
 }
 
@@ -64,8 +69,10 @@ impl Matching {
             sampling: sampling.clone(),
             vocab_size,
             output: Vec::with_capacity(expected.max(output.len())),
+            num_untaken: 0,
             place: Place::Inside,
         };
+        this.force()?;
         output.iter().try_for_each(|token| this.accept(*token))?;
         Ok(this)
     }
@@ -73,6 +80,11 @@ impl Matching {
     /// Which tokens may come next, as [`GrammarMatcher::fill_mask`] says it. The other parameters are not in
     /// the mask.
     pub fn fill_mask(&mut self, mask: &mut [u32]) -> Result<bool, GrammarError> {
+        if let Some(token) = self.untaken().first() {
+            mask.fill(0);
+            mask[*token as usize / 32] = 1 << (token % 32);
+            return Ok(true);
+        }
         match self.place {
             Place::Inside => guarded(|| self.matcher.fill_mask(mask)),
             Place::DeadEnd => {
@@ -85,49 +97,69 @@ impl Matching {
 
     /// Takes in the next token.
     pub fn accept(&mut self, token: TokenId) -> Result<(), GrammarError> {
+        if let Some(forced) = self.untaken().first() {
+            if token != *forced {
+                let reason = format!("token {token} came where the grammar forces {forced}");
+                return Err(GrammarError(reason.into()));
+            }
+            self.num_untaken -= 1;
+            return Ok(());
+        }
         if self.place == Place::Inside {
             guarded(|| self.matcher.accept(token))?;
         }
         self.push(token);
-        Ok(())
+        self.force()
     }
 
-    /// Takes in the tokens that must come next, and appends them to `forced`. To be called after
-    /// [`Self::accept`], if at all.
-    pub fn take_forced(&mut self, forced: &mut Vec<TokenId>) -> Result<(), GrammarError> {
-        if self.place != Place::Inside || self.sampling.logprobs.is_some() {
+    /// Appends to `forced` the tokens that must come next, if the request can have them at once.
+    pub fn take_forced(&mut self, forced: &mut Vec<TokenId>) {
+        if self.sampling.logprobs.is_none() {
+            forced.extend_from_slice(self.untaken());
+            self.num_untaken = 0;
+        }
+    }
+
+    fn untaken(&self) -> &[TokenId] {
+        &self.output[self.output.len() - self.num_untaken..]
+    }
+
+    /// Finds the tokens that must come next.
+    fn force(&mut self) -> Result<(), GrammarError> {
+        if self.place != Place::Inside {
             return Ok(());
         }
-        let from = forced.len();
-        if let Err(error) = guarded(|| self.matcher.take_forced(forced)) {
-            forced.truncate(from);
-            return Err(error);
-        }
-        for at in from..forced.len() {
-            let token = forced[at];
+        let from = self.output.len();
+        let Self { matcher, output, .. } = self;
+        guarded(|| matcher.take_forced(output))?;
+        let to = self.output.len();
+        let mut at = from;
+        while at < to && self.place == Place::Inside {
+            let token = self.output[at];
             if token as usize >= self.vocab_size {
                 let reason = format!("the grammar forces token {token} of {}", self.vocab_size);
-                forced.truncate(from);
                 return Err(GrammarError(reason.into()));
             }
-            if self.sampling.excludes(&self.output, token) {
+            if self.sampling.excludes(&self.output[..at], token) {
                 self.place = Place::DeadEnd;
             } else {
-                self.push(token);
-            }
-            if self.place != Place::Inside {
-                // What ended the output belongs to it, what is excluded does not.
-                forced.truncate(at + usize::from(self.place == Place::Over));
-                break;
+                at += 1;
+                self.end_by(token, at);
             }
         }
+        self.output.truncate(at);
+        self.num_untaken = at - from;
         Ok(())
     }
 
     fn push(&mut self, token: TokenId) {
         self.output.push(token);
-        let is_last = self.output.len() >= self.sampling.max_tokens as usize;
-        if is_last || self.sampling.eos_token_ids.contains(&token) {
+        self.end_by(token, self.output.len());
+    }
+
+    /// Whether an output of this length ends with this token.
+    fn end_by(&mut self, token: TokenId, len: usize) {
+        if len >= self.sampling.max_tokens as usize || self.sampling.eos_token_ids.contains(&token) {
             self.place = Place::Over;
         }
     }

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::*;
 use quire_scheduler::sim::{Rng, ToyGrammar};
 use quire_scheduler::*;
@@ -151,106 +153,128 @@ fn a_runner_that_forces_nonsense_fails_the_step() {
     }
 }
 
-/// Token by token by the masks alone: the tokens that are the only ones of their masks, up to one that other
-/// parameters exclude.
-fn forced_by_masks(
-    matching: &mut Matching,
-    params: &SamplingParams,
-    output: &mut Vec<TokenId>,
-) -> Vec<TokenId> {
-    let mut forced = Vec::new();
-    let mut mask = vec![0; Matching::mask_words(VOCAB as usize)];
-    while output.len() < params.max_tokens as usize && matching.fill_mask(&mut mask).unwrap() {
-        let allowed: Vec<TokenId> =
-            (0..VOCAB).filter(|t| mask[*t as usize / 32] >> (t % 32) & 1 == 1).collect();
-        let [token] = allowed[..] else { break };
-        if params.excludes(output, token) {
-            break;
-        }
-        matching.accept(token).unwrap();
-        output.push(token);
-        forced.push(token);
-    }
-    forced
+/// Bits of a mask, as tokens.
+fn tokens_of(is_masked: bool, mask: &[u32]) -> Vec<TokenId> {
+    (0..VOCAB).filter(|t| !is_masked || mask[*t as usize / 32] >> (t % 32) & 1 == 1).collect()
 }
 
+/// The same output twice: through [`Matching`], which takes what is forced or, for log-probabilities, does not; and
+/// by a matcher that is only ever asked for masks.
 #[test]
 fn forced_tokens_are_what_masks_alone_would_have_given() {
-    let (mut num_forced, mut num_left, mut num_dead_ends, mut num_ends) = (0, 0, 0, 0);
+    let (mut num_forced, mut num_dead_ends, mut num_ends) = (0, 0, 0);
     for seed in 0..3000 {
         let rng = &mut Rng::new(seed);
-        let sampling = std::sync::Arc::new(SamplingParams {
+        let sampling = Arc::new(SamplingParams {
             max_tokens: rng.between(1, 30),
             min_tokens: rng.below(6),
             eos_token_ids: [0].into(),
             ignore_eos: true,
             bad_words: if rng.percent(30) { vec![vec![5], vec![6, 7]] } else { Vec::new() },
             allowed_token_ids: rng.percent(30).then(|| (0..VOCAB).filter(|t| t % 7 != 6).collect()),
+            logprobs: rng.percent(30).then_some(0),
             ..SamplingParams::default()
         });
         let grammar = toy(seed).grammar();
-        let start = || Matching::start(&grammar, &sampling, VOCAB as usize, &[]).unwrap();
-        let (mut jumping, mut walking) = (start(), start());
-        let (mut output, mut mask, mut other) = (Vec::new(), vec![0; 2], vec![0; 2]);
-        while output.len() < sampling.max_tokens as usize {
-            let masked = jumping.fill_mask(&mut mask).unwrap();
-            assert_eq!(masked, walking.fill_mask(&mut other).unwrap(), "seed {seed}");
-            let allows = |mask: &[u32], t: TokenId| !masked || mask[t as usize / 32] >> (t % 32) & 1 == 1;
-            let left = |mask: &[u32]| -> Vec<TokenId> {
-                (0..VOCAB).filter(|t| allows(mask, *t) && !sampling.excludes(&output, *t)).collect()
+        let start =
+            |output: &[TokenId]| Matching::start(&grammar, &sampling, VOCAB as usize, output).unwrap();
+        let (mut jumping, mut walking) = (start(&[]), Some(grammar.matcher()));
+        let (mut output, mut mask) = (Vec::new(), vec![0; 2]);
+        'tokens: while output.len() < sampling.max_tokens as usize {
+            if rng.percent(20) {
+                // A preemption. What was forced but not taken must not be forgotten.
+                jumping = start(&output);
+            }
+            let left_by = |is_masked, mask: &[u32]| -> Vec<TokenId> {
+                tokens_of(is_masked, mask).into_iter().filter(|t| !sampling.excludes(&output, *t)).collect()
             };
-            // At a dead end the masks differ, but what is left to choose from does not.
-            assert_eq!(left(&mask), left(&other), "seed {seed}");
-            let candidates = left(&mask);
+            let candidates = left_by(jumping.fill_mask(&mut mask).unwrap(), &mask);
+            let is_masked = walking.as_mut().is_some_and(|matcher| matcher.fill_mask(&mut mask).unwrap());
+            assert_eq!(candidates, left_by(is_masked, &mask), "seed {seed}, after {output:?}");
             if candidates.is_empty() {
                 num_dead_ends += 1;
                 break;
             }
             let token = *rng.pick(&candidates);
-            jumping.accept(token).unwrap();
-            walking.accept(token).unwrap();
-            output.push(token);
-            num_ends += u32::from(token == 0);
             let mut forced = Vec::new();
-            jumping.take_forced(&mut forced).unwrap();
-            let expected = forced_by_masks(&mut start_at(&start, &output), &sampling, &mut output.clone());
-            // A matcher may leave some for later: of a long run, or where a set has one member by chance.
-            assert!(expected.starts_with(&forced), "seed {seed}: {forced:?} for {expected:?}");
-            num_left += expected.len() - forced.len();
-            for token in &forced {
-                walking.accept(*token).unwrap();
+            jumping.accept(token).unwrap();
+            if rng.percent(80) {
+                // Else a preemption comes in between.
+                jumping.take_forced(&mut forced);
             }
-            output.extend(&forced);
+            assert!(sampling.logprobs.is_none() || forced.is_empty(), "seed {seed}");
             num_forced += forced.len();
+            for token in [vec![token], forced].concat() {
+                let is_masked = walking.as_mut().is_some_and(|matcher| matcher.fill_mask(&mut mask).unwrap());
+                let allowed = tokens_of(is_masked, &mask);
+                assert!(allowed.contains(&token), "seed {seed}: {token} after {output:?}");
+                assert!(!sampling.excludes(&output, token), "seed {seed}: {token} after {output:?}");
+                if let Some(matcher) = &mut walking {
+                    matcher.accept(token).unwrap();
+                }
+                walking = walking.filter(|_| token != 0);
+                num_ends += u32::from(token == 0);
+                output.push(token);
+                if output.len() == sampling.max_tokens as usize {
+                    break 'tokens;
+                }
+            }
         }
     }
-    assert!(num_left * 10 < num_forced, "{num_left} of {num_forced}");
     assert!(
         num_forced > 1000 && num_dead_ends > 100 && num_ends > 100,
         "{num_forced} {num_dead_ends} {num_ends}"
     );
 }
 
-/// Another place in the same grammar, after the same output.
-fn start_at(start: &dyn Fn() -> Matching, output: &[TokenId]) -> Matching {
-    let mut matching = start();
-    output.iter().for_each(|token| matching.accept(*token).unwrap());
-    matching
+/// Forces two tokens after each of the model's, though its masks would allow others: as a grammar over text does, whose
+/// forced text could be cut into tokens in several ways.
+#[derive(Debug)]
+struct OneWayOfMany(usize);
+
+impl GrammarMatcher for OneWayOfMany {
+    fn fill_mask(&mut self, _: &mut [u32]) -> Result<bool, GrammarError> {
+        Ok(false)
+    }
+
+    fn accept(&mut self, _: TokenId) -> Result<(), GrammarError> {
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn take_forced(&mut self, out: &mut Vec<TokenId>) -> Result<(), GrammarError> {
+        if self.0.is_multiple_of(3) {
+            out.extend([1, 2]);
+            self.0 += 2;
+        }
+        Ok(())
+    }
 }
 
 #[test]
-fn who_wants_log_probabilities_gets_no_forced_tokens() {
-    let sampling = std::sync::Arc::new(SamplingParams { logprobs: Some(0), ..SamplingParams::default() });
+fn what_is_forced_comes_whether_it_is_taken_at_once_or_not() {
+    let grammar = Grammar::new(|| Box::new(OneWayOfMany(0)));
+    let expected: Vec<TokenId> = [1, 2, 9].repeat(4);
     for seed in 0..200 {
-        let mut matching = Matching::start(&toy(seed).grammar(), &sampling, VOCAB as usize, &[]).unwrap();
-        let (mut mask, mut forced) = (vec![0; 2], Vec::new());
-        for _ in 0..5 {
-            let masked = matching.fill_mask(&mut mask).unwrap();
-            let token = (1..VOCAB).find(|t| !masked || mask[*t as usize / 32] >> (t % 32) & 1 == 1);
-            let Some(token) = token else { break };
+        let rng = &mut Rng::new(seed);
+        let logprobs = rng.percent(30).then_some(0);
+        let sampling = Arc::new(SamplingParams { logprobs, ..SamplingParams::default() });
+        let start =
+            |output: &[TokenId]| Matching::start(&grammar, &sampling, VOCAB as usize, output).unwrap();
+        let (mut matching, mut output, mut mask) = (start(&[]), Vec::new(), vec![0; 2]);
+        while output.len() < expected.len() {
+            if rng.percent(20) {
+                matching = start(&output);
+            }
+            // The model would always like 9.
+            let allowed = tokens_of(matching.fill_mask(&mut mask).unwrap(), &mask);
+            let token = if allowed.contains(&9) { 9 } else { allowed[0] };
             matching.accept(token).unwrap();
-            matching.take_forced(&mut forced).unwrap();
+            output.push(token);
+            if rng.percent(70) {
+                matching.take_forced(&mut output);
+            }
         }
-        assert!(forced.is_empty());
+        assert!(expected.starts_with(&output[..expected.len()]), "seed {seed}: {output:?}");
     }
 }

@@ -86,20 +86,20 @@ impl SimModel {
         if sampling.pooling.is_some() {
             return Ok(FinishReason::Pooled);
         }
-        let vocab_size = self.vocab.end as usize;
-        let start = |grammar| Matching::start(grammar, sampling, vocab_size, &[]).map_err(|error| error.0);
-        let mut matching = sampling.grammar.as_ref().map(start).transpose()?;
-        let mut mask = vec![0; Matching::mask_words(vocab_size)];
+        let mut matcher = sampling.grammar.as_ref().map(|grammar| grammar.matcher());
+        let mut mask = vec![0; Matching::mask_words(self.vocab.end as usize)];
         let mut hash = self.prompt(request);
         loop {
-            let masked = match &mut matching {
-                Some(matching) => matching.fill_mask(&mut mask).map_err(|error| error.0)?,
+            let masked = match &mut matcher {
+                Some(matcher) => matcher.fill_mask(&mut mask).map_err(|error| error.0)?,
                 None => false,
             };
             let token = self.sample(hash, sampling, outputs, masked.then_some(&mask)).ok_or(NOTHING_LEFT)?;
-            if let Some(matching) = &mut matching {
-                matching.accept(token).map_err(|error| error.0)?;
+            if let Some(matcher) = &mut matcher {
+                matcher.accept(token).map_err(|error| error.0)?;
             }
+            // What comes after its end is not the grammar's business.
+            matcher = matcher.filter(|_| !sampling.eos_token_ids.contains(&token));
             hash = self.extend(hash, token);
             outputs.push(token);
             let may_stop = outputs.len() >= sampling.min_tokens as usize;

@@ -108,7 +108,7 @@ impl Slot {
                 return Err(GrammarError(NOTHING_LEFT.into()));
             };
             matching.accept(token)?;
-            matching.take_forced(forced)?;
+            matching.take_forced(forced);
             Ok(token)
         };
         next().map_err(|error| error.0)
