@@ -5,10 +5,13 @@ mod anthropic;
 mod chat;
 mod completions;
 mod errors;
+mod inference;
+mod mutations;
 mod ollama;
 mod openapi;
 mod ops;
 mod page;
+mod pooling;
 mod responses;
 mod streams;
 mod tools;
@@ -73,6 +76,7 @@ impl Default for Settings {
                 enable_admin: false,
                 disable_fastapi_docs: false,
                 ui: true,
+                enable_scale_out: false,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
