@@ -13,6 +13,7 @@ use crate::http::events::Events;
 use crate::http::logprobs::TokenNames;
 use crate::http::tests::tokenizer;
 use crate::http::tests::typed_events::{parse, random_answer};
+use crate::text::Tokenizer;
 
 fn response(id: &str) -> Response {
     Response {
@@ -51,14 +52,14 @@ fn response(id: &str) -> Response {
     }
 }
 
-fn writer(events: Events) -> ResponseWriter {
+fn writer(tokenizer: &Tokenizer, events: Events) -> ResponseWriter {
     let called = |namespace: Option<&str>, name: &str, custom| CalledAs {
         namespace: namespace.map(String::from),
         name: name.to_owned(),
         custom,
     };
     let options = WriterOptions {
-        names: TokenNames { tokenizer: tokenizer(), as_token_ids: false },
+        names: TokenNames { tokenizer: tokenizer.clone(), as_token_ids: false },
         wants_logprobs: false,
         wants_encrypted_reasoning: true,
         called_as: HashMap::from([
@@ -146,9 +147,11 @@ fn without_ids(mut value: Value) -> Value {
 
 #[test]
 fn every_stream_makes_up_the_response_that_is_given_whole() {
+    let tokenizer = tokenizer();
     for seed in 0..500 {
         eprintln!("seed {seed}");
-        let (mut streamed, mut whole) = (writer(Events::default()), writer(Events::discarded()));
+        let (mut streamed, mut whole) =
+            (writer(&tokenizer, Events::default()), writer(&tokenizer, Events::discarded()));
         streamed.begin();
         let (mut reasoning, mut text, mut calls) = (String::new(), String::new(), 0);
         for delta in &mut random_answer(seed) {
@@ -254,9 +257,10 @@ fn items_become_the_messages_that_they_make_up() {
 
 #[test]
 fn what_was_answered_can_be_sent_back() {
+    let tokenizer = tokenizer();
     for seed in 0..200 {
         eprintln!("seed {seed}");
-        let mut writer = writer(Events::discarded());
+        let mut writer = writer(&tokenizer, Events::discarded());
         let (mut reasoning, mut text, mut calls) = (String::new(), String::new(), 0);
         for delta in &mut random_answer(seed) {
             reasoning.push_str(&delta.reasoning);
