@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
-use crate::engine::EngineHandle;
+use crate::embed::Pooler;
+use crate::engine::{EngineHandle, KvEvents};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 /// Shared by HTTP and gRPC behind an `Arc`.
@@ -22,12 +24,22 @@ pub struct App {
     pub chat_template: Option<ChatTemplate>,
     /// How answers of chats are taken apart.
     pub chat: ChatSetup,
+    /// Makes what clients want of an output's form into grammars.
+    pub grammars: GrammarCompiler,
+    /// How the model is pooled, if that is what it is served for; else it generates.
+    pub pooler: Option<Pooler>,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
     pub limits: RequestLimits,
     /// Counters and histograms.
     pub metrics: Arc<Metrics>,
+    /// What clients need to tokenise for themselves.
+    pub tokenizer_files: TokenizerFiles,
+    /// What happens in the prefix cache; `None` = nobody was to know.
+    pub kv_events: Option<Arc<KvEvents>>,
+    /// Notified when an operator asks the server to shut down; it then does as on SIGTERM.
+    pub shutdown: tokio::sync::Notify,
     /// Keys, names, limits of the listeners.
     pub server: ServerConfig,
 }
@@ -43,6 +55,8 @@ pub struct ModelInfo {
     pub created: i64,
     /// Name in `architectures` of config.json.
     pub architecture: String,
+    /// Elements of all weights.
+    pub num_parameters: u64,
     /// Tokens in a KV block.
     pub block_size: u32,
     /// KV blocks, the padding block not counted.

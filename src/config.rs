@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use quire_scheduler::SchedulingPolicy;
+use quire_scheduler::{Pooling, SchedulingPolicy};
 use serde_json::{Map, Value};
 
 /// Where the model comes from.
@@ -63,11 +63,35 @@ pub enum DeviceChoice {
     Cuda(usize),
 }
 
+/// What a server does with its model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunnerChoice {
+    /// What the model is for: folders of sentence-transformers are pooled, others generate.
+    Auto,
+    /// Generate text.
+    Generate,
+    /// Pool hidden states into embeddings, and generate nothing.
+    Pooling,
+}
+
+/// What the operator wants to be different from the model's own pooler.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolerOverrides {
+    /// Which hidden states count.
+    pub pooling: Option<Pooling>,
+    /// Whether vectors are brought to length 1.
+    pub normalize: Option<bool>,
+}
+
 /// Model, memory and scheduling.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
     /// What to load.
     pub model: ModelSource,
+    /// What is done with it.
+    pub runner: RunnerChoice,
+    /// How it is pooled, if it is.
+    pub pooler: PoolerOverrides,
     /// What computes it.
     pub device: DeviceChoice,
     /// Names for clients; if empty, the path as given (or "pebble" for the demo).
@@ -86,6 +110,8 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: f64,
     /// Keep full blocks for requests with the same prefix.
     pub enable_prefix_caching: bool,
+    /// Tell those who ask what happens in the prefix cache.
+    pub kv_events: Option<KvEventsConfig>,
     /// Who is admitted first.
     pub scheduling_policy: SchedulingPolicy,
     /// Tokens of one prompt computed in a step while others wait; 0 = no limit.
@@ -125,6 +151,13 @@ pub struct ChatConfig {
     pub exclude_tools_when_tool_choice_none: bool,
     /// Variables for the chat template where the request does not set them.
     pub default_chat_template_kwargs: Map<String, Value>,
+}
+
+/// How KV events are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvEventsConfig {
+    /// Steps whose events are kept for subscribers that come or read late.
+    pub buffer_steps: usize,
 }
 
 /// Listeners and their manners.

@@ -81,6 +81,11 @@ impl Device {
         }
     }
 
+    /// Whether hidden states can be pooled on it.
+    pub fn can_pool(&self) -> bool {
+        matches!(self, Self::Cpu)
+    }
+
     /// Tokens in a step if the operator does not say: what keeps the device busy without making others wait.
     pub fn default_max_num_batched_tokens(&self) -> u32 {
         match self {

@@ -8,19 +8,21 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvLayout, ModelError, ModelSpec, Progress, RunnerConfig,
-    SamplingDefaults,
+    BackendError, Checkpoint, Dtype, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
+    RunnerConfig, SamplingDefaults, is_sentence_transformer,
 };
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
 use crate::chat::{ChatSetup, ChatSetupError};
-use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig};
+use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig};
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
-use crate::engine::{Engine, EngineOptions};
+use crate::embed::Pooler;
+use crate::engine::{Engine, EngineOptions, KvEvents};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
-use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextError, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 /// Text jobs waiting at most; each holds one request's body.
@@ -57,6 +59,10 @@ pub enum LoadError {
          larger device"
     )]
     NoRoom { available_bytes: u64, max_model_len: u32, needed_bytes: u64 },
+    #[error("{architecture} has no head to generate with; use --runner pooling")]
+    CannotGenerate { architecture: String },
+    #[error("--runner pooling: pooling is not built for GPUs yet; use --device cpu")]
+    NoPooling,
     #[error("the tokenizer has {tokenizer} entries, the model only {model}: they do not belong together")]
     Vocabulary { tokenizer: usize, model: usize },
     #[error(
@@ -77,12 +83,18 @@ pub struct Loaded {
     pub chat_template: Option<ChatTemplate>,
     /// How answers of chats are taken apart.
     pub chat: ChatSetup,
+    /// How it is pooled, if it does not generate.
+    pub pooler: Option<Pooler>,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
     pub limits: RequestLimits,
     /// Where the engine's timings go.
     pub metrics: Arc<Metrics>,
+    /// What clients need to tokenise for themselves.
+    pub tokenizer_files: TokenizerFiles,
+    /// Where the changes of its prefix cache go.
+    pub kv_events: Option<Arc<KvEvents>>,
 }
 
 /// Loads the model and starts the engine. `progress` is called from the engine thread.
@@ -93,6 +105,7 @@ pub fn start(
 ) -> Result<Loaded, LoadError> {
     let files = Files::read(config)?;
     let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
+    let (spec, pooler) = task(config, &files.config, spec)?;
     let defaults = files.generation_config.as_deref().map(SamplingDefaults::from_json).transpose()?;
     let tokenizer = files.tokenizer;
     if tokenizer.vocab_size() > spec.vocab_size {
@@ -105,6 +118,9 @@ pub fn start(
     };
     let chat = chat_setup(config, &tokenizer)?;
     let device = Device::choose(config.device)?;
+    if pooler.is_some() && !device.can_pool() {
+        return Err(LoadError::NoPooling);
+    }
     let scheduler = scheduler_config(config, &spec, &device)?;
     let model = model_info(config, &spec, &scheduler);
     let limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults.unwrap_or_default());
@@ -117,12 +133,22 @@ pub fn start(
     };
     let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
     let metrics = Arc::new(Metrics::new(&info));
+    let tokenizer_files = TokenizerFiles {
+        model: match &config.model {
+            ModelSource::Demo => None,
+            ModelSource::Folder(dir) => Some(dir.clone()),
+        },
+        tokenizer: config.tokenizer.clone(),
+    };
+    let kv_events = config.kv_events.map(|events| Arc::new(KvEvents::new(events.buffer_steps)));
     let options = EngineOptions {
         tokenizer: tokenizer.clone(),
         metrics: metrics.clone(),
         max_num_queued_reqs: config.max_num_queued_reqs,
         seed: config.seed,
+        pools: pooler.is_some(),
         log_requests,
+        kv_events: kv_events.clone(),
     };
     let (checkpoint, config) = (open_checkpoint(config, &spec)?, config.clone());
     let engine = Engine::start(options, move || -> Result<_, LoadError> {
@@ -130,7 +156,18 @@ pub fn start(
         let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
-    Ok(Loaded { engine, tokenizer, chat_template, chat, model, limits, metrics })
+    Ok(Loaded {
+        engine,
+        tokenizer,
+        chat_template,
+        chat,
+        pooler,
+        model,
+        limits,
+        metrics,
+        kv_events,
+        tokenizer_files,
+    })
 }
 
 impl Loaded {
@@ -140,12 +177,17 @@ impl Loaded {
         let app = App {
             engine: self.engine.handle().clone(),
             text_pool: TextPool::new(num_threads, MAX_QUEUED_TEXT_JOBS),
+            grammars: GrammarCompiler::new(&self.tokenizer, &self.limits),
             tokenizer: self.tokenizer,
             chat_template: self.chat_template,
             chat: self.chat,
+            pooler: self.pooler,
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
+            tokenizer_files: self.tokenizer_files,
+            kv_events: self.kv_events,
+            shutdown: tokio::sync::Notify::new(),
             server,
         };
         (self.engine, app)
@@ -164,6 +206,37 @@ fn chat_setup(config: &EngineConfig, tokenizer: &Tokenizer) -> Result<ChatSetup,
         "chats"
     );
     Ok(chat)
+}
+
+/// Whether the model generates or is pooled, and the model as it is loaded for that.
+fn task(
+    config: &EngineConfig,
+    config_json: &str,
+    mut spec: ModelSpec,
+) -> Result<(ModelSpec, Option<Pooler>), LoadError> {
+    let dir = match &config.model {
+        ModelSource::Demo => None,
+        ModelSource::Folder(dir) => Some(dir.as_path()),
+    };
+    let generates = spec.lm_head != LmHead::None;
+    match config.runner {
+        RunnerChoice::Generate if !generates => {
+            return Err(LoadError::CannotGenerate { architecture: spec.architecture });
+        }
+        RunnerChoice::Generate => return Ok((spec, None)),
+        RunnerChoice::Auto if generates && !dir.is_some_and(is_sentence_transformer) => {
+            return Ok((spec, None));
+        }
+        RunnerChoice::Auto | RunnerChoice::Pooling => spec = spec.for_pooling(),
+    }
+    let mut pooler = PoolerSpec::of(&spec, config_json, dir)?;
+    pooler.pooling = config.pooler.pooling.unwrap_or(pooler.pooling);
+    pooler.normalize = config.pooler.normalize.unwrap_or(pooler.normalize);
+    if let Some(longest) = pooler.max_seq_length {
+        spec.max_position_embeddings = spec.max_position_embeddings.min(longest);
+    }
+    let width = spec.hidden_size;
+    Ok((spec, Some(Pooler { spec: pooler, width })))
 }
 
 /// The small files of a model.
@@ -228,8 +301,15 @@ fn scheduler_config(
     device: &Device,
 ) -> Result<SchedulerConfig, LoadError> {
     let limit = u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX);
-    let max_num_batched_tokens =
-        config.max_num_batched_tokens.unwrap_or_else(|| device.default_max_num_batched_tokens());
+    let longest = match config.max_model_len {
+        MaxModelLen::Model | MaxModelLen::Fitting => limit,
+        MaxModelLen::Tokens(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
+        MaxModelLen::Tokens(asked) => asked,
+    };
+    // Where prompts are computed whole, a step must hold the longest.
+    let least = if spec.causal { 0 } else { longest };
+    let default = device.default_max_num_batched_tokens().max(least);
+    let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or(default);
     let asked = config.max_num_seqs.unwrap_or(DEFAULT_MAX_NUM_SEQS.min(max_num_batched_tokens));
     let max_num_seqs = asked.min(max_num_batched_tokens);
     if max_num_seqs < asked {
@@ -238,11 +318,6 @@ fn scheduler_config(
             "lowered to --max-num-batched-tokens: each request needs a token a step"
         );
     }
-    let longest = match config.max_model_len {
-        MaxModelLen::Model | MaxModelLen::Fitting => limit,
-        MaxModelLen::Tokens(asked) if asked > limit => return Err(LoadError::MaxModelLen { asked, limit }),
-        MaxModelLen::Tokens(asked) => asked,
-    };
     let limits = RunnerConfig {
         max_num_seqs: max_num_seqs as usize,
         max_num_batched_tokens: max_num_batched_tokens as usize,
@@ -263,15 +338,15 @@ fn scheduler_config(
         max_model_len,
         block_size: config.block_size,
         num_blocks,
-        enable_prefix_caching: config.enable_prefix_caching,
-        // Nobody publishes them yet.
-        enable_kv_events: false,
+        enable_prefix_caching: config.enable_prefix_caching && spec.causal,
+        enable_kv_events: config.kv_events.is_some(),
         policy: config.scheduling_policy,
         long_prefill_token_threshold: config.long_prefill_token_threshold.min(max_model_len),
         priority_ageing_us: match config.scheduling_policy {
             quire_scheduler::SchedulingPolicy::Priority => PRIORITY_AGEING_US,
             quire_scheduler::SchedulingPolicy::Fcfs => 0,
         },
+        whole_prompts: !spec.causal,
     })
 }
 
@@ -308,7 +383,7 @@ impl KvRoom {
     }
 
     fn tokens(&self) -> u64 {
-        (self.fitting.saturating_sub(1) * self.block_size) as u64
+        (self.fitting.saturating_sub(1)).saturating_mul(self.block_size) as u64
     }
 
     /// KV blocks to have, the padding block included: those that fit, but no more than could ever be used.
@@ -365,6 +440,7 @@ fn model_info(config: &EngineConfig, spec: &ModelSpec, scheduler: &SchedulerConf
         root,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
         architecture: spec.architecture.clone(),
+        num_parameters: spec.num_parameters() as u64,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
         max_num_seqs: scheduler.max_num_seqs,

@@ -78,7 +78,7 @@ pub async fn serve(app: Arc<App>, listeners: Listeners) -> std::io::Result<bool>
     let mut signals = Signals::new()?;
     let serving = Serving::start(&app, listeners);
     let orderly = tokio::select! {
-        () = signals.next() => {
+        () = told_to_end(&app, &mut signals) => {
             tokio::select! {
                 () = drain(&app) => true,
                 () = signals.next() => {
@@ -127,6 +127,13 @@ impl Serving {
         if timeout(FLUSH_TIMEOUT, all).await.is_err() {
             tracing::warn!("some connections did not close in time");
         }
+    }
+}
+
+async fn told_to_end(app: &App, signals: &mut Signals) {
+    tokio::select! {
+        () = signals.next() => (),
+        () = app.shutdown.notified() => tracing::info!("an operator asked for the shutdown"),
     }
 }
 

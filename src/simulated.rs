@@ -14,9 +14,10 @@ use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::load::LoadError;
 use crate::metrics::{CacheInfo, Metrics, MetricsInfo};
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const BLOCK_SIZE: u32 = 16;
@@ -60,7 +61,9 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         metrics: metrics.clone(),
         max_num_queued_reqs: 1 << 20,
         seed: 0,
+        pools: false,
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 0, vocab: tokenizer.eos_token_id().unwrap_or(0) + 1..limits.vocab_size },
@@ -82,10 +85,15 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         text_pool: TextPool::new(1, 1 << 16),
         chat_template: ChatTemplate::from_tokenizer(&tokenizer)?,
         chat: ChatSetup::default(),
+        grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
+        pooler: None,
         model,
         limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
+        shutdown: tokio::sync::Notify::new(),
         server: server_config(),
     };
     Ok((engine, app))
@@ -104,6 +112,7 @@ fn scheduler_config(simulation: &Simulation) -> SchedulerConfig {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 
@@ -113,6 +122,7 @@ fn model_info(scheduler: &SchedulerConfig) -> ModelInfo {
         root: "simulated".into(),
         created: 0,
         architecture: "none".into(),
+        num_parameters: 0,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
         max_num_seqs: scheduler.max_num_seqs,

@@ -9,9 +9,10 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use quire_model::SamplingDefaults;
-use quire_scheduler::{ALL_LOGPROBS, SamplingParams, TokenId};
+use quire_scheduler::{ALL_LOGPROBS, Grammar, SamplingParams, TokenId};
 
 use crate::engine::{GenerateRequest, TextOptions};
+use crate::grammar;
 
 /// One field of a request is wrong. Becomes a 400 with `param`, or INVALID_ARGUMENT.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +95,8 @@ pub struct SamplingFields {
     pub allowed_token_ids: Option<Vec<i64>>,
     /// Already tokenised by the text pool.
     pub bad_words_token_ids: Vec<Vec<TokenId>>,
+    /// Already compiled by the text pool.
+    pub grammar: Option<Grammar>,
     /// -1 = the whole vocabulary.
     pub logprobs: Option<i64>,
     /// The field that `logprobs` came from (`logprobs` or `top_logprobs`).
@@ -215,6 +218,11 @@ fn sampling_params(
         return Err(ParamError::new("repetition_penalty", message));
     }
     let max_tokens = max_tokens(&f, prompt_len, limits)?;
+    // With a grammar, to ignore the end means to put it off while the grammar allows anything else.
+    let grammar = match (f.grammar, f.ignore_eos) {
+        (Some(grammar), true) => Some(grammar::late_end(&grammar, &limits.eos_token_ids)),
+        (grammar, _) => grammar,
+    };
     let min_tokens = ranged("min_tokens", f.min_tokens, 0, &(0..=i64::from(max_tokens)))? as u32;
     Ok(SamplingParams {
         temperature: normal_temperature(temperature),
@@ -227,15 +235,16 @@ fn sampling_params(
         seed: f.seed.unwrap_or(0) as u64,
         max_tokens,
         min_tokens,
-        ignore_eos: f.ignore_eos,
+        ignore_eos: f.ignore_eos && grammar.is_none(),
         eos_token_ids: limits.eos_token_ids.clone(),
         stop_token_ids: token_list("stop_token_ids", f.stop_token_ids, limits.vocab_size)?,
         logit_bias: logit_bias(&f.logit_bias, limits.vocab_size)?,
         allowed_token_ids: allowed_token_ids(f.allowed_token_ids, limits.vocab_size)?,
         bad_words: bad_words(f.bad_words_token_ids, limits.vocab_size)?,
-        grammar: None,
+        grammar,
         logprobs: logprobs(f.logprobs_param, f.logprobs, limits)?,
         prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
+        pooling: None,
     })
 }
 
@@ -359,7 +368,7 @@ fn bad_words(words: Vec<Vec<TokenId>>, vocab_size: u32) -> Result<Vec<Vec<TokenI
 }
 
 /// vLLM's rule: it becomes part of names and paths elsewhere.
-fn check_cache_salt(salt: String) -> Result<Arc<str>, ParamError> {
+pub(crate) fn check_cache_salt(salt: String) -> Result<Arc<str>, ParamError> {
     if salt.is_empty() || salt.chars().count() > 128 {
         return Err(ParamError::new("cache_salt", "cache_salt must have 1 to 128 characters"));
     }

@@ -62,6 +62,34 @@ pub(crate) fn attend(
     );
 }
 
+/// A whole sequence that attends to itself: the rows of its tokens in the step's queries, keys and values.
+#[derive(Clone, Copy)]
+pub(crate) struct Sequence<'a> {
+    /// `[tokens][q heads | k heads | v heads][head_dim]`.
+    pub(crate) qkv: &'a [f32],
+    /// Numbers in a row.
+    pub(crate) stride: usize,
+}
+
+/// Attention of some heads of one token over all tokens of its sequence. `scores` has room for
+/// `scores_len(tokens)`; `queries` and `out` are as in [`attend`].
+pub(crate) fn attend_all(
+    isa: Isa,
+    shape: &AttentionShape,
+    sequence: Sequence<'_>,
+    queries: Queries<'_>,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    dispatch!(isa, attend_all_kernel;
+        shape: &AttentionShape = shape,
+        sequence: Sequence<'_> = sequence,
+        queries: Queries<'_> = queries,
+        scores: &mut [f32] = scores,
+        out: &mut [f32] = out,
+    );
+}
+
 /// Scores kept for one head over a context of that length: whole groups of lanes.
 pub(crate) fn scores_len(context_len: usize) -> usize {
     context_len.next_multiple_of(LANES)
@@ -119,7 +147,7 @@ fn attend_kernel<V: Lanes>(
     context.for_each_run(shape, kv, kv_head, |position, key, len| {
         let keys = &kv.cache[key..][..len * shape.head_dim];
         for (query, row) in heads.chunks_exact(shape.head_dim).zip(scores.chunks_exact_mut(row_len)) {
-            score_run::<V>(query, keys, &mut row[position - origin..][..len]);
+            score_run::<V>(query, keys, shape.head_dim, &mut row[position - origin..][..len]);
         }
     });
     out.fill(0.0);
@@ -128,18 +156,41 @@ fn attend_kernel<V: Lanes>(
         let sum = softmax_numerators::<V>(shape, row, seen.clone());
         context.for_each_run(shape, kv, kv_head, |position, key, len| {
             let values = &kv.cache[key + plane..][..len * shape.head_dim];
-            add_values::<V>(&row[position - origin..][..len], values, out);
+            add_values::<V>(&row[position - origin..][..len], values, shape.head_dim, out);
         });
         out.iter_mut().for_each(|x| *x /= sum);
     }
 }
 
-/// q·k for each key.
 #[inline(always)]
-fn score_run<V: Lanes>(query: &[f32], keys: &[f32], scores: &mut [f32]) {
+fn attend_all_kernel<V: Lanes>(
+    shape: &AttentionShape,
+    sequence: Sequence<'_>,
+    queries: Queries<'_>,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    let Sequence { qkv, stride } = sequence;
+    let num_tokens = qkv.len() / stride;
+    let (head, num_kv) = (shape.head_dim, shape.num_kv_heads);
+    let keys = &qkv[(shape.num_heads + queries.kv_head) * head..];
+    let values = &keys[num_kv * head..];
+    let scores = &mut scores[..scores_len(num_tokens)];
+    for (query, out) in queries.heads.chunks_exact(head).zip(out.chunks_exact_mut(head)) {
+        score_run::<V>(query, keys, stride, &mut scores[..num_tokens]);
+        let sum = softmax_numerators::<V>(shape, scores, 0..num_tokens);
+        out.fill(0.0);
+        add_values::<V>(&scores[..num_tokens], values, stride, out);
+        out.iter_mut().for_each(|x| *x /= sum);
+    }
+}
+
+/// q·k for each key; keys are `stride` apart.
+#[inline(always)]
+fn score_run<V: Lanes>(query: &[f32], keys: &[f32], stride: usize, scores: &mut [f32]) {
     let (query_groups, query_tail) = query.as_chunks::<LANES>();
-    for (key, score) in keys.chunks_exact(query.len()).zip(scores) {
-        let (key_groups, key_tail) = key.as_chunks::<LANES>();
+    for (key, score) in keys.chunks(stride).zip(scores) {
+        let (key_groups, key_tail) = key[..query.len()].as_chunks::<LANES>();
         let mut sum = V::splat(0.0);
         for (q, k) in query_groups.iter().zip(key_groups) {
             sum = V::load(q).mul_add(V::load(k), sum);
@@ -184,9 +235,9 @@ fn soft_cap<V: Lanes>(x: V, cap: V) -> V {
     cap.mul(power.sub(one).div(power.add(one)))
 }
 
-/// `out += weight * value`, value after value.
+/// `out += weight * value`, value after value; values are `stride` apart.
 #[inline(always)]
-fn add_values<V: Lanes>(weights: &[f32], values: &[f32], out: &mut [f32]) {
+fn add_values<V: Lanes>(weights: &[f32], values: &[f32], stride: usize, out: &mut [f32]) {
     let width = out.len();
     let (groups, tail) = out.as_chunks_mut::<LANES>();
     let tail_start = width - tail.len();
@@ -194,21 +245,21 @@ fn add_values<V: Lanes>(weights: &[f32], values: &[f32], out: &mut [f32]) {
     let (fours, rest) = groups.as_chunks_mut::<4>();
     let num_fours = fours.len();
     for (index, four) in fours.iter_mut().enumerate() {
-        add_values_to_groups::<V, 4>(weights, &values[4 * index * LANES..], width, four);
+        add_values_to_groups::<V, 4>(weights, &values[4 * index * LANES..], stride, four);
     }
     let (pairs, last) = rest.as_chunks_mut::<2>();
     let mut first = 4 * num_fours;
     for pair in pairs {
-        add_values_to_groups::<V, 2>(weights, &values[first * LANES..], width, pair);
+        add_values_to_groups::<V, 2>(weights, &values[first * LANES..], stride, pair);
         first += 2;
     }
     for group in last {
-        add_values_to_groups::<V, 1>(weights, &values[first * LANES..], width, std::array::from_mut(group));
+        add_values_to_groups::<V, 1>(weights, &values[first * LANES..], stride, std::array::from_mut(group));
     }
     if !tail.is_empty() {
         let mut sum = V::load(&padded(tail));
-        for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
-            sum = V::splat(*weight).mul_add(V::load(&padded(&value[tail_start..])), sum);
+        for (weight, value) in weights.iter().zip(values.chunks(stride)) {
+            sum = V::splat(*weight).mul_add(V::load(&padded(&value[tail_start..width])), sum);
         }
         let mut last = [0.0; LANES];
         sum.store(&mut last);
@@ -216,16 +267,16 @@ fn add_values<V: Lanes>(weights: &[f32], values: &[f32], out: &mut [f32]) {
     }
 }
 
-/// `N` groups of the sum. `values` begins at their part of the first value; the next is `width` further.
+/// `N` groups of the sum. `values` begins at their part of the first value; the next is `stride` further.
 #[inline(always)]
 fn add_values_to_groups<V: Lanes, const N: usize>(
     weights: &[f32],
     values: &[f32],
-    width: usize,
+    stride: usize,
     groups: &mut [[f32; LANES]; N],
 ) {
     let mut sums = groups.each_ref().map(V::load);
-    for (weight, value) in weights.iter().zip(values.chunks(width)) {
+    for (weight, value) in weights.iter().zip(values.chunks(stride)) {
         let weight = V::splat(*weight);
         let value = &value.as_chunks::<LANES>().0[..N];
         for (sum, value) in sums.iter_mut().zip(value) {

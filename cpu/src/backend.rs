@@ -3,15 +3,17 @@
 use std::ops::Range;
 
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, LogitsTask,
-    PLACEHOLDER_BIT, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
+    AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow, LogitsTask,
+    PLACEHOLDER_BIT, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView,
+    sample_row,
 };
 
-use crate::attention::{PagedKv, Queries, attend, key_offset, scores_len};
-use crate::elementwise::{head_norm, rms_norm, rotate, silu_mul};
+use crate::attention::{PagedKv, Queries, Sequence, attend, attend_all, key_offset, scores_len};
+use crate::elementwise::{gelu, head_norm, layer_norm, rms_norm, rotate, silu_mul};
 use crate::lanes::{Element, Isa};
 use crate::linear::linear;
 use crate::pool::Pool;
+use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
 use crate::weight::{CpuWeight, WeightData};
 use crate::zeroed::zeroed;
@@ -39,6 +41,8 @@ pub struct CpuBackend {
     results: Vec<RowResult>,
     /// Results of the step; the rest of `results` is memory for later steps.
     num_results: usize,
+    /// Vectors of the step.
+    pooled: Vec<f32>,
 }
 
 /// Memory of one thread.
@@ -80,6 +84,7 @@ impl CpuBackend {
             scratch: Vec::new(),
             results: Vec::new(),
             num_results: 0,
+            pooled: Vec::new(),
         })
     }
 
@@ -192,6 +197,7 @@ impl Backend for CpuBackend {
     ) -> Result<(), BackendError> {
         self.step.copy_from(inputs);
         self.num_results = 0;
+        self.pooled.clear();
         for [slot, index, block] in inputs.block_writes() {
             self.block_tables[*slot as usize * self.limits.max_blocks_per_seq + *index as usize] = *block;
         }
@@ -335,6 +341,105 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn add_positions(&mut self, table: &CpuWeight, x: &mut Vec<f32>) -> Result<(), BackendError> {
+        let (width, table) = (table.columns, table.f32());
+        for (position, x) in self.step.positions().iter().zip(x.chunks_exact_mut(width)) {
+            let row = &table[*position as usize * width..][..width];
+            x.iter_mut().zip(row).for_each(|(x, of_position)| *x += of_position);
+        }
+        Ok(())
+    }
+
+    fn layer_norm(
+        &mut self,
+        rows: usize,
+        x: &Vec<f32>,
+        norm: LayerNorm<'_, CpuWeight>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, weight, bias) = (self.isa, norm.weight.f32(), norm.bias.f32());
+        let (width, out) = (weight.len(), SharedSlice::new(out));
+        self.for_rows(rows, 2 * width, |row| {
+            // SAFETY: each row is computed once.
+            #[allow(unsafe_code)]
+            let out = unsafe { row_of(&out, row, width) };
+            out.copy_from_slice(&x[row * width..][..width]);
+            layer_norm(isa, out, weight, bias, norm.eps);
+        });
+        Ok(())
+    }
+
+    fn add_layer_norm(
+        &mut self,
+        rows: usize,
+        x: &Vec<f32>,
+        norm: LayerNorm<'_, CpuWeight>,
+        sum: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, weight, bias) = (self.isa, norm.weight.f32(), norm.bias.f32());
+        let (width, sum) = (weight.len(), SharedSlice::new(sum));
+        self.for_rows(rows, 3 * width, |row| {
+            // SAFETY: each row is computed once.
+            #[allow(unsafe_code)]
+            let sum = unsafe { row_of(&sum, row, width) };
+            sum.iter_mut().zip(&x[row * width..]).for_each(|(sum, x)| *sum += x);
+            layer_norm(isa, sum, weight, bias, norm.eps);
+        });
+        Ok(())
+    }
+
+    fn full_attention(
+        &mut self,
+        shape: &AttentionShape,
+        qkv: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let Self { pool, isa, step, scratch, .. } = self;
+        let (kv_heads, group) = (shape.num_kv_heads, shape.num_heads / shape.num_kv_heads);
+        let (group_len, out_len) = (group * shape.head_dim, shape.num_heads * shape.head_dim);
+        let stride = out_len + 2 * kv_heads * shape.head_dim;
+        let (scratch, out, ends) = (SharedSlice::new(scratch), SharedSlice::new(out), step.row_ends());
+        let items = step.num_tokens() * kv_heads;
+        let longest = step.positions().iter().max().map_or(1, |position| *position as usize + 1);
+        let per_chunk = (MIN_WORK_PER_CHUNK / (2 * longest * group_len).max(1)).max(1);
+        pool.run(items.div_ceil(per_chunk), &|worker, chunk| {
+            // SAFETY: no two threads are the same worker at the same time.
+            #[allow(unsafe_code)]
+            let scratch = unsafe { &mut scratch.part(worker, 1)[0] };
+            for item in chunk * per_chunk..items.min((chunk + 1) * per_chunk) {
+                let (token, kv_head) = (item / kv_heads, item % kv_heads);
+                let row = step.token_rows()[token] as usize;
+                let first = if row == 0 { 0 } else { ends[row - 1] as usize };
+                let sequence = Sequence { qkv: &qkv[first * stride..ends[row] as usize * stride], stride };
+                let heads = &qkv[token * stride + kv_head * group_len..][..group_len];
+                let position = step.positions()[token] as usize;
+                // SAFETY: each token's group of heads is computed once.
+                #[allow(unsafe_code)]
+                let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
+                let queries = Queries { kv_head, position, heads };
+                attend_all(*isa, shape, sequence, queries, &mut scratch.scores, out);
+            }
+        });
+        Ok(())
+    }
+
+    fn gelu(
+        &mut self,
+        rows: usize,
+        width: usize,
+        x: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, out) = (self.isa, SharedSlice::new(out));
+        self.for_rows(rows, 8 * width, |row| {
+            // SAFETY: each row is computed once.
+            #[allow(unsafe_code)]
+            let out = unsafe { row_of(&out, row, width) };
+            gelu(isa, &x[row * width..][..width], out);
+        });
+        Ok(())
+    }
+
     fn silu_mul(
         &mut self,
         rows: usize,
@@ -363,6 +468,28 @@ impl Backend for CpuBackend {
             out.copy_from_slice(&x[*token as usize * width..][..width]);
         }
         Ok(())
+    }
+
+    fn pool(
+        &mut self,
+        rows: &[PoolRow],
+        width: usize,
+        x: &Vec<f32>,
+        state: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        for row in rows {
+            let tokens = &x[row.tokens.start as usize * width..row.tokens.end as usize * width];
+            let state = &mut state[row.slot as usize * width..][..width];
+            pool_row(row, tokens, state);
+            if row.is_last() {
+                self.pooled.extend_from_slice(state);
+            }
+        }
+        Ok(())
+    }
+
+    fn pooled(&self) -> &[f32] {
+        &self.pooled
     }
 
     fn sample(

@@ -10,6 +10,7 @@ mod elementwise;
 mod lanes;
 mod linear;
 mod pool;
+mod pooling;
 mod shared;
 mod weight;
 mod zeroed;

@@ -121,6 +121,7 @@ fn scheduler_config(block_size: usize) -> SchedulerConfig {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 

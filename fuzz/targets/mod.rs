@@ -2,6 +2,7 @@
 //! call them with what they make up, `tests/fuzz.rs` with the corpus that is kept.
 #![allow(dead_code, reason = "each fuzzer uses one of them")]
 
+pub mod chat_parser;
 pub mod detokenizer;
 pub mod grpc_request;
 pub mod http_request;
@@ -15,6 +16,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const ALL: &[Target] = &[
+    ("chat_parser", chat_parser::run),
     ("detokenizer", detokenizer::run),
     ("grpc_request", grpc_request::run),
     ("http_request", http_request::run),

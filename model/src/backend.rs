@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::checkpoint::TensorView;
 use crate::slot::Slot;
 use crate::spec::Dtype;
-use crate::step_inputs::{LogitsRow, RowResult, StepInputs};
+use crate::step_inputs::{LogitsRow, PoolRow, RowResult, StepInputs};
 
 /// The device cannot do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -98,6 +98,16 @@ pub struct QkNorm<'a, W> {
     /// `[head_dim]`, for keys.
     pub k_weight: &'a W,
     /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// LayerNorm's parameters.
+pub struct LayerNorm<'a, W> {
+    /// `[width]`, factors.
+    pub weight: &'a W,
+    /// `[width]`, added at the end.
+    pub bias: &'a W,
+    /// Added to the variance.
     pub eps: f32,
 }
 
@@ -218,6 +228,61 @@ pub trait Backend: Send {
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
 
+    /// `x[T][width] += table[positions[T]]`; `table` is what [`Self::load_table`] gave.
+    fn add_positions(&mut self, table: &Self::Weight, x: &mut Self::Buffer) -> Result<(), BackendError> {
+        let _ = (table, x);
+        Err(self.not_built("learned positions"))
+    }
+
+    /// `out[rows][width] = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`; `weight` and `bias` are
+    /// `[width]`.
+    fn layer_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: LayerNorm<'_, Self::Weight>,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, x, norm, out);
+        Err(self.not_built("LayerNorm"))
+    }
+
+    /// `sum = layer_norm(sum + x)`.
+    fn add_layer_norm(
+        &mut self,
+        rows: usize,
+        x: &Self::Buffer,
+        norm: LayerNorm<'_, Self::Weight>,
+        sum: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, x, norm, sum);
+        Err(self.not_built("LayerNorm"))
+    }
+
+    /// Attention of each of the `T` tokens over all tokens of its row, those behind it as well: rows are whole
+    /// sequences. `qkv` is as in [`Self::rope_and_cache`], `out` as in [`Self::paged_attention`].
+    fn full_attention(
+        &mut self,
+        shape: &AttentionShape,
+        qkv: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (shape, qkv, out);
+        Err(self.not_built("attention that looks ahead"))
+    }
+
+    /// `out[rows][width] = x * (1 + erf(x / sqrt 2)) / 2`.
+    fn gelu(
+        &mut self,
+        rows: usize,
+        width: usize,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, width, x, out);
+        Err(self.not_built("GELU"))
+    }
+
     /// `out[rows][width] = silu(gate) * up`, where `gate_up` is `[rows][gate: width | up: width]`.
     fn silu_mul(
         &mut self,
@@ -247,6 +312,30 @@ pub trait Backend: Send {
         rows: &[LogitsRow],
         slots: &[Slot],
     ) -> Result<(), BackendError>;
+
+    /// Takes the hidden states `x[T][width]` of `rows` into `state[slot][width]`, in order of position, and makes
+    /// the vectors of rows that end their prompt.
+    fn pool(
+        &mut self,
+        rows: &[PoolRow],
+        width: usize,
+        x: &Self::Buffer,
+        state: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, width, x, state);
+        Err(self.not_built("pooling"))
+    }
+
+    /// The vectors of the step collected last, in the order of the rows that ended their prompts.
+    fn pooled(&self) -> &[f32] {
+        &[]
+    }
+
+    /// The refusal of an operation that this device lacks.
+    fn not_built(&self, what: &str) -> BackendError {
+        let reason = format!("{what} is not built for this device yet; use --device cpu");
+        BackendError { device: self.name(), reason, fatal: false }
+    }
 
     /// All operations of the uploaded step have been called: its results may come back.
     fn end_step(&mut self) -> Result<(), BackendError> {

@@ -24,7 +24,8 @@ impl DummyTensor {
         let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
-        Self { seed, centre: if name.ends_with("norm.weight") { 1.0 } else { 0.0 } }
+        let is_norm = ["norm.weight", "Norm.weight"].iter().any(|end| name.ends_with(end));
+        Self { seed, centre: if is_norm { 1.0 } else { 0.0 } }
     }
 
     /// The first `len` elements.

@@ -1,16 +1,17 @@
 //! The forward pass, once for all models and devices: from the step's tokens to normalised hidden states.
 
-use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, QkNorm, StepLimits};
+use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, LayerNorm, QkNorm, StepLimits};
 use crate::kv_layout::KvLayout;
 use crate::rope::rope_table;
-use crate::spec::{Activation, ModelSpec};
-use crate::weights::{LayerWeights, Model};
+use crate::spec::{Activation, LmHead, ModelSpec};
+use crate::step_inputs::PoolRow;
+use crate::weights::{LayerWeights, Model, Norm};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
     /// `[layer]`, each as [`KvLayout`] says.
     kv_cache: Vec<B::Buffer>,
-    rope_table: B::Weight,
+    rope_table: Option<B::Weight>,
     /// `[T][hidden]` the sum of all layers so far.
     residual: B::Buffer,
     /// `[T][hidden]` normalised input of a projection; after the last layer, of the logits.
@@ -19,12 +20,14 @@ pub(crate) struct Workspace<B: Backend> {
     projected: B::Buffer,
     qkv: B::Buffer,
     attended: B::Buffer,
-    gate_up: B::Buffer,
+    mlp_input: B::Buffer,
     activated: B::Buffer,
-    /// `[logits rows][hidden]`.
+    /// `[logits rows][hidden]`; empty if there are no logits.
     gathered: B::Buffer,
-    /// `[logits rows][vocab]`.
+    /// `[logits rows][vocab]`; empty likewise.
     pub(crate) logits: B::Buffer,
+    /// `[slot][hidden]` what has been pooled of a prompt, where there are no logits.
+    pool_state: Option<B::Buffer>,
 }
 
 impl<B: Backend> Workspace<B> {
@@ -34,12 +37,18 @@ impl<B: Backend> Workspace<B> {
         limits: &StepLimits,
         num_blocks: usize,
     ) -> Result<Self, BackendError> {
-        let block_len = KvLayout::new(spec, limits.block_size).block_len();
-        let mut kv_cache = Vec::with_capacity(spec.layers.len());
-        for _ in &spec.layers {
-            kv_cache.push(backend.alloc(BufferRole::KvCache, num_blocks * block_len)?);
+        let layout = KvLayout::new(spec, limits.block_size);
+        let mut kv_cache = Vec::with_capacity(layout.num_layers);
+        for _ in 0..layout.num_layers {
+            kv_cache.push(backend.alloc(BufferRole::KvCache, num_blocks * layout.block_len())?);
         }
         let tokens = limits.max_num_batched_tokens;
+        let pools = spec.lm_head == LmHead::None;
+        let logits_rows = if pools { 0 } else { limits.max_logits_rows };
+        let pool_state = match pools {
+            true => Some(backend.alloc(BufferRole::Residual, limits.max_num_seqs * spec.hidden_size)?),
+            false => None,
+        };
         let mut activation = |width: usize| backend.alloc(BufferRole::Activation, tokens * width);
         Ok(Self {
             kv_cache,
@@ -47,11 +56,12 @@ impl<B: Backend> Workspace<B> {
             projected: activation(spec.hidden_size)?,
             qkv: activation(spec.qkv_size())?,
             attended: activation(spec.attention_size())?,
-            gate_up: activation(2 * spec.intermediate_size)?,
+            mlp_input: activation(spec.mlp_input_size())?,
             activated: activation(spec.intermediate_size)?,
             residual: backend.alloc(BufferRole::Residual, tokens * spec.hidden_size)?,
-            gathered: backend.alloc(BufferRole::Activation, limits.max_logits_rows * spec.hidden_size)?,
-            logits: backend.alloc(BufferRole::Logits, limits.max_logits_rows * spec.vocab_size)?,
+            gathered: backend.alloc(BufferRole::Activation, logits_rows * spec.hidden_size)?,
+            logits: backend.alloc(BufferRole::Logits, logits_rows * spec.vocab_size)?,
+            pool_state,
             rope_table: load_rope_table(backend, spec, limits.max_blocks_per_seq * limits.block_size)?,
         })
     }
@@ -63,20 +73,19 @@ impl<B: Backend> Workspace<B> {
         model: &Model<B>,
         num_tokens: usize,
     ) -> Result<(), BackendError> {
-        let eps = model.spec.norm_eps;
+        let spec = &model.spec;
         backend.embed(&model.embedding, &mut self.residual)?;
-        for (index, layer) in model.layers.iter().enumerate() {
-            match index {
-                0 => {
-                    backend.rms_norm(num_tokens, &self.residual, &layer.input_norm, eps, &mut self.normed)?
-                }
-                _ => self.add_norm(backend, num_tokens, &layer.input_norm, eps)?,
-            }
-            self.attention(backend, &model.spec, index, layer, num_tokens)?;
-            self.add_norm(backend, num_tokens, &layer.post_attention_norm, eps)?;
-            self.mlp(backend, &model.spec, layer, num_tokens)?;
+        if let Some(table) = &model.positions {
+            backend.add_positions(table, &mut self.residual)?;
         }
-        self.add_norm(backend, num_tokens, &model.final_norm, eps)
+        self.first_norm(backend, num_tokens, &model.first_norm, spec.norm_eps)?;
+        for (index, layer) in model.layers.iter().enumerate() {
+            self.attention(backend, spec, index, layer, num_tokens)?;
+            self.add_norm(backend, num_tokens, &layer.attention_norm, spec.norm_eps)?;
+            self.mlp(backend, spec, layer, num_tokens)?;
+            self.add_norm(backend, num_tokens, &layer.mlp_norm, spec.norm_eps)?;
+        }
+        Ok(())
     }
 
     /// Logits of a range of the step's rows of logits, into [`Self::logits`].
@@ -92,14 +101,50 @@ impl<B: Backend> Workspace<B> {
         backend.linear(rows, &self.gathered, head, None, &mut self.logits)
     }
 
+    /// Pools what [`Self::forward`] gave for these rows.
+    pub(crate) fn pool(
+        &mut self,
+        backend: &mut B,
+        spec: &ModelSpec,
+        rows: &[PoolRow],
+    ) -> Result<(), BackendError> {
+        match &mut self.pool_state {
+            Some(state) if !rows.is_empty() => backend.pool(rows, spec.hidden_size, &self.normed, state),
+            _ => Ok(()),
+        }
+    }
+
+    fn first_norm(
+        &mut self,
+        backend: &mut B,
+        rows: usize,
+        norm: &Norm<B>,
+        eps: f32,
+    ) -> Result<(), BackendError> {
+        match norm {
+            Norm::Rms(weight) => backend.rms_norm(rows, &self.residual, weight, eps, &mut self.normed),
+            Norm::Layer { weight, bias } => {
+                backend.layer_norm(rows, &self.residual, LayerNorm { weight, bias, eps }, &mut self.normed)
+            }
+        }
+    }
+
+    /// Adds what a block gave to what it was given. Where norms come before a block, what was given is the sum of
+    /// all blocks so far; where they come after, it is the normalised input.
     fn add_norm(
         &mut self,
         backend: &mut B,
         rows: usize,
-        weight: &B::Weight,
+        norm: &Norm<B>,
         eps: f32,
     ) -> Result<(), BackendError> {
-        backend.add_rms_norm(rows, &self.projected, &mut self.residual, weight, eps, &mut self.normed)
+        let (x, normed) = (&self.projected, &mut self.normed);
+        match norm {
+            Norm::Rms(weight) => backend.add_rms_norm(rows, x, &mut self.residual, weight, eps, normed),
+            Norm::Layer { weight, bias } => {
+                backend.add_layer_norm(rows, x, LayerNorm { weight, bias, eps }, normed)
+            }
+        }
     }
 
     fn attention(
@@ -118,15 +163,21 @@ impl<B: Backend> Workspace<B> {
             softcap: spec.attention.softcap,
             sliding_window: spec.layers[index].sliding_window,
         };
-        let (qkv, kv_cache) = (&mut self.qkv, &mut self.kv_cache[index]);
+        let qkv = &mut self.qkv;
         backend.linear(rows, &self.normed, &layer.qkv.weight, layer.qkv.bias.as_ref(), qkv)?;
-        let qk_norm = layer.qk_norm.as_ref().map(|(q_weight, k_weight)| QkNorm {
-            q_weight,
-            k_weight,
-            eps: spec.norm_eps,
-        });
-        backend.rope_and_cache(&shape, qk_norm, &self.rope_table, qkv, kv_cache)?;
-        backend.paged_attention(&shape, qkv, kv_cache, &mut self.attended)?;
+        match &self.rope_table {
+            None => backend.full_attention(&shape, qkv, &mut self.attended)?,
+            Some(table) => {
+                let kv_cache = &mut self.kv_cache[index];
+                let qk_norm = layer.qk_norm.as_ref().map(|(q_weight, k_weight)| QkNorm {
+                    q_weight,
+                    k_weight,
+                    eps: spec.norm_eps,
+                });
+                backend.rope_and_cache(&shape, qk_norm, table, qkv, kv_cache)?;
+                backend.paged_attention(&shape, qkv, kv_cache, &mut self.attended)?;
+            }
+        }
         let output = &layer.output;
         backend.linear(rows, &self.attended, &output.weight, output.bias.as_ref(), &mut self.projected)
     }
@@ -138,22 +189,23 @@ impl<B: Backend> Workspace<B> {
         layer: &LayerWeights<B>,
         rows: usize,
     ) -> Result<(), BackendError> {
-        let (gate_up, down) = (&layer.gate_up, &layer.down);
-        backend.linear(rows, &self.normed, &gate_up.weight, gate_up.bias.as_ref(), &mut self.gate_up)?;
+        let (input, output, inner) = (&layer.mlp_input, &layer.mlp_output, spec.intermediate_size);
+        backend.linear(rows, &self.normed, &input.weight, input.bias.as_ref(), &mut self.mlp_input)?;
         match spec.activation {
-            Activation::Silu => {
-                backend.silu_mul(rows, spec.intermediate_size, &self.gate_up, &mut self.activated)?;
-            }
+            Activation::Silu => backend.silu_mul(rows, inner, &self.mlp_input, &mut self.activated)?,
+            Activation::Gelu => backend.gelu(rows, inner, &self.mlp_input, &mut self.activated)?,
         }
-        backend.linear(rows, &self.activated, &down.weight, down.bias.as_ref(), &mut self.projected)
+        backend.linear(rows, &self.activated, &output.weight, output.bias.as_ref(), &mut self.projected)
     }
 }
 
+/// Only causal models rotate: see [`ModelSpec::causal`].
 fn load_rope_table<B: Backend>(
     backend: &mut B,
     spec: &ModelSpec,
     num_positions: usize,
-) -> Result<B::Weight, BackendError> {
+) -> Result<Option<B::Weight>, BackendError> {
     let head_dim = spec.attention.head_dim;
-    backend.load_table(&rope_table(&spec.rope, head_dim, num_positions), head_dim)
+    let table = |rope| backend.load_table(&rope_table(rope, head_dim, num_positions), head_dim);
+    spec.rope().map(table).transpose()
 }

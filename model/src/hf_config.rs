@@ -9,8 +9,11 @@ use quire_scheduler::TokenId;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::encoder_config::{ENCODERS, encoder_spec};
 use crate::error::ModelError;
-use crate::spec::{Activation, AttentionSpec, Dtype, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
+use crate::spec::{
+    Activation, AttentionSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms, Positions, RopeScaling, RopeSpec,
+};
 
 impl ModelSpec {
     /// Reads config.json and, where there is one, generation_config.json from a model's directory.
@@ -30,6 +33,9 @@ impl ModelSpec {
 
     /// The same from the files' text.
     pub fn from_json(config: &str, generation_config: Option<&str>) -> Result<Self, ModelError> {
+        if let Some(encoder) = encoder_spec(config)? {
+            return Ok(encoder);
+        }
         let config: HfConfig = parse("config.json", config)?;
         let family = config.family()?;
         let mut eos = token_ids("eos_token_id", config.eos_token_id.as_ref())?;
@@ -52,11 +58,15 @@ enum Family {
     Qwen3,
 }
 
-const FAMILIES: [(&str, Family); 4] = [
+const FAMILIES: [(&str, Family); 8] = [
     ("LlamaForCausalLM", Family::Llama),
     ("MistralForCausalLM", Family::Mistral),
     ("Qwen2ForCausalLM", Family::Qwen2),
     ("Qwen3ForCausalLM", Family::Qwen3),
+    ("LlamaModel", Family::Llama),
+    ("MistralModel", Family::Mistral),
+    ("Qwen2Model", Family::Qwen2),
+    ("Qwen3Model", Family::Qwen3),
 ];
 
 #[derive(Deserialize)]
@@ -105,7 +115,12 @@ impl HfConfig {
         let found = FAMILIES.iter().find(|(known, _)| known == name);
         found.map(|(_, family)| *family).ok_or_else(|| ModelError::Architecture {
             found: name.clone(),
-            supported: FAMILIES.map(|(known, _)| known).join(", "),
+            supported: FAMILIES
+                .map(|(known, _)| known)
+                .into_iter()
+                .chain(ENCODERS)
+                .collect::<Vec<_>>()
+                .join(", "),
         })
     }
 
@@ -125,22 +140,28 @@ impl HfConfig {
             activation: self.activation()?,
             mlp_bias: family == Family::Llama && self.mlp_bias.unwrap_or(false),
             max_position_embeddings: positive("max_position_embeddings", self.max_position_embeddings)?,
+            norms: Norms::RmsBefore,
             norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
             attention: self.attention(family, hidden_size)?,
-            rope: self.rope()?,
+            positions: Positions::Rotary(self.rope()?),
+            causal: true,
             layers: self.layers(family, num_layers)?,
-            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
+            lm_head: self.lm_head(),
             eos_token_ids,
         })
     }
 
-    fn dtype(&self) -> Result<Dtype, ModelError> {
-        match self.dtype.as_deref().or(self.torch_dtype.as_deref()) {
-            None | Some("float32") => Ok(Dtype::F32),
-            Some("bfloat16") => Ok(Dtype::Bf16),
-            Some("float16") => Ok(Dtype::F16),
-            Some(other) => Err(unsupported("dtype", other, "float32, bfloat16, float16")),
+    /// An architecture of bare name (`Qwen3Model`) is the same without the head.
+    fn lm_head(&self) -> LmHead {
+        match self.tie_word_embeddings {
+            _ if self.architectures[0].ends_with("Model") => LmHead::None,
+            Some(true) => LmHead::Tied,
+            Some(false) | None => LmHead::Own,
         }
+    }
+
+    fn dtype(&self) -> Result<Dtype, ModelError> {
+        stored_dtype(self.dtype.as_deref().or(self.torch_dtype.as_deref()))
     }
 
     fn activation(&self) -> Result<Activation, ModelError> {
@@ -272,7 +293,17 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(name: &str, text: &'a str) -> Result
         .map_err(|error| ModelError::Malformed { path: name.into(), reason: error.to_string() })
 }
 
-fn positive(field: &'static str, value: Option<usize>) -> Result<usize, ModelError> {
+/// `dtype`, or `torch_dtype` in older files.
+pub(crate) fn stored_dtype(name: Option<&str>) -> Result<Dtype, ModelError> {
+    match name {
+        None | Some("float32") => Ok(Dtype::F32),
+        Some("bfloat16") => Ok(Dtype::Bf16),
+        Some("float16") => Ok(Dtype::F16),
+        Some(other) => Err(unsupported("dtype", other, "float32, bfloat16, float16")),
+    }
+}
+
+pub(crate) fn positive(field: &'static str, value: Option<usize>) -> Result<usize, ModelError> {
     match value {
         Some(n) if n > 0 => Ok(n),
         Some(_) => Err(ModelError::Config { field, reason: "must be at least 1".into() }),
@@ -280,7 +311,7 @@ fn positive(field: &'static str, value: Option<usize>) -> Result<usize, ModelErr
     }
 }
 
-fn unsupported(field: &'static str, found: impl ToString, supported: &'static str) -> ModelError {
+pub(crate) fn unsupported(field: &'static str, found: impl ToString, supported: &'static str) -> ModelError {
     ModelError::Unsupported { field, found: found.to_string(), supported }
 }
 

@@ -6,7 +6,7 @@ use quire_scheduler::{ScheduledRow, SchedulerOutput, TokenId};
 
 use crate::backend::StepLimits;
 use crate::slot::{Slot, UNKNOWN_TOKEN};
-use crate::step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, StepInputs};
+use crate::step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, PoolRow, StepInputs};
 
 /// State of all slots. Everything is allocated when it is made or when a request is admitted; a step of
 /// requests that are here already allocates nothing.
@@ -15,6 +15,7 @@ pub struct InputBatch {
     slots: Vec<Slot>,
     inputs: StepInputs,
     logits_rows: Vec<LogitsRow>,
+    pool_rows: Vec<PoolRow>,
 }
 
 impl InputBatch {
@@ -28,6 +29,7 @@ impl InputBatch {
             slots: (0..limits.max_num_seqs).map(|_| Slot::default()).collect(),
             inputs: StepInputs::with_capacity(tokens, limits.max_num_seqs, writes),
             logits_rows: Vec::with_capacity(tokens),
+            pool_rows: Vec::with_capacity(limits.max_num_seqs),
         }
     }
 
@@ -46,6 +48,7 @@ impl InputBatch {
             self.slot_mut(request.slot)?.admit(request, vocab_size);
         }
         self.choose_logits_rows(plan)?;
+        self.choose_pool_rows(plan);
         self.fill_inputs(plan)
     }
 
@@ -58,6 +61,11 @@ impl InputBatch {
     /// come before its sample.
     pub fn logits_rows(&self) -> &[LogitsRow] {
         &self.logits_rows
+    }
+
+    /// The rows of the last plan whose hidden states are pooled, in the plan's order.
+    pub fn pool_rows(&self) -> &[PoolRow] {
+        &self.pool_rows
     }
 
     /// By slot.
@@ -113,6 +121,25 @@ impl InputBatch {
             }
         }
         Ok(())
+    }
+
+    fn choose_pool_rows(&mut self, plan: &SchedulerOutput) {
+        self.pool_rows.clear();
+        let mut first = 0;
+        for (plan_row, row) in plan.rows.iter().enumerate() {
+            let tokens = first..first + row.num_tokens;
+            first = tokens.end;
+            let slot = &self.slots[row.slot as usize];
+            let Some(pooling) = slot.params().pooling else { continue };
+            self.pool_rows.push(PoolRow {
+                plan_row: plan_row as u32,
+                slot: row.slot,
+                tokens,
+                start: row.start,
+                prompt_len: slot.prompt_len() as u32,
+                pooling,
+            });
+        }
     }
 
     fn fill_inputs(&mut self, plan: &SchedulerOutput) -> Result<(), Arc<str>> {

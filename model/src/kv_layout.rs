@@ -6,7 +6,8 @@ use crate::spec::{Dtype, ModelSpec};
 /// block 0 is padding that no request owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvLayout {
-    /// Layers.
+    /// Layers whose keys and values are kept: all, or none where attention looks ahead, since then nothing is
+    /// computed that continues what was.
     pub num_layers: usize,
     /// Key and value heads of a layer.
     pub num_kv_heads: usize,
@@ -20,7 +21,7 @@ impl KvLayout {
     /// The layout of a model.
     pub fn new(spec: &ModelSpec, block_size: usize) -> Self {
         Self {
-            num_layers: spec.layers.len(),
+            num_layers: if spec.causal { spec.layers.len() } else { 0 },
             num_kv_heads: spec.attention.num_kv_heads,
             head_dim: spec.attention.head_dim,
             block_size,
@@ -39,7 +40,8 @@ impl KvLayout {
 
     /// Blocks that fit into `budget_bytes`, the padding block among them.
     pub fn num_blocks(&self, budget_bytes: usize, dtype: Dtype) -> usize {
-        budget_bytes / self.block_bytes(dtype)
+        // Blocks that take no room are mere numbers.
+        budget_bytes.checked_div(self.block_bytes(dtype)).unwrap_or(usize::MAX)
     }
 }
 

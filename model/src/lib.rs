@@ -7,6 +7,7 @@
 mod backend;
 mod checkpoint;
 mod dummy;
+mod encoder_config;
 mod error;
 mod forward;
 mod hf_config;
@@ -15,6 +16,7 @@ mod kv_layout;
 mod logprobs;
 mod masks;
 mod philox;
+mod pooler;
 mod rope;
 mod runner;
 mod sampler;
@@ -22,9 +24,12 @@ mod sampling_defaults;
 mod slot;
 mod spec;
 mod step_inputs;
+mod weight_names;
 mod weights;
 
-pub use backend::{AttentionShape, Backend, BackendError, BufferRole, LinearShape, QkNorm, StepLimits};
+pub use backend::{
+    AttentionShape, Backend, BackendError, BufferRole, LayerNorm, LinearShape, QkNorm, StepLimits,
+};
 pub use checkpoint::{Checkpoint, TensorData, TensorView};
 pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};
 pub use error::ModelError;
@@ -32,11 +37,15 @@ pub use input_batch::InputBatch;
 pub use kv_layout::KvLayout;
 pub use logprobs::{RankedLogprob, capture_logprob};
 pub use philox::{philox4x32, uniform};
+pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
+pub use quire_scheduler::Pooling;
 pub use rope::rope_table;
 pub use runner::{Runner, RunnerConfig};
 pub use sampler::{RowFailure, SamplerScratch, sample_row};
 pub use sampling_defaults::SamplingDefaults;
 pub use slot::{Slot, UNKNOWN_TOKEN};
-pub use spec::{Activation, AttentionSpec, Dtype, LayerSpec, ModelSpec, RopeScaling, RopeSpec};
-pub use step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, RowResult, StepInputs};
+pub use spec::{
+    Activation, AttentionSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms, Positions, RopeScaling, RopeSpec,
+};
+pub use step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, PoolRow, RowResult, StepInputs};
 pub use weights::{Model, Progress};

@@ -63,6 +63,8 @@ struct State {
     /// Done first: the engine thread waits for all of these.
     to_accept: VecDeque<Place>,
     to_fill: VecDeque<Place>,
+    /// Of requests that left.
+    to_drop: Vec<Work>,
     num_accepting: usize,
     num_awaited: usize,
     is_closing: bool,
@@ -129,6 +131,7 @@ impl Masks {
             seats: (0..num_slots).map(|_| Seat::default()).collect(),
             to_accept: VecDeque::with_capacity(num_slots),
             to_fill: VecDeque::with_capacity(num_slots),
+            to_drop: Vec::with_capacity(num_slots),
             num_accepting: 0,
             num_awaited: 0,
             is_closing: false,
@@ -150,7 +153,8 @@ impl Masks {
         let mut state = self.shared.lock();
         for slot in slots().map(|slot| *slot as usize) {
             if std::mem::take(&mut self.is_seated[slot]) {
-                state.seats[slot].leave();
+                let left = state.seats[slot].leave();
+                state.to_drop.extend(left);
             }
         }
         for request in plan.admitted.iter().filter(|request| comes(request)) {
@@ -280,6 +284,10 @@ impl Shared {
                 state = self.accept(state, place);
             } else if let Some(place) = state.to_fill.pop_front() {
                 state = self.fill(state, place);
+            } else if let Some(work) = state.to_drop.pop() {
+                drop(state);
+                drop(work);
+                state = self.lock();
             } else {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
@@ -346,9 +354,10 @@ impl Shared {
 }
 
 impl Seat {
-    fn leave(&mut self) {
-        // Nobody asks about the next one before it has come.
-        *self = Self { generation: self.generation + 1, ..Self::default() };
+    /// Gives what is left of the request.
+    fn leave(&mut self) -> Option<Work> {
+        let next = Self { generation: self.generation + 1, ..Self::default() };
+        std::mem::replace(self, next).work
     }
 
     /// Takes in a request. What is to be done for it, unless there is nobody to do it.
@@ -358,7 +367,6 @@ impl Seat {
         request: &AdmittedRequest,
         workers: &Result<(), GrammarError>,
     ) -> Option<Place> {
-        self.leave();
         if let Err(failure) = workers {
             (self.failure, self.stage) = (Some(failure.clone()), Stage::Ready);
             return None;

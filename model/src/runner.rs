@@ -15,7 +15,7 @@ use crate::forward::Workspace;
 use crate::input_batch::InputBatch;
 use crate::kv_layout::KvLayout;
 use crate::masks::{Masks, SampledToken};
-use crate::spec::ModelSpec;
+use crate::spec::{LmHead, ModelSpec};
 use crate::step_inputs::{LogitsRow, LogitsTask};
 use crate::weights::Model;
 
@@ -77,6 +77,8 @@ struct PendingStep {
     stuck: Vec<(u32, GrammarError)>,
     /// Whose each row is: a slot may have changed hands by then.
     owners: Vec<Option<RequestId>>,
+    /// Rows of the plan that end a prompt which is pooled.
+    pooled: Vec<u32>,
 }
 
 impl<B: Backend> Runner<B> {
@@ -117,6 +119,7 @@ impl<B: Backend> Runner<B> {
         let is_recorded = self.backend.replay()?;
         if !is_recorded {
             self.workspace.forward(&mut self.backend, &self.model, inputs.num_tokens())?;
+            self.workspace.pool(&mut self.backend, &self.model.spec, self.batch.pool_rows())?;
         }
         // Prompt log-probabilities can need more rows than the logits buffer has.
         for first in (0..num_rows).step_by(self.limits.max_logits_rows) {
@@ -134,6 +137,16 @@ impl<B: Backend> Runner<B> {
         self.backend.end_step()
     }
 
+    /// A model with a head generates, one without is pooled.
+    fn check_outputs(&self) -> Result<(), Arc<str>> {
+        let pools = self.model.spec.lm_head == LmHead::None;
+        match if pools { self.batch.logits_rows().len() } else { self.batch.pool_rows().len() } {
+            0 => Ok(()),
+            _ if pools => Err("the model has no head: it can only be pooled".into()),
+            _ => Err("the model is loaded to generate, and cannot be pooled".into()),
+        }
+    }
+
     fn remember(&mut self, step: u64) {
         let mut pending = self.spare.pop().unwrap_or_default();
         let slots = self.batch.slots();
@@ -144,6 +157,9 @@ impl<B: Backend> Runner<B> {
         pending.rows.extend_from_slice(self.batch.logits_rows());
         pending.owners.clear();
         pending.owners.extend(pending.rows.iter().map(|row| slots[row.slot as usize].id()));
+        let pooled = self.batch.pool_rows().iter().filter(|row| row.is_last());
+        pending.pooled.clear();
+        pending.pooled.extend(pooled.map(|row| row.plan_row));
         self.in_flight.push_back(pending);
     }
 }
@@ -165,6 +181,7 @@ impl<B: Backend> ModelRunner for Runner<B> {
             return Err(refuse(format!("{block:?} of {} blocks", self.num_blocks).into()));
         }
         self.batch.apply(plan).map_err(refuse)?;
+        self.check_outputs().map_err(refuse)?;
         self.masks.apply(plan);
         self.stuck.clear();
         self.compute().map_err(|error| device_error(plan.step, &error))?;
@@ -212,6 +229,13 @@ impl<B: Backend> ModelRunner for Runner<B> {
                 });
             }
         }
+        output.pooled.extend_from_slice(self.backend.pooled());
+        let width = self.model.spec.hidden_size;
+        for (plan_row, vector) in pending.pooled.iter().zip(output.pooled.chunks_exact(width)) {
+            if vector.iter().any(|x| !x.is_finite()) {
+                output.failed_rows.push((*plan_row, "the model's hidden states are not finite".into()));
+            }
+        }
         self.accept_sampled();
         self.spare.push(pending);
         Ok(&self.output)
@@ -236,12 +260,13 @@ impl<B: Backend> Runner<B> {
 }
 
 fn clear(output: &mut ModelRunnerOutput) {
-    let ModelRunnerOutput { sampled, forced, forced_rows, logprobs, top, failed_rows } = output;
+    let ModelRunnerOutput { sampled, forced, forced_rows, logprobs, top, pooled, failed_rows } = output;
     sampled.clear();
     forced.clear();
     forced_rows.clear();
     logprobs.clear();
     top.clear();
+    pooled.clear();
     failed_rows.clear();
 }
 
@@ -253,6 +278,9 @@ fn record_decode_steps<B: Backend>(
     limits: &StepLimits,
 ) -> Result<(), BackendError> {
     let largest = limits.max_logits_rows;
+    if model.spec.lm_head == LmHead::None {
+        return Ok(());
+    }
     for size in backend.capture_sizes().into_iter().filter(|size| *size <= largest) {
         backend.begin_capture(size)?;
         workspace.forward(backend, model, size)?;

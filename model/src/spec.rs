@@ -1,6 +1,6 @@
-//! [`ModelSpec`]: a decoder as data. The forward pass reads it; nothing else about a model is code.
+//! [`ModelSpec`]: a model as data. The forward pass reads it; nothing else about a model is code.
 
-use quire_scheduler::TokenId;
+use quire_scheduler::{Pooling, TokenId};
 
 use crate::backend::{BufferRole, LinearShape, StepLimits};
 
@@ -25,7 +25,7 @@ impl Dtype {
     }
 }
 
-/// A decoder-only language model: pre-norm blocks of attention and a gated MLP.
+/// A transformer of one stack: a decoder, or an encoder that is there to be pooled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
     /// Name in `architectures` of config.json.
@@ -38,24 +38,39 @@ pub struct ModelSpec {
     pub hidden_size: usize,
     /// Width of the MLP between its two halves.
     pub intermediate_size: usize,
-    /// Between the gate and the product with `up`.
+    /// What the MLP does between its halves.
     pub activation: Activation,
-    /// Whether gate, up and down have biases.
+    /// Whether the MLP's projections have biases.
     pub mlp_bias: bool,
     /// Longest sequence that the model was made for.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in every RMSNorm.
+    /// Which norms there are, and where.
+    pub norms: Norms,
+    /// Added to the mean square, or to the variance, in every norm.
     pub norm_eps: f32,
     /// What all layers' attention has in common.
     pub attention: AttentionSpec,
-    /// Rotary position embedding.
-    pub rope: RopeSpec,
+    /// How a token knows its place.
+    pub positions: Positions,
+    /// Whether tokens see only those before them. If not, a prompt is computed whole, and nothing is generated.
+    pub causal: bool,
     /// One entry a layer, from the embedding up.
     pub layers: Vec<LayerSpec>,
-    /// The logits use the embedding's weights.
-    pub tie_word_embeddings: bool,
+    /// What makes logits of the last hidden states.
+    pub lm_head: LmHead,
     /// End tokens of config.json and generation_config.json together; sorted, without repeats.
     pub eos_token_ids: Vec<TokenId>,
+}
+
+/// The way from hidden states to logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LmHead {
+    /// By weights of its own.
+    Own,
+    /// By the embedding's weights.
+    Tied,
+    /// There are no logits: the model is there for its hidden states, which are pooled.
+    None,
 }
 
 /// Attention with grouped queries.
@@ -65,7 +80,7 @@ pub struct AttentionSpec {
     pub num_heads: usize,
     /// Key and value heads.
     pub num_kv_heads: usize,
-    /// Width of one head; even.
+    /// Width of one head; even if it is rotated.
     pub head_dim: usize,
     /// Whether q, k and v have biases.
     pub qkv_bias: bool,
@@ -89,8 +104,33 @@ pub struct LayerSpec {
 /// Non-linearity of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// `x * sigmoid(x)`.
+    /// `silu(gate) * up`, of two projections, with `silu(x) = x * sigmoid(x)`.
     Silu,
+    /// `x * (1 + erf(x / sqrt 2)) / 2`, of one projection.
+    Gelu,
+}
+
+/// Norms of the residual stream. Their place decides the names of their weights too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norms {
+    /// RMSNorm on the way into attention, into the MLP and out of the last layer.
+    RmsBefore,
+    /// LayerNorm of the embedding, and of each sum of a block's input and output (BERT).
+    LayerAfter,
+}
+
+/// How tokens know their places.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Positions {
+    /// Queries and keys are rotated.
+    Rotary(RopeSpec),
+    /// A learned vector is added to the embedding.
+    Learned {
+        /// Rows of the checkpoint's table.
+        rows: usize,
+        /// Of these, the first position's (RoBERTa's tables begin with rows that stand for padding).
+        first: usize,
+    },
 }
 
 /// Rotary position embedding over the whole head, in the two-halves ("NeoX") form.
@@ -132,15 +172,43 @@ impl ModelSpec {
         let (hidden, inner, qkv) = (self.hidden_size, self.intermediate_size, self.qkv_size());
         let biases = usize::from(attention.qkv_bias) * qkv
             + usize::from(attention.output_bias) * hidden
-            + usize::from(self.mlp_bias) * (2 * inner + hidden);
-        let norms = 2 * hidden + usize::from(attention.qk_norm) * 2 * attention.head_dim;
-        let products = hidden * (qkv + self.attention_size() + 3 * inner);
-        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
-        self.layers.len() * (products + biases + norms) + embeddings * self.vocab_size * hidden + hidden
+            + usize::from(self.mlp_bias) * (self.mlp_input_size() + hidden);
+        let norm = match self.norms {
+            Norms::RmsBefore => hidden,
+            Norms::LayerAfter => 2 * hidden,
+        };
+        let norms = 2 * norm + usize::from(attention.qk_norm) * 2 * attention.head_dim;
+        let products = hidden * (qkv + self.attention_size() + self.mlp_input_size() + inner);
+        let positions = match self.positions {
+            Positions::Rotary(_) => 0,
+            Positions::Learned { rows, .. } => rows * hidden,
+        };
+        let embeddings = if self.lm_head == LmHead::Own { 2 } else { 1 };
+        let embedding = embeddings * self.vocab_size * hidden + positions;
+        self.layers.len() * (products + biases + norms) + embedding + norm
+    }
+
+    /// The hidden state that stands for a text if nobody says which: the last of a causal model has seen it all,
+    /// and encoders are trained for their first.
+    pub fn default_pooling(&self) -> Pooling {
+        if self.causal { Pooling::Last } else { Pooling::Cls }
+    }
+
+    /// The rotation, if there is one.
+    pub fn rope(&self) -> Option<&RopeSpec> {
+        match &self.positions {
+            Positions::Rotary(rope) => Some(rope),
+            Positions::Learned { .. } => None,
+        }
+    }
+
+    /// The same model as one to be pooled, whether it could generate or not.
+    pub fn for_pooling(self) -> Self {
+        Self { lm_head: LmHead::None, ..self }
     }
 
     /// The products of a forward pass and its logits, each shape once.
-    pub fn linear_shapes(&self, limits: &StepLimits) -> [LinearShape; 5] {
+    pub fn linear_shapes(&self, limits: &StepLimits) -> Vec<LinearShape> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let layer = |n, k, has_bias| LinearShape {
             n,
@@ -149,22 +217,33 @@ impl ModelSpec {
             output: BufferRole::Activation,
             max_rows: limits.max_num_batched_tokens,
         };
-        [
+        let mut shapes = vec![
             layer(self.qkv_size(), hidden, self.attention.qkv_bias),
             layer(hidden, self.attention_size(), self.attention.output_bias),
-            layer(2 * inner, hidden, self.mlp_bias),
+            layer(self.mlp_input_size(), hidden, self.mlp_bias),
             layer(hidden, inner, self.mlp_bias),
-            LinearShape {
+        ];
+        if self.lm_head != LmHead::None {
+            shapes.push(LinearShape {
                 output: BufferRole::Logits,
                 max_rows: limits.max_logits_rows,
                 ..layer(self.vocab_size, hidden, false)
-            },
-        ]
+            });
+        }
+        shapes
     }
 
     /// Rows of the fused query, key and value projection: `(num_heads + 2 num_kv_heads) * head_dim`.
     pub fn qkv_size(&self) -> usize {
         (self.attention.num_heads + 2 * self.attention.num_kv_heads) * self.attention.head_dim
+    }
+
+    /// Rows of the MLP's first projection.
+    pub fn mlp_input_size(&self) -> usize {
+        match self.activation {
+            Activation::Silu => 2 * self.intermediate_size,
+            Activation::Gelu => self.intermediate_size,
+        }
     }
 
     /// Width of what attention gives: `num_heads * head_dim`.

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use quire_scheduler::TokenId;
+use quire_scheduler::{Pooling, TokenId};
 
 use crate::sampler::RowFailure;
 
@@ -148,6 +148,30 @@ pub enum LogitsTask {
     },
     /// Choose the token at [`LogitsRow::position`].
     Sample,
+}
+
+/// One row of a request that is to be pooled, and what of its prompt it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolRow {
+    /// Index into the plan's rows.
+    pub plan_row: u32,
+    /// Slot of that row.
+    pub slot: u32,
+    /// Which of the step's `T` tokens are the row's.
+    pub tokens: Range<u32>,
+    /// Position of the first of them in the prompt.
+    pub start: u32,
+    /// Tokens of the prompt.
+    pub prompt_len: u32,
+    /// What becomes of their hidden states.
+    pub pooling: Pooling,
+}
+
+impl PoolRow {
+    /// Whether the prompt ends with this row, which then has a vector.
+    pub fn is_last(&self) -> bool {
+        self.start + self.tokens.len() as u32 == self.prompt_len
+    }
 }
 
 /// What became of one [`LogitsRow`].

@@ -3,36 +3,48 @@
 use std::collections::BTreeSet;
 
 use crate::backend::Backend;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::ModelError;
-use crate::spec::ModelSpec;
+use crate::spec::{Dtype, LmHead, ModelSpec, Norms, Positions};
+use crate::weight_names::Names;
 
 /// A model on a device.
 pub struct Model<B: Backend> {
     /// What it is.
     pub spec: ModelSpec,
     pub(crate) embedding: B::Weight,
+    /// `[positions][hidden]` added to the embedding, if positions are learned.
+    pub(crate) positions: Option<B::Weight>,
+    /// Of the embedding.
+    pub(crate) first_norm: Norm<B>,
     pub(crate) layers: Vec<LayerWeights<B>>,
-    pub(crate) final_norm: B::Weight,
-    /// `None` if tied to the embedding.
+    /// `None` if tied to the embedding, or if there is none.
     pub(crate) lm_head: Option<B::Weight>,
 }
 
 /// One layer's weights. Projections of the same input are stacked: one product instead of three.
 pub(crate) struct LayerWeights<B: Backend> {
-    pub(crate) input_norm: B::Weight,
     pub(crate) qkv: Projection<B>,
     /// Norms of query and key heads.
     pub(crate) qk_norm: Option<(B::Weight, B::Weight)>,
     pub(crate) output: Projection<B>,
-    pub(crate) post_attention_norm: B::Weight,
-    pub(crate) gate_up: Projection<B>,
-    pub(crate) down: Projection<B>,
+    /// Between attention and MLP.
+    pub(crate) attention_norm: Norm<B>,
+    pub(crate) mlp_input: Projection<B>,
+    pub(crate) mlp_output: Projection<B>,
+    /// After the MLP; where norms come before blocks, the next layer's, or the last of all.
+    pub(crate) mlp_norm: Norm<B>,
 }
 
 pub(crate) struct Projection<B: Backend> {
     pub(crate) weight: B::Weight,
     pub(crate) bias: Option<B::Weight>,
+}
+
+/// As [`Norms`] says.
+pub(crate) enum Norm<B: Backend> {
+    Rms(B::Weight),
+    Layer { weight: B::Weight, bias: B::Weight },
 }
 
 /// How far loading is.
@@ -55,37 +67,37 @@ impl<B: Backend> Model<B> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModelError> {
-        let mut loader = Loader { backend, checkpoint, unused: checkpoint.names(), loaded_bytes: 0 };
-        loader.unused.retain(|name| !is_redundant(name, &spec));
+        let names = Names::of(&spec, checkpoint);
+        let mut loader = Loader { backend, checkpoint, unused: checkpoint.names(), names, loaded_bytes: 0 };
+        loader.unused.retain(|name| !loader.names.is_redundant(name, &spec));
         let (vocab, hidden) = (spec.vocab_size, spec.hidden_size);
-        let embedding = loader.load(&[("model.embed_tokens.weight".into(), vocab)], Some(hidden))?;
+        let embedding = loader.load(&[(loader.names.embedding(), vocab)], Some(hidden))?;
+        let positions = match spec.positions {
+            Positions::Rotary(_) => None,
+            Positions::Learned { rows, first } => Some(loader.positions(spec.hidden_size, rows, first)?),
+        };
+        let first_norm = loader.norm(&spec, loader.names.first_norm())?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         for index in 0..spec.layers.len() {
             layers.push(loader.layer(&spec, index)?);
             let loaded_bytes = loader.loaded_bytes;
             progress(Progress { layers: index + 1, num_layers: spec.layers.len(), loaded_bytes });
         }
-        let final_norm = loader.load(&[("model.norm.weight".into(), hidden)], None)?;
-        let lm_head = match spec.tie_word_embeddings {
-            true => None,
-            false => Some(loader.load(&[("lm_head.weight".into(), vocab)], Some(hidden))?),
+        let lm_head = match spec.lm_head {
+            LmHead::Tied | LmHead::None => None,
+            LmHead::Own => Some(loader.load(&[("lm_head.weight".into(), vocab)], Some(hidden))?),
         };
         if let Some(example) = loader.unused.first() {
             return Err(ModelError::UnmappedTensors { count: loader.unused.len(), example: example.clone() });
         }
-        Ok(Self { spec, embedding, layers, final_norm, lm_head })
+        Ok(Self { spec, embedding, positions, first_norm, layers, lm_head })
     }
-}
-
-/// Tensors that older tools wrote though they follow from others: rotary frequencies (from the config) and
-/// a copy of a tied head.
-fn is_redundant(name: &str, spec: &ModelSpec) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (spec.tie_word_embeddings && name == "lm_head.weight")
 }
 
 struct Loader<'a, B: Backend> {
     backend: &'a mut B,
     checkpoint: &'a Checkpoint,
+    names: Names,
     unused: BTreeSet<String>,
     loaded_bytes: usize,
 }
@@ -95,36 +107,67 @@ impl<B: Backend> Loader<'_, B> {
         let attention = &spec.attention;
         let (hidden, inner, head) = (spec.hidden_size, spec.intermediate_size, attention.head_dim);
         let (q, kv) = (attention.num_heads * head, attention.num_kv_heads * head);
-        let own = |name: &str| format!("model.layers.{index}.{name}");
-        let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
-        let gate_up = [("mlp.gate_proj", inner), ("mlp.up_proj", inner)];
+        let names = self.names.layer(index, spec.layers.len());
+        let rows = [q, kv, kv];
+        let qkv: Vec<_> = names.qkv.into_iter().zip(rows).collect();
+        let mlp_input: Vec<_> = names.mlp_input.into_iter().map(|name| (name, inner)).collect();
         Ok(LayerWeights {
-            input_norm: self.load(&[(own("input_layernorm.weight"), hidden)], None)?,
-            qkv: self.projection(index, &qkv, hidden, attention.qkv_bias)?,
+            qkv: self.projection(&qkv, hidden, attention.qkv_bias)?,
             qk_norm: match attention.qk_norm {
                 true => Some((
-                    self.load(&[(own("self_attn.q_norm.weight"), head)], None)?,
-                    self.load(&[(own("self_attn.k_norm.weight"), head)], None)?,
+                    self.load(&[(format!("{}.weight", names.q_norm), head)], None)?,
+                    self.load(&[(format!("{}.weight", names.k_norm), head)], None)?,
                 )),
                 false => None,
             },
-            output: self.projection(index, &[("self_attn.o_proj", hidden)], q, attention.output_bias)?,
-            post_attention_norm: self.load(&[(own("post_attention_layernorm.weight"), hidden)], None)?,
-            gate_up: self.projection(index, &gate_up, hidden, spec.mlp_bias)?,
-            down: self.projection(index, &[("mlp.down_proj", hidden)], inner, spec.mlp_bias)?,
+            output: self.projection(&[(names.output, hidden)], q, attention.output_bias)?,
+            attention_norm: self.norm(spec, names.attention_norm)?,
+            mlp_input: self.projection(&mlp_input, hidden, spec.mlp_bias)?,
+            mlp_output: self.projection(&[(names.mlp_output, hidden)], inner, spec.mlp_bias)?,
+            mlp_norm: self.norm(spec, names.mlp_norm)?,
         })
+    }
+
+    fn norm(&mut self, spec: &ModelSpec, name: String) -> Result<Norm<B>, ModelError> {
+        let weight = self.load(&[(format!("{name}.weight"), spec.hidden_size)], None)?;
+        Ok(match spec.norms {
+            Norms::RmsBefore => Norm::Rms(weight),
+            Norms::LayerAfter => {
+                Norm::Layer { weight, bias: self.load(&[(format!("{name}.bias"), spec.hidden_size)], None)? }
+            }
+        })
+    }
+
+    /// The table of learned positions from row `first` on. Texts are all of one segment, so the vector of the
+    /// first segment (token type 0) is the same for every token, and goes in here.
+    fn positions(&mut self, hidden: usize, rows: usize, first: usize) -> Result<B::Weight, ModelError> {
+        let num_types = self.checkpoint.rows(&self.names.token_types())?.unwrap_or(1);
+        let table = self.values(&self.names.positions(), &[rows, hidden])?;
+        let types = self.values(&self.names.token_types(), &[num_types, hidden])?;
+        let mut positions = table[first * hidden..].to_vec();
+        for row in positions.chunks_exact_mut(hidden) {
+            row.iter_mut().zip(&types).for_each(|(x, of_type)| *x += of_type);
+        }
+        Ok(self.backend.load_table(&positions, hidden)?)
+    }
+
+    /// A tensor in f32.
+    fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let view = self.checkpoint.tensor(name, shape)?;
+        self.loaded_bytes += bytes_of(&view);
+        self.unused.remove(name);
+        Ok(view.bytes_as(Dtype::F32).as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
     /// `parts` are (module, output rows).
     fn projection(
         &mut self,
-        layer: usize,
-        parts: &[(&str, usize)],
+        parts: &[(String, usize)],
         columns: usize,
         has_bias: bool,
     ) -> Result<Projection<B>, ModelError> {
         let named = |kind: &str| -> Vec<(String, usize)> {
-            parts.iter().map(|(name, rows)| (format!("model.layers.{layer}.{name}.{kind}"), *rows)).collect()
+            parts.iter().map(|(name, rows)| (format!("{name}.{kind}"), *rows)).collect()
         };
         let weight = self.load(&named("weight"), Some(columns))?;
         let bias = if has_bias { Some(self.load(&named("bias"), None)?) } else { None };
@@ -137,10 +180,14 @@ impl<B: Backend> Loader<'_, B> {
         for (name, rows) in parts {
             let shape: Vec<usize> = std::iter::once(*rows).chain(columns).collect();
             let view = self.checkpoint.tensor(name, &shape)?;
-            self.loaded_bytes += view.shape.iter().product::<usize>() * view.dtype.bytes();
+            self.loaded_bytes += bytes_of(&view);
             self.unused.remove(name);
             views.push(view);
         }
         Ok(self.backend.load(&views)?)
     }
+}
+
+fn bytes_of(view: &TensorView<'_>) -> usize {
+    view.shape.iter().product::<usize>() * view.dtype.bytes()
 }

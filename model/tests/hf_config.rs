@@ -1,6 +1,6 @@
 //! config.json to `ModelSpec`: what is understood, and what is refused by name.
 
-use quire_model::{Dtype, ModelError, ModelSpec, RopeScaling};
+use quire_model::{Dtype, LmHead, ModelError, ModelSpec, RopeScaling};
 use serde_json::{Value, json};
 
 fn llama() -> Value {
@@ -32,9 +32,9 @@ fn windows(spec: &ModelSpec) -> Vec<Option<u32>> {
 fn defaults_follow_transformers() {
     let plain = spec(&llama());
     assert_eq!(plain.dtype, Dtype::Bf16);
-    assert_eq!((plain.attention.head_dim, plain.rope.theta), (6, 10_000.0));
-    assert_eq!(plain.rope.scaling, RopeScaling::None);
-    assert!(!plain.tie_word_embeddings && !plain.attention.qkv_bias && !plain.mlp_bias);
+    assert_eq!((plain.attention.head_dim, plain.rope().unwrap().theta), (6, 10_000.0));
+    assert_eq!(plain.rope().unwrap().scaling, RopeScaling::None);
+    assert!(plain.lm_head == LmHead::Own && !plain.attention.qkv_bias && !plain.mlp_bias);
     assert_eq!(plain.attention.scale, 6f32.powf(-0.5));
     let one = with(llama(), json!({"num_key_value_heads": null, "torch_dtype": null}));
     assert_eq!((spec(&one).attention.num_kv_heads, spec(&one).dtype), (4, Dtype::F32));
@@ -63,10 +63,11 @@ fn old_and_new_forms_of_rope_mean_the_same() {
     let old = with(llama(), json!({"rope_theta": 5e5, "rope_scaling": old}));
     let new = with(scaling, json!({"rope_type": "llama3", "rope_theta": 5e5}));
     let new = with(llama(), json!({"rope_parameters": new}));
-    assert_eq!(spec(&old).rope, spec(&new).rope);
-    assert!(matches!(spec(&old).rope.scaling, RopeScaling::Llama3 { .. }));
+    assert_eq!(spec(&old).positions, spec(&new).positions);
+    assert!(matches!(spec(&old).rope().unwrap().scaling, RopeScaling::Llama3 { .. }));
     let plain = with(llama(), json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}));
-    assert_eq!((spec(&plain).rope.theta, spec(&plain).rope.scaling), (7.0, RopeScaling::None));
+    let rope = spec(&plain).rope().unwrap().clone();
+    assert_eq!((rope.theta, rope.scaling), (7.0, RopeScaling::None));
 }
 
 #[test]

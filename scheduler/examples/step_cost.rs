@@ -33,6 +33,7 @@ fn measure(rows: u32) {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let mut scheduler = Scheduler::new(config).expect("the limits are valid");
     let mut runner = SimRunner::new(SimRunnerConfig {

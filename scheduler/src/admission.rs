@@ -46,7 +46,7 @@ impl Scheduler {
         while draft.budget > 0 && !self.free_slots.is_empty() {
             let Some((rank, index)) = self.waiting.after(place) else { break };
             place = Some(rank);
-            match self.judge(index, promised, &mut hits) {
+            match self.judge(index, promised, draft.budget, &mut hits) {
                 Verdict::Admit => promised += self.admit(draft, index, &hits, now_us),
                 Verdict::Defer => {}
                 Verdict::Stop => break,
@@ -76,10 +76,20 @@ impl Scheduler {
         self.running.iter().map(missing).sum()
     }
 
-    fn judge(&mut self, index: u32, promised: usize, hits: &mut Vec<crate::kv::BlockId>) -> Verdict {
+    fn judge(
+        &mut self,
+        index: u32,
+        promised: usize,
+        budget: u32,
+        hits: &mut Vec<crate::kv::BlockId>,
+    ) -> Verdict {
         let state = &mut self.requests[index];
         if state.num_placeholders > 0 {
             // Preempted with a token in flight, without which its sequence is not known.
+            return Verdict::Stop;
+        }
+        if self.config.whole_prompts && state.num_known() > budget {
+            // It fits into a step of its own, so it is first in one of the next.
             return Verdict::Stop;
         }
         hits.clear();

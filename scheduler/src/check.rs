@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::in_flight::RowOutcome;
 use crate::kv::{BlockHash, BlockId};
 use crate::scheduler::Scheduler;
 
@@ -73,7 +74,7 @@ impl Scheduler {
     fn check_requests(&self) -> Result<(), String> {
         let mut placeholders: BTreeMap<u32, u32> = BTreeMap::new();
         for row in self.in_flight.iter().flat_map(|flight| &flight.rows) {
-            if row.samples && self.requests.is_live(row.index, row.id) {
+            if row.outcome == RowOutcome::Token && self.requests.is_live(row.index, row.id) {
                 *placeholders.entry(row.index).or_default() += 1;
             }
         }

@@ -34,6 +34,9 @@ pub struct SchedulerConfig {
     /// A request's priority improves by 1 for every so many microseconds since its arrival; 0 = never.
     /// With it, no stream of urgent requests can starve an unimportant one for ever.
     pub priority_ageing_us: u64,
+    /// Every prompt is computed in one step: the model's attention looks ahead, so that a part of a prompt has
+    /// no hidden states of its own (and no block can be shared).
+    pub whole_prompts: bool,
 }
 
 impl SchedulerConfig {
@@ -78,7 +81,23 @@ impl SchedulerConfig {
         if self.enable_kv_events && !self.enable_prefix_caching {
             return Err(ConfigError::EventsWithoutCache);
         }
+        if self.whole_prompts {
+            self.check_whole_prompts()?;
+        }
         Ok(())
+    }
+
+    fn check_whole_prompts(&self) -> Result<(), ConfigError> {
+        let (field, found, allowed) = if self.max_num_batched_tokens < self.max_model_len {
+            ("max_num_batched_tokens", self.max_num_batched_tokens, "at least max_model_len")
+        } else if self.long_prefill_token_threshold > 0 {
+            ("long_prefill_token_threshold", self.long_prefill_token_threshold, "0")
+        } else if self.enable_prefix_caching {
+            ("enable_prefix_caching", 1, "off")
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError::WholePrompts { field, found, allowed })
     }
 }
 
@@ -138,6 +157,18 @@ pub enum ConfigError {
     AgeingWithoutPriority {
         /// As configured.
         priority_ageing_us: u64,
+    },
+    /// A limit that would cut a prompt, where prompts must not be cut.
+    #[error(
+        "{field} is {found}; a model whose attention looks ahead computes prompts whole: it must be {allowed}"
+    )]
+    WholePrompts {
+        /// Its name.
+        field: &'static str,
+        /// As configured.
+        found: u32,
+        /// What is possible.
+        allowed: &'static str,
     },
     /// Events tell of the prefix cache, and there is none.
     #[error("enable_kv_events needs enable_prefix_caching")]

@@ -10,7 +10,18 @@ use crate::request::RequestId;
 pub(crate) struct InFlightRow {
     pub(crate) index: u32,
     pub(crate) id: RequestId,
-    pub(crate) samples: bool,
+    pub(crate) outcome: RowOutcome,
+}
+
+/// What a runner gives for a row besides KV.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowOutcome {
+    /// More of the prompt is to come.
+    Nothing,
+    /// The sequence's next token.
+    Token,
+    /// The prompt, pooled.
+    Vector,
 }
 
 /// A block that the step's rows fill, and that can be hit already.
@@ -33,6 +44,11 @@ pub(crate) struct InFlightStep {
 }
 
 impl InFlightStep {
+    /// Rows of which this comes.
+    pub(crate) fn count(&self, outcome: RowOutcome) -> usize {
+        self.rows.iter().filter(|row| row.outcome == outcome).count()
+    }
+
     pub(crate) fn clear(&mut self) {
         self.rows.clear();
         self.registered.clear();

@@ -82,8 +82,10 @@ pub struct ModelRunnerOutput {
     pub logprobs: Vec<TokenLogprob>,
     /// Alternatives of `logprobs`, best first; see [`TokenLogprob::top`].
     pub top: Vec<(TokenId, f32)>,
+    /// The vector of each row that ends the prompt of a pooled request, in row order, all of one length.
+    pub pooled: Vec<f32>,
     /// Rows whose own work failed (say, logits that are not numbers): index into the plan's rows and the
-    /// reason. Their entry in `sampled` is meaningless.
+    /// reason. Their entry in `sampled` or `pooled` is meaningless.
     pub failed_rows: Vec<(u32, Arc<str>)>,
 }
 
@@ -117,6 +119,8 @@ pub struct StepOutputs {
     pub logprobs: Vec<TokenLogprob>,
     /// See [`TokenLogprob::top`].
     pub top: Vec<(TokenId, f32)>,
+    /// See [`RequestUpdate::pooled`].
+    pub pooled: Vec<f32>,
     /// What happened in the prefix cache, for publishers; in order.
     pub kv_events: Vec<KvEvent>,
     /// Preemptions decided since the last message, to be counted and logged.
@@ -135,6 +139,8 @@ pub struct RequestUpdate {
     pub tokens: Range<u32>,
     /// New log-probabilities: a range of [`StepOutputs::logprobs`].
     pub logprobs: Range<u32>,
+    /// The prompt as one vector, with the end of a pooled request: a range of [`StepOutputs::pooled`].
+    pub pooled: Range<u32>,
     /// Set on the request's first update after it was first scheduled.
     pub first_scheduled: Option<FirstScheduled>,
     /// Set on the last update of the request.

@@ -22,7 +22,7 @@ pub struct RequestId(pub u64);
 pub struct Request {
     /// Unique; the door ([`RequestId`]) hands them out.
     pub id: RequestId,
-    /// At least one token, at most `max_model_len - 1`.
+    /// At least one token; at most `max_model_len`, less one if a token is to be generated.
     pub prompt_token_ids: Arc<[TokenId]>,
     /// Validated parameters.
     pub sampling: Arc<SamplingParams>,
@@ -80,6 +80,20 @@ pub struct SamplingParams {
     pub logprobs: Option<u32>,
     /// The same for each prompt token but the first.
     pub prompt_logprobs: Option<u32>,
+    /// Generate nothing: the request ends when its prompt is computed, with the prompt's hidden states
+    /// pooled into one vector. Nothing above is used then.
+    pub pooling: Option<Pooling>,
+}
+
+/// How the hidden states of a prompt's tokens become one vector (vLLM's `seq_pooling_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pooling {
+    /// That of the last token: for causal models, the one that has seen the whole prompt.
+    Last,
+    /// That of the first token, which encoders train for it (`[CLS]`).
+    Cls,
+    /// The mean of all.
+    Mean,
 }
 
 /// Value of [`SamplingParams::logprobs`] that asks for the whole vocabulary.
@@ -108,6 +122,7 @@ impl Default for SamplingParams {
             grammar: None,
             logprobs: None,
             prompt_logprobs: None,
+            pooling: None,
         }
     }
 }
@@ -135,6 +150,8 @@ pub enum FinishReason {
     StopToken(TokenId),
     /// `max_tokens` or the model's context length was reached.
     Length,
+    /// The prompt is computed and pooled, which is all that was asked for.
+    Pooled,
     /// Somebody asked for it: the client left, a stop string matched, the server drains.
     Abort,
     /// This request could not go on; the text says why, for the client to read.

@@ -20,7 +20,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
 use crate::config::{ConfigError, SchedulerConfig};
-use crate::in_flight::{Draft, InFlightRow, InFlightStep, Registered};
+use crate::in_flight::{Draft, InFlightRow, InFlightStep, Registered, RowOutcome};
 use crate::kv::{BlockHash, BlockId, KvCacheManager, LeadingBytes};
 use crate::output::{Preemption, RequestUpdate, ScheduledRow, SchedulerOutput, SchedulerStats};
 use crate::queue::{Rank, WaitingQueue};
@@ -105,9 +105,12 @@ impl Scheduler {
     /// If the id belongs to a request that has not ended.
     pub fn add(&mut self, request: Request) {
         let (len, most) = (request.prompt_token_ids.len(), self.config.max_model_len);
+        let pools = request.sampling.pooling.is_some();
         let refusal = if len == 0 {
             Some("the prompt is empty: at least one token is needed".to_owned())
-        } else if len >= most as usize {
+        } else if pools && len > most as usize {
+            Some(format!("the prompt has {len} tokens, but the model's context is {most}"))
+        } else if !pools && len >= most as usize {
             Some(format!(
                 "the prompt has {len} tokens, but the model's context is {most} and at least one token of \
                  output must fit: shorten the prompt to {} tokens or fewer",
@@ -242,7 +245,8 @@ impl Scheduler {
         let id = state.request.id;
         let start = state.num_computed;
         let end = start + num_tokens;
-        let samples = end == state.num_tokens();
+        let outcome = state.outcome(end);
+        let samples = outcome == RowOutcome::Token;
         state.num_computed = end;
         state.num_placeholders += u32::from(samples);
         state.planned = (self.calls, num_tokens);
@@ -258,7 +262,7 @@ impl Scheduler {
             new_blocks: blocks_from..draft.plan.new_block_ids.len() as u32,
             samples,
         });
-        draft.flight.rows.push(InFlightRow { index, id, samples });
+        draft.flight.rows.push(InFlightRow { index, id, outcome });
         if self.kv.enable_prefix_caching() {
             self.register_full_blocks(draft, index);
         }
@@ -331,5 +335,12 @@ impl Scheduler {
 
 /// The last word on a request, without tokens.
 pub(crate) fn terminal_update(id: RequestId, reason: FinishReason) -> RequestUpdate {
-    RequestUpdate { id, tokens: 0..0, logprobs: 0..0, first_scheduled: None, finish: Some(reason) }
+    RequestUpdate {
+        id,
+        tokens: 0..0,
+        logprobs: 0..0,
+        pooled: 0..0,
+        first_scheduled: None,
+        finish: Some(reason),
+    }
 }

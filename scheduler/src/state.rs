@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::{Index, IndexMut, Range};
 
+use crate::in_flight::RowOutcome;
 use crate::kv::{BlockHash, BlockTable, Sequence};
 use crate::output::FirstScheduled;
 use crate::queue::Rank;
@@ -21,7 +22,8 @@ pub(crate) struct RequestState {
     pub(crate) outputs: Vec<TokenId>,
     pub(crate) num_placeholders: u32,
     pub(crate) num_computed: u32,
-    /// Length of the sequence at which it ends: `min(prompt + max_tokens, max_model_len)`.
+    /// Length of the sequence at which it ends: `min(prompt + max_tokens, max_model_len)`. A pooled one never
+    /// gets there: it ends with its prompt.
     pub(crate) max_len: u32,
     pub(crate) table: BlockTable,
     /// Of the full blocks of known tokens, as far as they were needed. Never computed twice.
@@ -42,9 +44,11 @@ pub(crate) struct RequestState {
 
 impl RequestState {
     pub(crate) fn new(request: Request, rank: Rank, max_model_len: u32) -> Self {
-        let max_len = (request.prompt_token_ids.len() as u32)
-            .saturating_add(request.sampling.max_tokens.max(1))
-            .min(max_model_len);
+        let prompt_len = request.prompt_token_ids.len() as u32;
+        let max_len = match request.sampling.pooling {
+            Some(_) => prompt_len + 1,
+            None => prompt_len.saturating_add(request.sampling.max_tokens.max(1)).min(max_model_len),
+        };
         Self {
             request,
             rank,
@@ -104,10 +108,20 @@ impl RequestState {
         None
     }
 
-    /// Whether the request takes blocks from the prefix cache. Log-probabilities of prompt tokens come from
-    /// computing them, so a request that wants those takes none.
+    /// Whether the request takes blocks from the prefix cache. Log-probabilities and hidden states of prompt
+    /// tokens come from computing them, so a request that wants those takes none.
     pub(crate) fn reads_prefix_cache(&self) -> bool {
-        !self.request.bypass_prefix_cache && self.request.sampling.prompt_logprobs.is_none()
+        let sampling = &self.request.sampling;
+        !self.request.bypass_prefix_cache && sampling.prompt_logprobs.is_none() && sampling.pooling.is_none()
+    }
+
+    /// What is still to come of a row that ends at this position.
+    pub(crate) fn outcome(&self, end: u32) -> RowOutcome {
+        match self.request.sampling.pooling {
+            _ if end < self.num_tokens() => RowOutcome::Nothing,
+            Some(_) => RowOutcome::Vector,
+            None => RowOutcome::Token,
+        }
     }
 
     /// The record taken apart: what [`crate::kv::KvCacheManager::register`] needs at once.

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::in_flight::{InFlightStep, RowOutcome};
 use crate::output::{ModelRunnerOutput, RequestUpdate, SchedulerOutput, StepOutputs, TokenLogprob};
 use crate::request::FinishReason;
 use crate::runner::RunnerError;
@@ -32,7 +33,7 @@ impl Scheduler {
         out.tokens.reserve_exact(plan.rows.len());
         out.updates.append(&mut self.pending_updates);
         match result {
-            Ok(results) => match shape_error(&plan, results) {
+            Ok(results) => match shape_error(&plan, &self.in_flight[at], results) {
                 Some(reason) => self.fail_step(at, &reason.into(), &mut out),
                 None => {
                     assert!(at == 0, "step {} was collected before an earlier one", plan.step);
@@ -91,11 +92,13 @@ impl Scheduler {
 
     fn apply(&mut self, plan: &SchedulerOutput, results: &ModelRunnerOutput, out: &mut StepOutputs) {
         let mut sampled = results.sampled.iter().copied();
+        let mut pooled = results.pooled.chunks_exact(pooled_width(&self.in_flight[0], results).max(1));
         let mut logprobs = results.logprobs.as_slice();
         let mut forced_rows = results.forced_rows.iter().peekable();
         for at in 0..plan.rows.len() {
             let row = self.in_flight[0].rows[at];
-            let token = if row.samples { sampled.next() } else { None };
+            let token = if row.outcome == RowOutcome::Token { sampled.next() } else { None };
+            let vector = if row.outcome == RowOutcome::Vector { pooled.next() } else { None };
             let num_logprobs = logprobs.iter().take_while(|entry| entry.row == at as u32).count();
             let (of_row, rest) = logprobs.split_at(num_logprobs);
             logprobs = rest;
@@ -121,6 +124,12 @@ impl Scheduler {
                 let forced = forced.iter().copied();
                 finish = state.take_tokens(std::iter::once(token).chain(forced), &mut out.tokens);
             }
+            let pooled_from = out.pooled.len() as u32;
+            if let Some(vector) = vector {
+                out.pooled.extend_from_slice(vector);
+                finish = Some(FinishReason::Pooled);
+            }
+            let pooled = pooled_from..out.pooled.len() as u32;
             let tokens = tokens_from..out.tokens.len() as u32;
             let first_scheduled = state.first_scheduled.take();
             if finish.is_some() {
@@ -128,7 +137,7 @@ impl Scheduler {
             } else if tokens.is_empty() && logprobs.is_empty() && first_scheduled.is_none() {
                 continue;
             }
-            out.updates.push(RequestUpdate { id: row.id, tokens, logprobs, first_scheduled, finish });
+            out.updates.push(RequestUpdate { id: row.id, tokens, logprobs, pooled, first_scheduled, finish });
         }
     }
 
@@ -150,11 +159,14 @@ impl Scheduler {
 }
 
 /// A runner that breaks its contract must not bring down the engine, nor give one request another's token.
-fn shape_error(plan: &SchedulerOutput, results: &ModelRunnerOutput) -> Option<String> {
-    let expected = plan.rows.iter().filter(|row| row.samples).count();
-    let got = results.sampled.len();
+fn shape_error(plan: &SchedulerOutput, flight: &InFlightStep, results: &ModelRunnerOutput) -> Option<String> {
+    let (expected, got) = (flight.count(RowOutcome::Token), results.sampled.len());
     if got != expected {
         return Some(format!("the runner gave {got} tokens for {expected} rows that sample"));
+    }
+    let (vectors, got) = (flight.count(RowOutcome::Vector), results.pooled.len());
+    if vectors == 0 && got > 0 || vectors > 0 && (got == 0 || !got.is_multiple_of(vectors)) {
+        return Some(format!("the runner gave {got} numbers for {vectors} rows that are pooled"));
     }
     let mut next_row = 0;
     for (at, range) in &results.forced_rows {
@@ -166,6 +178,11 @@ fn shape_error(plan: &SchedulerOutput, results: &ModelRunnerOutput) -> Option<St
         next_row = at + 1;
     }
     None
+}
+
+/// Numbers in a vector.
+fn pooled_width(flight: &InFlightStep, results: &ModelRunnerOutput) -> usize {
+    results.pooled.len() / flight.count(RowOutcome::Vector).max(1)
 }
 
 /// Passes on the log-probabilities of one row, but for those of prompt positions that were told before a

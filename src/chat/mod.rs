@@ -15,7 +15,7 @@ mod window;
 
 pub use conversation::Conversation;
 pub use delta::{ChatDelta, ToolCallDelta, ToolCallStart};
-pub use parser::{ChatParser, ToolChoice};
+pub use parser::{ChatParser, Reading, ToolChoice};
 pub use setup::{ChatSetup, ChatSetupError};
 pub use stream::ChatStream;
-pub(crate) use tools::{MAX_TOOLS, Tool};
+pub(crate) use tools::{MAX_TOOLS, Tool, ToolFormat, grammar, strict_tag, writable};

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use quire_scheduler::TokenId;
+use quire_scheduler::{Grammar, TokenId};
 
 use super::delta::ChatDelta;
 use super::reasoning::{ReasoningFormat, ReasoningReader, Start};
 use super::setup::ChatSetup;
 use super::tools::{Tool, ToolFormat, ToolReader};
+use crate::grammar::after_text;
+use crate::text::Tokenizer;
 
 /// What the request says of its tools.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -48,6 +50,31 @@ struct CallParser {
 }
 
 impl ChatParser {
+    /// Reads answers in the formats of these names, whatever the request; `None` if there is no such format.
+    /// The answer begins where answers in that format usually do.
+    pub fn named(tool_call_parser: Option<&str>, reasoning_parser: Option<&str>) -> Option<Self> {
+        let mut parser = Self::default();
+        if let Some(name) = reasoning_parser {
+            let format = ReasoningFormat::named(name)?;
+            let start = format.start_after("", false);
+            parser.thoughts = Some(Thoughts { format, start, shown: true, ends: (None, None) });
+        }
+        match tool_call_parser {
+            Some(name) => Some(parser.with_tools(ToolFormat::named(name)?, [].into(), false)),
+            None => Some(parser),
+        }
+    }
+
+    /// The names for `--tool-call-parser`, sorted.
+    pub fn tool_call_parsers() -> Vec<&'static str> {
+        ToolFormat::names()
+    }
+
+    /// The names for `--reasoning-parser`, sorted.
+    pub fn reasoning_parsers() -> Vec<&'static str> {
+        ReasoningFormat::names()
+    }
+
     /// Answers to `prompt` have thoughts in them. `continues` = the prompt ends within the message.
     pub(crate) fn with_reasoning(
         mut self,
@@ -76,7 +103,20 @@ impl ChatParser {
         self
     }
 
-    pub(super) fn start(&self) -> Reading {
+    /// `grammar` for the answer proper: it leaves the thoughts before it free.
+    pub(crate) fn after_reasoning(&self, grammar: Grammar, tokenizer: &Tokenizer) -> Grammar {
+        let Some(thoughts) = &self.thoughts else { return grammar };
+        let Some(end) = thoughts.format.ends().last() else { return grammar };
+        match (thoughts.start, thoughts.ends.0) {
+            (Start::Inside | Start::InsideOrMarker, _) => after_text(&grammar, end, None, tokenizer),
+            (Start::Marker, Some(begin)) => after_text(&grammar, end, Some(begin), tokenizer),
+            // A marker of several tokens would have to be allowed letter by letter.
+            (Start::Marker, None) | (Start::Outside, _) => grammar,
+        }
+    }
+
+    /// At the beginning of an answer.
+    pub fn start(&self) -> Reading {
         let thoughts = self.thoughts.clone().map(|thoughts| {
             let reader = ReasoningReader::new(thoughts.format, thoughts.start);
             ThoughtReading { inside: reader.is_inside(), reader, thoughts, num_tokens: 0 }
@@ -91,7 +131,7 @@ impl ChatParser {
 
 /// The state of reading one answer.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Reading {
+pub struct Reading {
     thoughts: Option<ThoughtReading>,
     calls: Option<ToolReader>,
     /// Between the two; empty between two pushes.
@@ -110,7 +150,7 @@ struct ThoughtReading {
 impl Reading {
     /// Takes `text` in and puts what it means into `delta`, whose tokens are there already. `last` = nothing
     /// follows.
-    pub(super) fn push(&mut self, text: &mut String, last: bool, delta: &mut ChatDelta) {
+    pub fn push(&mut self, text: &mut String, last: bool, delta: &mut ChatDelta) {
         if let Some(thoughts) = &mut self.thoughts {
             thoughts.push(text, last, delta, &mut self.rest);
         } else {

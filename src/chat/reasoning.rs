@@ -17,25 +17,27 @@ pub(crate) struct ReasoningFormat {
     starts_inside: bool,
     /// These end the thoughts too, and belong to what follows: some models call tools without an end marker.
     also_ends: &'static [&'static str],
+    /// Tags around the answer proper, which are left out.
+    around_answer: &'static [&'static str],
 }
 
-const fn format(
-    names: &'static [&'static str],
-    begin: &'static [&'static str],
-    end: &'static [&'static str],
-) -> ReasoningFormat {
-    ReasoningFormat { names, begin, end, starts_inside: false, also_ends: &[] }
-}
-
-const THINK: (&[&str], &[&str]) = (&["<think>"], &["</think>"]);
+/// Thoughts between tags; nothing else is special.
+const TAGS: ReasoningFormat = ReasoningFormat {
+    names: &[],
+    begin: &["<think>"],
+    end: &["</think>"],
+    starts_inside: false,
+    also_ends: &[],
+    around_answer: &[],
+};
 
 /// Every format. Examples are in the tests.
 const FORMATS: &[ReasoningFormat] = &[
     // `Hm.</think>Yes.`: the template, or the model itself, has written <think>.
-    ReasoningFormat { starts_inside: true, ..format(&["deepseek_r1", "minimax_m2"], THINK.0, THINK.1) },
+    ReasoningFormat { names: &["deepseek_r1", "minimax_m2"], starts_inside: true, ..TAGS },
     // `<think>Hm.</think>Yes.`, and no markers at all with thinking switched off.
-    format(
-        &[
+    ReasoningFormat {
+        names: &[
             "qwen3",
             "deepseek_v3",
             "glm45",
@@ -43,31 +45,29 @@ const FORMATS: &[ReasoningFormat] = &[
             "holo2",
             "nemotron_v3",
             "olmo3",
-            "ernie45",
             "step3",
             "step3p5",
             "mimo",
         ],
-        THINK.0,
-        THINK.1,
-    ),
-    // `<think>Hm.<|tool_calls_section_begin|>...`: the thoughts may lead straight to a call.
-    ReasoningFormat {
-        also_ends: &["<|tool_calls_section_begin|>"],
-        ..format(&["kimi_k2"], THINK.0, THINK.1)
+        ..TAGS
     },
+    // `<think>Hm.<|tool_calls_section_begin|>...`: the thoughts may lead straight to a call.
+    ReasoningFormat { names: &["kimi_k2"], also_ends: &["<|tool_calls_section_begin|>"], ..TAGS },
     // `[THINK]Hm.[/THINK]Yes.`
-    format(&["mistral"], &["[THINK]"], &["[/THINK]"]),
+    ReasoningFormat { names: &["mistral"], begin: &["[THINK]"], end: &["[/THINK]"], ..TAGS },
     // `<seed:think>Hm.</seed:think>Yes.`
-    format(&["seed_oss"], &["<seed:think>"], &["</seed:think>"]),
-    // `<think>\nHm.\n</think>\n<answer>\nYes.`: the tags of the answer are markers as well.
-    format(&["hunyuan_a13b"], &["<think>"], &["</think>\n<answer>", "</think>"]),
+    ReasoningFormat { names: &["seed_oss"], begin: &["<seed:think>"], end: &["</seed:think>"], ..TAGS },
+    // `<think>Hm.</think><answer>Yes.</answer>`
+    ReasoningFormat { names: &["hunyuan_a13b"], around_answer: &["<answer>", "</answer>"], ..TAGS },
+    // `<think>Hm.</think><response>Yes.</response>`
+    ReasoningFormat { names: &["ernie45"], around_answer: &["<response>", "</response>"], ..TAGS },
     // `Here is my thought process: Hm. Here is my response: Yes.`
-    format(
-        &["granite"],
-        &["Here's my thought process:", "Here is my thought process:"],
-        &["Here's my response:", "Here is my response:"],
-    ),
+    ReasoningFormat {
+        names: &["granite"],
+        begin: &["Here's my thought process:", "Here is my thought process:"],
+        end: &["Here's my response:", "Here is my response:"],
+        ..TAGS
+    },
 ];
 
 impl ReasoningFormat {
@@ -85,7 +85,7 @@ impl ReasoningFormat {
 
     /// All markers.
     pub(crate) fn markers(&self) -> impl Iterator<Item = &'static str> {
-        self.begin.iter().chain(self.end).copied()
+        self.begin.iter().chain(self.end).chain(self.around_answer).copied()
     }
 
     /// The markers that begin the thoughts.
@@ -175,7 +175,7 @@ impl ReasoningReader {
     /// Takes text in: thoughts go to `reasoning`, the rest to `rest`.
     pub(super) fn push(&mut self, text: &str, reasoning: &mut String, rest: &mut String) {
         for (at, c) in text.char_indices() {
-            if self.at == At::Outside {
+            if self.at == At::Outside && self.format.around_answer.is_empty() {
                 rest.push_str(&text[at..]);
                 return;
             }
@@ -195,7 +195,10 @@ impl ReasoningReader {
                 reasoning.push_str(&self.blanks);
                 reasoning.push_str(&held);
             }
-            At::Ended | At::Outside => (),
+            At::Ended | At::Outside => {
+                rest.push_str(&self.blanks);
+                rest.push_str(&held);
+            }
         }
         self.blanks.clear();
         self.at = At::Outside;
@@ -206,9 +209,30 @@ impl ReasoningReader {
             At::Start { otherwise } => self.feed_start(c, otherwise, reasoning, rest),
             At::Inside { .. } => self.feed_inside(c, reasoning, rest),
             At::Ended if c.is_whitespace() => (),
-            At::Ended | At::Outside => {
-                self.at = At::Outside;
-                rest.push(c);
+            At::Ended | At::Outside => self.feed_outside(c, rest),
+        }
+    }
+
+    fn feed_outside(&mut self, c: char, rest: &mut String) {
+        self.at = At::Outside;
+        self.window.push(c);
+        loop {
+            match self.window.look(self.format.around_answer.iter().copied()) {
+                Look::Beginning => return,
+                Look::Whole(_) => {
+                    self.window.take();
+                    self.blanks.clear();
+                    self.at = At::Ended;
+                    return;
+                }
+                Look::Neither => match self.window.pop_first() {
+                    None => return,
+                    Some(c) if c.is_whitespace() => self.blanks.push(c),
+                    Some(c) => {
+                        rest.push_str(&std::mem::take(&mut self.blanks));
+                        rest.push(c);
+                    }
+                },
             }
         }
     }
@@ -231,8 +255,8 @@ impl ReasoningReader {
                 match otherwise {
                     Where::Outside => {
                         rest.push_str(&std::mem::take(&mut self.blanks));
-                        rest.push_str(&held);
                         self.at = At::Outside;
+                        self.push(&held, reasoning, rest);
                     }
                     Where::Inside => {
                         self.blanks.clear();
@@ -253,8 +277,8 @@ impl ReasoningReader {
                     self.window.take();
                     self.blanks.clear();
                     if self.format.also_ends.contains(&marker) {
-                        rest.push_str(marker);
                         self.at = At::Outside;
+                        self.push(marker, reasoning, rest);
                     } else {
                         self.at = At::Ended;
                     }
@@ -277,6 +301,110 @@ impl ReasoningReader {
             reasoning.push(c);
         } else if !*empty {
             self.blanks.push(c);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    fn read<'a>(name: &str, start: Start, pieces: impl IntoIterator<Item = &'a str>) -> (String, String) {
+        let mut reader = ReasoningReader::new(ReasoningFormat::named(name).unwrap(), start);
+        let (mut reasoning, mut rest) = (String::new(), String::new());
+        for piece in pieces {
+            reader.push(piece, &mut reasoning, &mut rest);
+        }
+        reader.finish(&mut reasoning, &mut rest);
+        (reasoning, rest)
+    }
+
+    #[test]
+    fn every_format_reads_its_example() {
+        for (name, prompt, text) in [
+            ("deepseek_r1", "<｜Assistant｜>", "<think>\nHm.\n</think>\n\nYes."),
+            ("deepseek_r1", "<｜Assistant｜>", "Hm.</think>Yes."),
+            ("deepseek_r1", "<｜Assistant｜><think>\n", "Hm.\n</think>\n\nYes."),
+            ("qwen3", "<|im_start|>assistant\n", "<think>\nHm.\n</think>\n\nYes."),
+            ("qwen3", "<|im_start|>assistant\n<think>\n", "Hm.\n</think>\n\nYes."),
+            ("minimax_m2", "<think>\n", "Hm.\n</think>\n\nYes."),
+            ("kimi_k2", "<|im_middle|>", "<think>Hm.</think>Yes."),
+            ("mistral", "[/INST]", "[THINK]Hm.[/THINK]Yes."),
+            ("hunyuan_a13b", "", "<think>\nHm.\n</think>\n<answer>\nYes.\n</answer>"),
+            ("ernie45", "", "<think>\nHm.\n</think>\n\n<response>\nYes.\n</response>\n"),
+            ("seed_oss", "assistant\n", "<seed:think>Hm.</seed:think>Yes."),
+            ("granite", "assistant", "Here is my thought process: Hm. Here is my response: Yes."),
+            ("granite", "assistant", "Here's my thought process:\nHm.\n\nHere's my response:\nYes."),
+        ] {
+            let start = ReasoningFormat::named(name).unwrap().start_after(prompt, false);
+            assert_eq!(read(name, start, [text]), ("Hm.".into(), "Yes.".into()), "{name}: {prompt}{text}");
+        }
+    }
+
+    #[test]
+    fn without_thoughts_everything_is_the_answer() {
+        for (name, prompt, continues) in [
+            ("qwen3", "<|im_start|>assistant\n", false),
+            ("qwen3", "<|im_start|>assistant\n<think>\n\n</think>\n\n", false),
+            ("deepseek_r1", "<｜Assistant｜></think>", false),
+            ("deepseek_r1", "<｜Assistant｜>It is", true),
+            ("granite", "assistant", false),
+        ] {
+            let start = ReasoningFormat::named(name).unwrap().start_after(prompt, continues);
+            let text = "\n Yes, <think> is a tag. ";
+            assert_eq!(read(name, start, [text]), (String::new(), text.into()), "{name}: {prompt}");
+        }
+    }
+
+    #[test]
+    fn thoughts_that_do_not_end_are_thoughts() {
+        assert_eq!(
+            read("deepseek_r1", Start::InsideOrMarker, ["Hm, </thin "]),
+            ("Hm, </thin ".into(), "".into())
+        );
+        assert_eq!(read("qwen3", Start::Marker, ["<think>Hm. \n<"]), ("Hm. \n<".into(), "".into()));
+        let (hm, rest) = read("kimi_k2", Start::Inside, ["Hm.<|tool_calls_section_begin|>x"]);
+        assert_eq!((&*hm, &*rest), ("Hm.", "<|tool_calls_section_begin|>x"));
+    }
+
+    #[test]
+    fn the_stream_reads_what_the_whole_reads() {
+        let parts = [
+            "<answer>",
+            "</answer>",
+            "<think>",
+            "</think>",
+            " ",
+            "\n",
+            "Hm",
+            "<",
+            "think>",
+            "[THINK]",
+            "[/THINK]",
+            "Here is my response:",
+            "é",
+            "Here is",
+        ];
+        for seed in 0..2000 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let text: String =
+                (0..rng.random_range(0..9)).map(|_| parts[rng.random_range(0..parts.len())]).collect();
+            let names = ReasoningFormat::names();
+            let name = names[rng.random_range(0..names.len())];
+            let starts = [Start::Inside, Start::InsideOrMarker, Start::Marker, Start::Outside];
+            let start = starts[rng.random_range(0..4)];
+            let whole = read(name, start, [&*text]);
+            let by_char = text.char_indices().map(|(at, c)| &text[at..at + c.len_utf8()]);
+            assert_eq!(read(name, start, by_char), whole, "seed {seed}, {name} {start:?}: {text:?}");
+            let num_visible = |text: &str| text.chars().filter(|c| !c.is_whitespace()).count();
+            let format = ReasoningFormat::named(name).unwrap();
+            let kept = num_visible(&whole.0) + num_visible(&whole.1);
+            let without_markers =
+                format.markers().fold(text.clone(), |text, marker| text.replace(marker, ""));
+            assert!(kept >= num_visible(&without_markers), "seed {seed}, {name}: {text:?}: {whole:?}");
         }
     }
 }

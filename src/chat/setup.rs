@@ -82,11 +82,10 @@ impl ChatSetup {
         if config.enable_auto_tool_choice && tools.is_none() {
             return Err(ChatSetupError::NoToolParser { known: ToolFormat::names().join(", ") });
         }
+        // Some markers are several tokens.
         let special = |markers: &mut dyn Iterator<Item = &'static str>| {
-            markers
-                .filter_map(|marker| tokenizer.token_to_id(marker))
-                .filter(|&id| tokenizer.is_special(id))
-                .collect()
+            let ids = markers.flat_map(|marker| tokenizer.encode(marker, false).unwrap_or_default());
+            ids.filter(|&id| tokenizer.is_special(id)).collect()
         };
         let token = |markers: &[&str]| markers.iter().find_map(|marker| tokenizer.token_to_id(marker));
         Ok(Self {
@@ -122,17 +121,41 @@ impl ChatSetup {
     }
 }
 
-/// What the template's own text says of tool calls.
+/// What the template's own text says of tool calls. Templates write calls of earlier answers, and most tell the
+/// model how to write them.
 fn tool_format_of(template: &str) -> Option<&'static str> {
     let has = |mark: &str| template.contains(mark);
-    Some(if has("<tool_call>") && (has("\"arguments\"") || has("\\\"arguments\\\"")) {
-        "hermes"
-    } else {
-        return None;
-    })
+    let tests: [(&str, bool); 15] = [
+        ("kimi_k2", has("<|tool_calls_section_begin|>")),
+        ("deepseek_v32", has("｜DSML｜function_calls")),
+        ("deepseek_v3", has("<｜tool▁call▁begin｜>") && has("```json")),
+        ("deepseek_v31", has("<｜tool▁call▁begin｜>")),
+        ("step3", has("<steptml:invoke")),
+        ("minimax_m2", has("<minimax:tool_call>")),
+        ("seed_oss", has("<seed:tool_call>")),
+        ("glm45", has("<arg_key>")),
+        ("qwen3_coder", has("<tool_call>") && has("<function=")),
+        ("mistral", has("[TOOL_CALLS]")),
+        ("internlm", has("<|plugin|>") && has("<|action_start|>")),
+        ("lfm2", has("<|tool_call_start|>")),
+        ("llama4_pythonic", has("<|python_start|>")),
+        ("hermes", has("<tool_call>") && (has("\"arguments\"") || has("\\\"arguments\\\""))),
+        ("llama3_json", has("<|python_tag|>") && has("\"parameters\"")),
+    ];
+    tests.into_iter().find_map(|(name, found)| found.then_some(name))
 }
 
 /// What the template's own text says of thoughts.
-fn reasoning_format_of(_template: &str) -> Option<&'static str> {
-    None
+fn reasoning_format_of(template: &str) -> Option<&'static str> {
+    let has = |mark: &str| template.contains(mark);
+    let tests: [(&str, bool); 6] = [
+        ("seed_oss", has("<seed:think>")),
+        ("mistral", has("[THINK]") && has("[/THINK]")),
+        ("kimi_k2", has("<think>") && has("<|tool_calls_section_begin|>")),
+        ("minimax_m2", has("<think>") && has("<minimax:tool_call>")),
+        // Those that open the thoughts in every prompt; their models never write the marker.
+        ("deepseek_r1", has("</think>") && has("<｜Assistant｜><think>")),
+        ("qwen3", has("<think>") && has("</think>")),
+    ];
+    tests.into_iter().find_map(|(name, found)| found.then_some(name))
 }

@@ -26,16 +26,23 @@ impl Window {
         self.text.is_empty()
     }
 
-    /// Compares with `markers`, none of which begins with another.
+    /// Compares with `markers`. One that is the beginning of another is whole only once the other is out of the
+    /// question: see [`longest`](Self::longest).
     pub(super) fn look(&self, markers: impl IntoIterator<Item = &'static str>) -> Look {
         let mut look = Look::Neither;
         for marker in markers.into_iter().filter(|marker| marker.starts_with(&self.text)) {
-            if marker.len() == self.text.len() {
-                return Look::Whole(marker);
+            if marker.len() > self.text.len() {
+                return Look::Beginning;
             }
-            look = Look::Beginning;
+            look = Look::Whole(marker);
         }
         look
+    }
+
+    /// The longest marker that the window begins with.
+    pub(super) fn longest(&self, markers: impl IntoIterator<Item = &'static str>) -> Option<&'static str> {
+        let begun = markers.into_iter().filter(|marker| self.text.starts_with(marker));
+        begun.max_by_key(|marker| marker.len())
     }
 
     /// The first character.

@@ -9,8 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::bench::BenchCommand;
 #[cfg(feature = "cuda")]
 use super::compile_kernels::CompileKernelsArgs;
+use super::kv_events::{KvEventsArg, parse_kv_events};
 use super::numbers::{parse_bytes, parse_count};
-use crate::config::{DeviceChoice, MaxModelLen};
+use super::pooler_config::parse_pooler_config;
+use crate::config::{DeviceChoice, MaxModelLen, PoolerOverrides};
 
 /// Serves large language models: OpenAI-compatible HTTP and gRPC, paged KV cache, continuous batching.
 #[derive(Debug, Parser)]
@@ -98,6 +100,17 @@ pub(super) struct ModelArgs {
     /// Where weights come from; dummy = random numbers of the right shape, for measurements
     #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto)]
     pub(super) load_format: LoadFormatArg,
+    /// What the server does: generate text, or pool hidden states into embeddings (/v1/embeddings, /v1/score,
+    /// /v1/rerank, /pooling); auto = embeddings for encoders and folders of sentence-transformers, else text
+    #[arg(long, value_enum, default_value_t = RunnerArg::Auto)]
+    pub(super) runner: RunnerArg,
+    /// vLLM's other way to say it: embed = --runner pooling
+    #[arg(long, value_enum, default_value_t = ConvertArg::Auto)]
+    pub(super) convert: ConvertArg,
+    /// How hidden states are pooled, as JSON: {"seq_pooling_type": "LAST", "CLS" or "MEAN", "use_activation":
+    /// true to bring vectors to length 1} [default: as the model's folder says; LAST (encoders: CLS) and true]
+    #[arg(long, value_name = "JSON", value_parser = parse_pooler_config)]
+    pub(super) pooler_config: Option<PoolerOverrides>,
     /// What computes: auto (GPU 0 if there is one that can be used, else the CPU), cpu, cuda, or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
     pub(super) device: DeviceChoice,
@@ -171,6 +184,10 @@ pub(super) struct SchedulingArgs {
     /// Who goes first: in order of arrival, or by the request's priority (lower first)
     #[arg(long, value_enum, default_value_t = PolicyArg::Fcfs)]
     pub(super) scheduling_policy: PolicyArg,
+    /// Tell subscribers (by gRPC) what happens in the prefix cache: JSON with enable_kv_cache_events, and buffer_steps,
+    /// the steps that are kept for those who come late
+    #[arg(long, value_name = "JSON", value_parser = parse_kv_events)]
+    pub(super) kv_events_config: Option<KvEventsArg>,
     /// Tokens of one prompt computed in a step while others wait; 0 = no limit
     #[arg(long, value_name = "TOKENS", default_value = "0", value_parser = parse_u32_count)]
     pub(super) long_prefill_token_threshold: u32,
@@ -309,6 +326,24 @@ pub(super) enum DtypeArg {
     Bfloat16,
     #[value(alias = "float")]
     Float32,
+}
+
+/// Value of `--runner`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the names are the values")]
+pub(super) enum RunnerArg {
+    Auto,
+    Generate,
+    Pooling,
+}
+
+/// Value of `--convert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the names are the values")]
+pub(super) enum ConvertArg {
+    Auto,
+    None,
+    Embed,
 }
 
 /// Value of `--load-format`.

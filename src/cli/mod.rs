@@ -11,9 +11,11 @@ mod compat;
 #[cfg(feature = "cuda")]
 mod compile_kernels;
 mod config_file;
+mod kv_events;
 mod layers;
 mod logging;
 mod numbers;
+mod pooler_config;
 mod resolve;
 mod sse;
 

@@ -8,11 +8,12 @@ use std::time::Duration;
 use quire_scheduler::SchedulingPolicy;
 
 use super::args::{
-    ChatFormatArgs, DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, SchedulingArgs, ServeArgs,
+    ChatFormatArgs, ConvertArg, DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, RunnerArg,
+    SchedulingArgs, ServeArgs,
 };
 use crate::config::{
-    ChatConfig, ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, ServerConfig, TlsConfig,
-    WeightDtype,
+    ChatConfig, ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
+    TlsConfig, WeightDtype,
 };
 
 /// The demo model's name.
@@ -81,11 +82,19 @@ pub(super) fn engine_config(
         Some(bytes) => Some(bytes),
         None => cpu_kv_cache_space(env)?,
     };
+    let kv_events = s.kv_events_config.and_then(|events| events.0);
+    if kv_events.is_some() && !s.enable_prefix_caching {
+        let allowed = "needs the prefix cache: leave out --no-enable-prefix-caching";
+        return Err(value("kv-events-config", "(enabled)", allowed));
+    }
+    let runner = runner(&m)?;
     let names = if m.served_model_name.is_empty() { vec![typed] } else { m.served_model_name };
     if let Some(name) = names.iter().find(|name| name.trim().is_empty()) {
         return Err(value("served-model-name", format!("{name:?}"), "must not be empty"));
     }
     Ok(EngineConfig {
+        runner,
+        pooler: m.pooler_config.unwrap_or_default(),
         model,
         device: m.device,
         served_model_names: names,
@@ -100,6 +109,7 @@ pub(super) fn engine_config(
             PolicyArg::Fcfs => SchedulingPolicy::Fcfs,
             PolicyArg::Priority => SchedulingPolicy::Priority,
         },
+        kv_events,
         long_prefill_token_threshold: s.long_prefill_token_threshold,
         max_num_queued_reqs: s.max_num_queued_reqs as usize,
         seed: m.seed,
@@ -135,6 +145,23 @@ fn chat_config(c: ChatFormatArgs) -> Result<ChatConfig, ConfigError> {
         exclude_tools_when_tool_choice_none: c.exclude_tools_when_tool_choice_none,
         default_chat_template_kwargs: kwargs.transpose()?.unwrap_or_default(),
     })
+}
+
+fn runner(m: &ModelArgs) -> Result<RunnerChoice, ConfigError> {
+    let embeds = m.convert == ConvertArg::Embed;
+    let choice = match m.runner {
+        RunnerArg::Pooling => RunnerChoice::Pooling,
+        RunnerArg::Auto if embeds => RunnerChoice::Pooling,
+        RunnerArg::Auto => RunnerChoice::Auto,
+        RunnerArg::Generate if embeds => {
+            return Err(value("convert", "embed", "contradicts --runner generate"));
+        }
+        RunnerArg::Generate => RunnerChoice::Generate,
+    };
+    if m.pooler_config.is_some() && choice == RunnerChoice::Generate {
+        return Err(value("pooler-config", "", "contradicts --runner generate"));
+    }
+    Ok(choice)
 }
 
 fn value(flag: &'static str, given: impl ToString, allowed: &str) -> ConfigError {

@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use quire_scheduler::{ModelRunner, RunnerError, Scheduler, SchedulerOutput, StepOutputs, StepTicket};
 
 use super::handle::{Abort, Admission, Command, EngineHandle, ExternalIds};
+use super::kv_events::KvEvents;
 use super::output::{Ledger, OutputMessage, OutputThread, Sequences};
 use super::pause::Pause;
 use super::stats::EngineStats;
@@ -34,8 +35,12 @@ pub struct EngineOptions {
     pub max_num_queued_reqs: usize,
     /// Seeds requests that bring no seed.
     pub seed: u64,
+    /// Take requests to be pooled, and no others.
+    pub pools: bool,
     /// Log the end of each request.
     pub log_requests: bool,
+    /// Where changes of the prefix cache go; the scheduler must have been told to report them.
+    pub kv_events: Option<Arc<KvEvents>>,
 }
 
 /// The running engine. Its threads end after the last [`EngineHandle`] is dropped.
@@ -85,7 +90,7 @@ impl Engine {
             Ok(result) => result?,
             Err(_) => std::panic::resume_unwind(engine.join().expect_err("ended without an answer")),
         };
-        let admission = Arc::new(Admission::new(options.max_num_queued_reqs));
+        let admission = Arc::new(Admission::new(options.max_num_queued_reqs, options.pools));
         let external = Arc::new(ExternalIds::default());
         let output_thread = OutputThread {
             tokenizer: options.tokenizer,
@@ -98,6 +103,7 @@ impl Engine {
             abort: Abort(commands.clone()),
             epoch,
             credits: credit,
+            kv_events: options.kv_events,
             sequences: Sequences::default(),
         };
         let output_thread = spawn("output", move || output_thread.run(&output_receiver));

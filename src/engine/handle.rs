@@ -59,6 +59,8 @@ struct Door {
 pub(super) struct Admission {
     pub(super) in_flight: AtomicUsize,
     limit: usize,
+    /// What is taken: requests to be pooled, or those to be continued.
+    pools: bool,
     draining: AtomicBool,
 }
 
@@ -83,7 +85,7 @@ impl EngineHandle {
     /// Takes a request, or says at once why not. Its sequences count as one each against the limit.
     pub fn submit(&self, request: GenerateRequest) -> Result<OutputStream, SubmitError> {
         let door = &*self.0;
-        door.admit(request.n as usize)?;
+        door.admit(request.n as usize, request.sampling.pooling.is_some())?;
         let arrival_us = u64::try_from(door.epoch.elapsed().as_micros()).unwrap_or(u64::MAX);
         let first = door.next_id.fetch_add(u64::from(request.n), Ordering::Relaxed);
         let ids: Vec<_> = (0..request.n).map(|i| RequestId(first + u64::from(i))).collect();
@@ -192,8 +194,11 @@ impl EngineHandle {
 }
 
 impl Door {
-    fn admit(&self, n: usize) -> Result<(), SubmitError> {
-        let Admission { in_flight, limit, draining } = &*self.admission;
+    fn admit(&self, n: usize, pooled: bool) -> Result<(), SubmitError> {
+        let Admission { in_flight, limit, pools, draining } = &*self.admission;
+        if pooled != *pools {
+            return Err(SubmitError::WrongTask { pools: *pools });
+        }
         if let Some(reason) = self.stats.death() {
             return Err(SubmitError::Dead(reason.clone()));
         }
@@ -215,8 +220,8 @@ impl Drop for Door {
 }
 
 impl Admission {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { in_flight: AtomicUsize::new(0), limit, draining: AtomicBool::new(false) }
+    pub(super) fn new(limit: usize, pools: bool) -> Self {
+        Self { in_flight: AtomicUsize::new(0), limit, pools, draining: AtomicBool::new(false) }
     }
 
     /// One sequence has ended.

@@ -3,6 +3,7 @@
 
 mod core;
 mod handle;
+mod kv_events;
 mod output;
 mod pause;
 mod request;
@@ -13,6 +14,7 @@ mod tests;
 
 pub use self::core::{Engine, EngineOptions};
 pub use self::handle::EngineHandle;
+pub use self::kv_events::{BatchGone, KvEventBatch, KvEvents, Subscription};
 pub use self::pause::PauseMode;
 pub use self::request::{GenerateRequest, SubmitError, TextOptions};
 pub use self::stats::EngineStats;

@@ -16,6 +16,7 @@ use quire_scheduler::{
 };
 
 use super::handle::{Abort, Admission, ExternalIds};
+use super::kv_events::KvEvents;
 use super::request::TextOptions;
 use super::stream::{Finish, FinishKind, Mailbox, PromptOutput, StopCause, TokenLogprobs};
 use crate::metrics::{FinishedSequence, Metrics};
@@ -114,6 +115,7 @@ pub(super) struct OutputThread {
     pub(super) epoch: Instant,
     /// One goes back to the engine thread for each step worked off.
     pub(super) credits: Sender<()>,
+    pub(super) kv_events: Option<Arc<KvEvents>>,
     pub(super) sequences: Sequences,
 }
 
@@ -145,7 +147,10 @@ impl OutputThread {
         for message in messages {
             match message {
                 OutputMessage::Begin(sequence) => self.begin(sequence),
-                OutputMessage::Step(step) => {
+                OutputMessage::Step(mut step) => {
+                    if let Some(kv_events) = self.kv_events.as_ref().filter(|_| !step.kv_events.is_empty()) {
+                        kv_events.publish(std::mem::take(&mut step.kv_events));
+                    }
                     self.step(&step);
                     // The engine may be gone; then nobody waits for it.
                     let _ = self.credits.send(());
@@ -307,6 +312,10 @@ impl SequenceOutput {
                 self.flush(&mut delta.text);
                 finish = Some(self.end_for(reason));
             }
+            if !update.pooled.is_empty() {
+                let vector = update.pooled.start as usize..update.pooled.end as usize;
+                delta.embedding = Some(step.pooled[vector].to_vec());
+            }
             // In one piece with the last token, so that no client sees an end without news.
             if let Some(finish) = finish {
                 ledger.close(self, &finish, now);
@@ -382,6 +391,7 @@ impl SequenceOutput {
             FinishReason::Eos(id) => self.end(FinishKind::Stop, Some(StopCause::Eos(*id)), None),
             FinishReason::StopToken(id) => self.end(FinishKind::Stop, Some(StopCause::Token(*id)), None),
             FinishReason::Length => self.end(FinishKind::Length, None, None),
+            FinishReason::Pooled => self.end(FinishKind::Stop, None, None),
             FinishReason::Abort => self.end(FinishKind::Abort, None, None),
             FinishReason::Error(why) => self.end(FinishKind::Error, None, Some(why.clone())),
         }

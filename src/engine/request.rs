@@ -72,6 +72,16 @@ pub enum SubmitError {
         /// `--max-num-queued-reqs`.
         limit: usize,
     },
+    /// The server does something else with its model.
+    #[error(
+        "{}",
+        if *pools { "this server embeds (--runner pooling) and generates no text" }
+        else { "this server generates text and embeds nothing; start it with --runner pooling for embeddings" }
+    )]
+    WrongTask {
+        /// Whether it pools.
+        pools: bool,
+    },
     /// The server is shutting down and takes no new work.
     #[error("the server is shutting down and takes no new requests")]
     Draining,

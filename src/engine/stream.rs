@@ -27,6 +27,8 @@ pub struct OutputDelta {
     pub token_ids: Vec<TokenId>,
     /// One a token of `token_ids` if asked for, else empty.
     pub logprobs: Vec<TokenLogprobs>,
+    /// The prompt as one vector, before normalisation: with the end of a pooled request.
+    pub embedding: Option<Vec<f32>>,
     /// Set on the last delta of a sequence.
     pub finish: Option<Finish>,
 }
@@ -69,7 +71,7 @@ pub struct Finish {
 /// vLLM's finish reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FinishKind {
-    /// An end token, a stop token or a stop string.
+    /// An end token, a stop token or a stop string; for a pooled request, its prompt is computed.
     Stop,
     /// `max_tokens` or the context length.
     Length,
@@ -163,6 +165,7 @@ fn clear(delta: &mut OutputDelta) {
     delta.text.clear();
     delta.token_ids.clear();
     delta.logprobs.clear();
+    delta.embedding = None;
     delta.finish = None;
 }
 

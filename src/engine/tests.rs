@@ -40,6 +40,7 @@ fn scheduler_config() -> SchedulerConfig {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 
@@ -60,7 +61,9 @@ fn start(runner: impl ModelRunner + 'static, max_num_queued_reqs: usize) -> Engi
         metrics: Arc::new(Metrics::for_tests()),
         max_num_queued_reqs,
         seed: 0,
+        pools: false,
         log_requests: false,
+        kv_events: None,
     };
     let build = move || {
         Ok::<_, Infallible>((

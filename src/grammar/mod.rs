@@ -1,20 +1,23 @@
-//! What an answer must look like: [`Constraint`], as every API can ask for it.
+//! What an answer must look like: [`Constraint`], as every API can ask for it, and the [`GrammarCompiler`] that
+//! makes it into masks over the model's vocabulary.
+//!
+//! The work of parsing is `llguidance`'s: it knows JSON Schema, regular expressions and context-free grammars in
+//! Lark's notation. What is here makes everything else into one of these, bounds it, and keeps what was compiled.
 
-use serde_json::Value;
+mod cache;
+mod compiler;
+mod constraint;
+mod gate;
+mod late_end;
+mod limits;
+mod matcher;
+mod source;
+mod vocabulary;
 
-/// The form of an output, by one of vLLM's kinds.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Constraint {
-    /// A JSON document that this schema accepts.
-    JsonSchema(Value),
-    /// Any JSON object.
-    JsonObject,
-    /// A text that this regular expression matches as a whole.
-    Regex(String),
-    /// One of these texts.
-    Choice(Vec<String>),
-    /// A text of this grammar, in Lark's notation or in GBNF.
-    Grammar(String),
-    /// Text in which certain tags, once begun, must hold certain things.
-    StructuralTag(Value),
-}
+#[cfg(test)]
+mod tests;
+
+pub use compiler::{GrammarCompiler, GrammarRefusal};
+pub use constraint::{Constraint, JsonOptions};
+pub use gate::after_text;
+pub use late_end::late_end;

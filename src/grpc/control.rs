@@ -1,13 +1,17 @@
-//! `vllm.Control`: questions about the server, aborts by name, and refusals.
+//! `vllm.Control`: questions about the server, aborts by name, and what operators may order.
 
 use std::sync::Arc;
 
 use quire_proto::VLLM_PROTO_VERSION;
+use quire_proto::vllm::PauseMode as WirePauseMode;
 use quire_proto::vllm::control_server;
 use quire_proto::vllm::*;
 use tonic::{Request, Response, Status};
 
+use super::admin::{self, no_lora, permit};
+use super::status::invalid_field;
 use crate::app::App;
+use crate::engine::PauseMode;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -71,8 +75,9 @@ impl control_server::Control for Control {
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {
-        let message = "this server is ended by a signal to its process (SIGTERM), not by a call";
-        Err(Status::failed_precondition(message))
+        permit(&self.app, "Shutdown")?;
+        self.app.shutdown.notify_one();
+        Ok(Response::new(ShutdownResponse {}))
     }
 
     async fn abort(&self, request: Request<AbortRequest>) -> Answer<AbortResponse> {
@@ -101,31 +106,55 @@ impl control_server::Control for Control {
         Ok(Response::new(GetKvEventSourcesResponse { sources: Vec::new() }))
     }
 
-    async fn pause_generation(&self, _: Request<PauseGenerationRequest>) -> Answer<PauseGenerationResponse> {
-        Err(no_pause())
+    async fn pause_generation(
+        &self,
+        request: Request<PauseGenerationRequest>,
+    ) -> Answer<PauseGenerationResponse> {
+        permit(&self.app, "PauseGeneration")?;
+        let request = request.get_ref();
+        admin::pause(&self.app, pause_mode(request.mode()), request.clear_cache).await?;
+        Ok(Response::new(PauseGenerationResponse {}))
     }
 
     async fn resume_generation(
         &self,
         _: Request<ResumeGenerationRequest>,
     ) -> Answer<ResumeGenerationResponse> {
-        Err(no_pause())
+        permit(&self.app, "ResumeGeneration")?;
+        self.app.engine.resume().await;
+        Ok(Response::new(ResumeGenerationResponse {}))
     }
 
     async fn is_paused(&self, _: Request<IsPausedRequest>) -> Answer<IsPausedResponse> {
-        Ok(Response::new(IsPausedResponse { paused: false }))
+        Ok(Response::new(IsPausedResponse { paused: self.app.engine.is_paused() }))
     }
 
-    async fn sleep(&self, _: Request<SleepRequest>) -> Answer<SleepResponse> {
-        Err(no_sleep())
+    /// Level 0 is a pause. The levels above, of which 1 is the default, give memory back, which is not built.
+    async fn sleep(&self, request: Request<SleepRequest>) -> Answer<SleepResponse> {
+        permit(&self.app, "Sleep")?;
+        let request = request.get_ref();
+        match request.level.unwrap_or(1) {
+            0 => admin::pause(&self.app, pause_mode(request.mode()), Some(false)).await?,
+            level @ (1 | 2) => {
+                return Err(Status::unimplemented(format!(
+                    "sleep level {level} is not supported: weights and KV cache stay in memory while the server \
+                     lives; level 0 pauses the engine"
+                )));
+            }
+            level => return Err(invalid_field("level", &format!("must be 0, 1 or 2, got {level}"))),
+        }
+        Ok(Response::new(SleepResponse {}))
     }
 
+    /// The end of a sleep of level 0, whatever the tags: nothing has been given back.
     async fn wake_up(&self, _: Request<WakeUpRequest>) -> Answer<WakeUpResponse> {
-        Err(no_sleep())
+        permit(&self.app, "WakeUp")?;
+        self.app.engine.resume().await;
+        Ok(Response::new(WakeUpResponse {}))
     }
 
     async fn is_sleeping(&self, _: Request<IsSleepingRequest>) -> Answer<IsSleepingResponse> {
-        Ok(Response::new(IsSleepingResponse { sleeping: false }))
+        Ok(Response::new(IsSleepingResponse { sleeping: self.app.engine.is_paused() }))
     }
 
     async fn init_weight_transfer_engine(
@@ -176,16 +205,13 @@ impl control_server::Control for Control {
     }
 }
 
-fn no_lora() -> Status {
-    Status::failed_precondition("LoRA adapters are not supported by this server")
-}
-
-fn no_pause() -> Status {
-    Status::unimplemented("pausing generation is not supported by this server")
-}
-
-fn no_sleep() -> Status {
-    Status::unimplemented("sleep mode is not supported by this server")
+fn pause_mode(mode: WirePauseMode) -> PauseMode {
+    match mode {
+        // vLLM's default.
+        WirePauseMode::Unspecified | WirePauseMode::Abort => PauseMode::Abort,
+        WirePauseMode::Wait => PauseMode::Wait,
+        WirePauseMode::Keep => PauseMode::Keep,
+    }
 }
 
 fn no_weight_updates() -> Status {

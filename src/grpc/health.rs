@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, stream};
+use quire_proto::openengine::v1::control_server::SERVICE_NAME as OPENENGINE_CONTROL;
+use quire_proto::openengine::v1::inference_server::SERVICE_NAME as OPENENGINE_INFERENCE;
 use quire_proto::vllm::control_server::SERVICE_NAME as CONTROL;
 use quire_proto::vllm::grpc::engine::vllm_engine_server::SERVICE_NAME as VLLM_ENGINE;
 use quire_proto::vllm::inference_server::SERVICE_NAME as INFERENCE;
@@ -77,7 +79,8 @@ impl Watch {
 }
 
 fn status(app: &App, service: &str) -> ServingStatus {
-    if !["", INFERENCE, CONTROL, VLLM_ENGINE].contains(&service) {
+    let services = [INFERENCE, CONTROL, VLLM_ENGINE, OPENENGINE_INFERENCE, OPENENGINE_CONTROL];
+    if !service.is_empty() && !services.contains(&service) {
         return ServingStatus::ServiceUnknown;
     }
     if health_problem(app).is_some() { ServingStatus::NotServing } else { ServingStatus::Serving }

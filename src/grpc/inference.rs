@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::call::{Caller, Generation, Messages, checked, guarded, messages, tokenize};
 use super::status::{invalid_field, no_such_model};
+use super::structured;
 use super::translate::{self, Shape};
 use crate::app::App;
 use crate::engine::PromptOutput;
@@ -64,7 +65,10 @@ async fn submit(app: &App, mut request: GenerateRequest, caller: &Caller) -> Res
         return Err(no_such_model(app, &request.model));
     }
     translate::refuse_unsupported(&request)?;
-    let (sampling, shape) = translate::sampling(&mut request, &app.limits.defaults)?;
+    let kind = request.decoding.as_mut().and_then(|decoding| decoding.structured_output.take());
+    let constraint = structured::constraint(kind)?;
+    let (mut sampling, shape) = translate::sampling(&mut request, &app.limits.defaults)?;
+    sampling.grammar = structured::compile(app, constraint).await?;
     let prompt = match request.prompt.take() {
         Some(Prompt::TokenIds(tokens)) => tokens.ids,
         Some(Prompt::Text(text)) => tokenize(app, text, "text").await?,

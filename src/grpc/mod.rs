@@ -1,13 +1,19 @@
-//! The gRPC front end: `vllm.Inference` and `vllm.Control`, health and reflection, for one port.
+//! The gRPC front end, for one port: three dialects (`vllm`, `vllm.grpc.engine`, `openengine.v1`), health and
+//! reflection.
 //!
 //! Translates protobuf into [`crate::validate`] and [`crate::engine`] and back; decides nothing itself.
 
+mod admin;
 mod auth;
 mod call;
 mod control;
 mod health;
 mod inference;
+mod kv_events;
+mod load_report;
+mod openengine;
 mod status;
+mod structured;
 #[cfg(test)]
 mod tests;
 mod translate;
@@ -15,6 +21,9 @@ mod vllm_engine;
 
 use std::sync::Arc;
 
+use axum::middleware::from_fn_with_state;
+use quire_proto::openengine::v1::control_server::ControlServer as OpenEngineControlServer;
+use quire_proto::openengine::v1::inference_server::InferenceServer as OpenEngineInferenceServer;
 use quire_proto::vllm::control_server::ControlServer;
 use quire_proto::vllm::grpc::engine::vllm_engine_server::VllmEngineServer;
 use quire_proto::vllm::inference_server::InferenceServer;
@@ -45,7 +54,14 @@ pub fn router(app: Arc<App>) -> axum::Router {
     let control = ControlServer::new(Control::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let engine =
         VllmEngineServer::new(VllmEngine::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let open_inference = OpenEngineInferenceServer::new(openengine::Inference::new(app.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let open_control = OpenEngineControlServer::new(openengine::Control::new(app.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let reports = app.clone();
     Routes::default()
+        .add_service(keys.layer(open_inference))
+        .add_service(keys.layer(open_control))
         .add_service(keys.layer(engine))
         .add_service(keys.layer(inference))
         .add_service(keys.layer(control))
@@ -54,6 +70,7 @@ pub fn router(app: Arc<App>) -> axum::Router {
         .add_service(keys.layer(reflection().build_v1().expect("our descriptors are valid")))
         .add_service(keys.layer(reflection().build_v1alpha().expect("our descriptors are valid")))
         .into_axum_router()
+        .layer(from_fn_with_state(reports, load_report::report))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

@@ -31,6 +31,7 @@ pub(super) fn invalid_field(path: &str, message: &str) -> Status {
 pub(super) fn not_taken(error: &SubmitError) -> Status {
     match error {
         SubmitError::Overloaded { .. } => overloaded(&error.to_string()),
+        SubmitError::WrongTask { .. } => Status::unimplemented(error.to_string()),
         SubmitError::Draining | SubmitError::Dead(_) => Status::unavailable(error.to_string()),
     }
 }

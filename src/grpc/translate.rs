@@ -4,7 +4,6 @@
 use quire_model::SamplingDefaults;
 use quire_proto::vllm::candidate_token_info::TokenInfo;
 use quire_proto::vllm::candidate_tokens::Select;
-use quire_proto::vllm::decoding_parameters::StructuredOutput;
 use quire_proto::vllm::finish_info::{FinishReason, StopReason};
 use quire_proto::vllm::{
     CandidateTokenInfo, CandidateTokens, FinishInfo, GenerateRequest, PromptInfo, ResponseOptions,
@@ -35,7 +34,6 @@ pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status
     if !request.lora_name.is_empty() {
         return Err(Status::failed_precondition("lora_name: LoRA adapters are not supported by this server"));
     }
-    let decoding = request.decoding.as_ref();
     let stopping = request.stopping.as_ref();
     let kv = request.kv.as_ref();
     let refusals = [
@@ -50,11 +48,6 @@ pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status
             "engine_reasoning_gate",
             request.engine_reasoning_gate.is_some(),
             "the engine runs no reasoning parser",
-        ),
-        (
-            decoding.and_then(|d| d.structured_output.as_ref()).map_or("decoding", structured_output_path),
-            decoding.is_some_and(|d| d.structured_output.is_some()),
-            "structured output is not supported",
         ),
         (
             "stopping.thinking_token_budget",
@@ -75,17 +68,6 @@ pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status
     match refusals.into_iter().find(|&(_, present, _)| present) {
         Some((path, _, reason)) => Err(invalid_field(path, reason)),
         None => Ok(()),
-    }
-}
-
-fn structured_output_path(kind: &StructuredOutput) -> &'static str {
-    match kind {
-        StructuredOutput::Json(_) => "decoding.json",
-        StructuredOutput::Regex(_) => "decoding.regex",
-        StructuredOutput::Choice(_) => "decoding.choice",
-        StructuredOutput::Grammar(_) => "decoding.grammar",
-        StructuredOutput::JsonObject(_) => "decoding.json_object",
-        StructuredOutput::StructuralTag(_) => "decoding.structural_tag",
     }
 }
 
@@ -141,6 +123,7 @@ pub(super) fn sampling(
         skip_special_tokens: response.skip_special_tokens,
         kept_special_tokens: [].into(),
         spaces_between_special_tokens: None,
+        grammar: None,
         detokenize: Some(detokenize),
     };
     Ok((fields, shape))

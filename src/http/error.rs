@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::embed::EmbedError;
 use crate::engine::SubmitError;
 use crate::text::TextError;
 use crate::validate::ParamError;
@@ -40,9 +41,19 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message).about("model")
     }
 
+    /// 404 for something that a body names.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
     /// 404 for a path.
     pub(crate) fn no_such_route(path: &str) -> Self {
         let message = format!("Not Found: there is nothing at {}", excerpt(path));
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
+    }
+
+    /// 404: the route is one of servers that do something else with their model (vLLM has no such route then).
+    pub(crate) fn wrong_task(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
     }
 
@@ -64,11 +75,6 @@ impl ApiError {
     /// 404 for a response that is not in the store (any more).
     pub(crate) fn no_such_response(id: &str) -> Self {
         Self::not_found(format!("Response with id '{}' not found.", excerpt(id)))
-    }
-
-    /// 404 for something that a request refers to.
-    pub(crate) fn not_found(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message)
     }
 
     /// 405.
@@ -108,6 +114,11 @@ impl ApiError {
         self
     }
 
+    /// What is wrong, and what is allowed.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The body, also used as a frame of a stream that has begun.
     pub(crate) fn to_json(&self) -> String {
         let error = ErrorDetail {
@@ -122,11 +133,6 @@ impl ApiError {
     /// The status to answer with.
     pub(crate) fn status(&self) -> StatusCode {
         self.status
-    }
-
-    /// What is wrong, for people.
-    pub(crate) fn message(&self) -> &str {
-        &self.message
     }
 
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
@@ -163,7 +169,20 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Overloaded { .. } | SubmitError::Draining => Self::unavailable(error.to_string()),
+            SubmitError::WrongTask { .. } => Self::wrong_task(error.to_string()),
             SubmitError::Dead(_) => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<EmbedError> for ApiError {
+    fn from(error: EmbedError) -> Self {
+        match error {
+            EmbedError::NotPooled => Self::wrong_task(error.to_string()),
+            EmbedError::Param(error) => error.into(),
+            EmbedError::Text(error) => error.into(),
+            EmbedError::Submit(error) => error.into(),
+            EmbedError::Failed(_) => Self::internal(error.to_string()),
         }
     }
 }

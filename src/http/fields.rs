@@ -168,10 +168,24 @@ impl Fields {
         }
     }
 
+    /// A field that may be text or token ids, where it is not one of those that [`json`] keeps apart: its values
+    /// count against the limit of a body.
+    pub(crate) fn text_or_ids(&mut self, name: &str) -> Option<Prompt> {
+        self.note(name, || json!({}));
+        let value = self.object.values.remove(name)?;
+        match json::prompt(value) {
+            Prompt::Invalid { at, message } => {
+                self.wrong(format!("{name}{at}"), message);
+                None
+            }
+            prompt => Some(prompt),
+        }
+    }
+
     /// Whether the field is there, not null and not read yet.
     pub(crate) fn has(&self, name: &str) -> bool {
         if let Some(recorder) = &self.recorder {
-            return recorder.has();
+            return recorder.has(name);
         }
         self.object.values.contains_key(name) || self.object.prompts.iter().any(|(other, _)| *other == name)
     }
@@ -190,6 +204,11 @@ impl Fields {
     /// Records what is wrong deep in a field.
     pub(crate) fn wrong_part(&mut self, Wrong { at, message }: Wrong) {
         self.wrong(at, message);
+    }
+
+    /// Whether there are errors already.
+    pub(crate) fn is_wrong(&self) -> bool {
+        !self.errors.is_empty()
     }
 
     /// Records that a field is missing, unless it was there and wrong.

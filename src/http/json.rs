@@ -56,6 +56,44 @@ pub(crate) fn parse(body: &[u8]) -> Result<Object, ApiError> {
     parsed.map_err(|error| ApiError::bad_body(format!("the request body is not valid JSON: {error}")))
 }
 
+/// A value as a prompt, however many it holds.
+pub(crate) fn prompt(value: Value) -> Prompt {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let Value::Array(values) = value else {
+        return match value {
+            Value::String(text) => Prompt::Text(text),
+            _ => invalid("", PROMPT_FORMS),
+        };
+    };
+    let wrong = |index: usize| invalid(format!("[{index}]"), ELEMENTS);
+    match values.first() {
+        None => Prompt::Ids(Vec::new()),
+        Some(Value::String(_)) => {
+            let text = |(index, value)| match value {
+                Value::String(text) => Ok(text),
+                _ => Err(wrong(index)),
+            };
+            values
+                .into_iter()
+                .enumerate()
+                .map(text)
+                .collect::<Result<_, _>>()
+                .map_or_else(|e| e, Prompt::Texts)
+        }
+        Some(Value::Array(_)) => {
+            let ids = |(index, value): (usize, &Value)| {
+                let list = value.as_array().and_then(|list| list.iter().map(id).collect::<Option<Vec<_>>>());
+                list.ok_or_else(|| wrong(index))
+            };
+            values.iter().enumerate().map(ids).collect::<Result<_, _>>().map_or_else(|e| e, Prompt::IdLists)
+        }
+        Some(_) => {
+            let id = |(index, value)| id(value).ok_or_else(|| wrong(index));
+            values.iter().enumerate().map(id).collect::<Result<_, _>>().map_or_else(|e| e, Prompt::Ids)
+        }
+    }
+}
+
 /// How a value is called in messages.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
@@ -230,6 +268,9 @@ impl<'de> Visitor<'de> for PromptSeed {
     }
 }
 
+/// What lists of prompts are made of.
+const ELEMENTS: &str =
+    "expected a string or a token id (0 to 4294967295), or a list of those, as in the elements before";
 const PROMPT_FORMS: &str = "expected a string, a list of strings, a list of token ids, or a list of those";
 
 fn invalid(at: impl Into<String>, message: impl Into<String>) -> Prompt {

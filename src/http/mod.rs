@@ -12,18 +12,22 @@ mod error;
 mod events;
 mod fields;
 mod json;
+mod load_report;
 mod logprobs;
 mod models;
+mod ollama;
 mod openapi;
 mod ops;
 mod page;
 mod part;
+mod pooling;
 mod prompt;
 mod reply;
 mod responses;
 mod routes;
 mod sampling;
 mod sse;
+mod structured;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokenize;
@@ -51,7 +55,7 @@ use self::prompt::Encoder;
 use self::responses::ResponseStore;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
-use crate::engine::{GenerateRequest, OutputStream, SubmitError};
+use crate::engine::{GenerateRequest, OutputStream};
 use crate::text::ChatTemplate;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -68,6 +72,7 @@ pub fn router(app: Arc<App>) -> Router {
     let mut router = routes::router(&state.app.server)
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(from_fn_with_state(state.clone(), load_report::report))
         .layer(from_fn(catch_panic))
         .layer(from_fn_with_state(state.clone(), auth::check))
         .layer(from_fn(anthropic::shape_errors))
@@ -116,13 +121,7 @@ impl HttpState {
                 log_request(&request);
             }
             // Those taken before a refusal are aborted as their streams are dropped.
-            streams.push(engine.submit(request).inspect_err(|error| {
-                self.app.metrics.on_rejection(match error {
-                    SubmitError::Overloaded { .. } => "max_num_queued_reqs",
-                    SubmitError::Draining => "draining",
-                    SubmitError::Dead(_) => "engine_dead",
-                });
-            })?);
+            streams.push(engine.submit(request).inspect_err(|error| self.app.metrics.on_refusal(error))?);
         }
         Ok(streams)
     }

@@ -9,7 +9,9 @@ use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
-use super::{HttpState, admin, anthropic, chat, completions, models, ops, page, responses, tokenize};
+use super::{
+    HttpState, admin, anthropic, chat, completions, models, ollama, ops, page, pooling, responses, tokenize,
+};
 use crate::config::ServerConfig;
 
 /// One method of one path.
@@ -35,6 +37,26 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
         get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
         post("/v1/messages", anthropic::messages, anthropic::describe_messages),
         post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
+        post("/v1/embeddings", pooling::embeddings, pooling::describe_embeddings),
+        post("/v1/score", pooling::score, pooling::describe_score),
+        post("/score", pooling::score, pooling::describe_score),
+        post("/v1/rerank", pooling::rerank, pooling::describe_rerank),
+        post("/v2/rerank", pooling::rerank, pooling::describe_rerank),
+        post("/rerank", pooling::rerank, pooling::describe_rerank),
+        post("/pooling", pooling::pooling, pooling::describe_pooling),
+        silent("/classify", on(MethodFilter::POST, pooling::classify)),
+        post("/api/chat", ollama::chat, ollama::describe::chat),
+        post("/api/generate", ollama::generate, ollama::describe::generate),
+        get("/api/tags", ollama::tags, ollama::describe::tags),
+        get("/api/ps", ollama::ps, ollama::describe::ps),
+        post("/api/show", ollama::show, ollama::describe::show),
+        get("/api/version", ollama::version, ollama::describe::version),
+        silent("/api/pull", any(ollama::managed)),
+        silent("/api/push", any(ollama::managed)),
+        silent("/api/create", any(ollama::managed)),
+        silent("/api/copy", any(ollama::managed)),
+        silent("/api/delete", any(ollama::managed)),
+        silent("/api/blobs/{digest}", any(ollama::managed)),
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
@@ -87,6 +109,11 @@ fn admin_routes(enabled: bool) -> Vec<Route> {
 /// The router of the table.
 pub(crate) fn router(server: &ServerConfig) -> Router<Arc<HttpState>> {
     routes(server).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
+}
+
+/// Routes that are there to say that something is not; the document leaves them out.
+fn silent(path: &'static str, handler: MethodRouter<Arc<HttpState>>) -> Route {
+    Route { method: Method::POST, path, handler, describe: None }
 }
 
 fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(

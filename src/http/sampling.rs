@@ -12,6 +12,7 @@ use crate::validate::{
 use super::error::{ApiError, excerpt};
 use super::fields::Fields;
 use super::prompt::{Truncate, TruncationSide, token_id_schema};
+use super::structured::{self, Structured};
 
 /// Characters in `request_id` or `X-Request-Id`.
 pub(crate) const MAX_REQUEST_ID_CHARS: usize = 256;
@@ -23,6 +24,8 @@ pub(crate) struct CommonFields {
     pub(crate) request_id: Option<String>,
     pub(crate) sampling: SamplingFields,
     pub(crate) bad_words: Vec<String>,
+    /// What the answer must look like.
+    pub(crate) structured: Option<Structured>,
     pub(crate) priority: i32,
     pub(crate) cache_salt: Option<String>,
     pub(crate) truncate: Option<Truncate>,
@@ -44,6 +47,7 @@ impl CommonFields {
             model: fields.string("model"),
             request_id: request_id(fields),
             bad_words: fields.strings("bad_words").unwrap_or_default(),
+            structured: structured::read(fields),
             priority: priority(fields),
             cache_salt: fields.string("cache_salt"),
             truncate: truncate(fields),

@@ -107,7 +107,6 @@ pub(crate) const fn refused(name: &'static str, unless: Harmless, why: &'static 
     Refused { name, unless, why }
 }
 
-const GUIDED: &str = "constrained (structured) output is not built yet";
 pub(crate) const TEXT_ONLY: &str = "this server reads and writes text only";
 const OLD_TOOLS: &str = "it was replaced by tools and tool_choice, which are supported";
 const NO_BUDGET: &str = "reasoning is not cut short; see max_completion_tokens";
@@ -121,12 +120,6 @@ const REFUSED: &[Refused] = &[
     refused("ec_transfer_params", Harmless::Empty, "transfer of encoder caches is not built"),
     refused("function_call", Harmless::Word("none"), OLD_TOOLS),
     refused("functions", Harmless::Empty, OLD_TOOLS),
-    refused("guided_choice", Harmless::Empty, GUIDED),
-    refused("guided_decoding_backend", Harmless::Empty, GUIDED),
-    refused("guided_grammar", Harmless::Empty, GUIDED),
-    refused("guided_json", Harmless::Empty, GUIDED),
-    refused("guided_regex", Harmless::Empty, GUIDED),
-    refused("guided_whitespace_pattern", Harmless::Empty, GUIDED),
     refused("include_reasoning", Harmless::Bool(true), OF_CHAT),
     refused("kv_transfer_params", Harmless::Empty, "transfer of KV caches is not built yet"),
     refused("length_penalty", Harmless::Number(1.0), "it belongs to beam search, which is not supported"),
@@ -140,14 +133,12 @@ const REFUSED: &[Refused] = &[
     refused("prediction", Harmless::Empty, "predicted outputs are not supported"),
     refused("prompt_embeds", Harmless::Empty, "prompts are text or token ids"),
     refused("repetition_detection", Harmless::Empty, "it is not built; see repetition_penalty"),
-    refused("response_format", Harmless::TextType, GUIDED),
     refused("return_prompt_text", Harmless::Bool(false), "see return_token_ids and /detokenize"),
     refused("return_token_offsets", Harmless::Bool(false), "offsets of tokens are not built"),
     refused("return_weight_versions", Harmless::Bool(false), "weights have no versions here"),
     refused("routed_experts_prompt_start", Harmless::Never, "routing of experts is not reported"),
     refused("stream_interval", Harmless::Number(1.0), "tokens are sent as they come"),
-    refused("structural_tag", Harmless::Empty, GUIDED),
-    refused("structured_outputs", Harmless::Empty, GUIDED),
+    refused("structural_tag", Harmless::Empty, "it belongs in structured_outputs or response_format"),
     refused("suffix", Harmless::Empty, "the model cannot fill in the middle of a text"),
     refused("thinking_token_budget", Harmless::Number(-1.0), NO_BUDGET),
     refused("parallel_tool_calls", Harmless::Bool(true), OF_CHAT),
@@ -176,8 +167,6 @@ mod tests {
             ("use_beam_search", json!(false), json!(true)),
             ("suffix", json!(""), json!("end")),
             ("length_penalty", json!(1.0), json!(0.5)),
-            ("response_format", json!({"type": "text"}), json!({"type": "json_object"})),
-            ("structured_outputs", json!({}), json!({"regex": "a"})),
             ("modalities", json!(["text"]), json!(["text", "audio"])),
             ("stream_interval", json!(1), json!(5)),
             ("kv_transfer_params", json!({}), json!({"do_remote_decode": true})),
@@ -185,7 +174,6 @@ mod tests {
             assert_eq!(OPENAI.refusal(name, &harmless), None, "{name}");
             assert!(OPENAI.refusal(name, &harmful).is_some(), "{name}");
         }
-        assert!(OPENAI.refusal("response_format", &json!("json")).is_some());
     }
 
     #[test]

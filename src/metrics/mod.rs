@@ -21,7 +21,7 @@ use quire_scheduler::Preemption;
 use self::families::{Families, HTTP_BUCKETS, INTER_TOKEN_BUCKETS, ITERATION_TOKENS_BUCKETS};
 use self::families::{PARAMS_N_BUCKETS, PREEMPTION_BUCKETS, REQUEST_BUCKETS, TTFT_BUCKETS, token_buckets};
 use self::process::ProcessMetrics;
-use crate::engine::{EngineStats, FinishKind};
+use crate::engine::{EngineStats, FinishKind, SubmitError};
 
 /// What the series are labelled with.
 #[derive(Debug, Clone)]
@@ -207,6 +207,17 @@ impl Metrics {
     /// A time is observed only if both its ends happened.
     pub fn on_finish(&self, sequence: &FinishedSequence) {
         self.finished.observe(sequence);
+    }
+
+    /// The door refused a request.
+    pub fn on_refusal(&self, error: &SubmitError) {
+        self.on_rejection(match error {
+            SubmitError::Overloaded { .. } => "max_num_queued_reqs",
+            SubmitError::Draining => "draining",
+            SubmitError::Dead(_) => "engine_dead",
+            // Not for lack of anything.
+            SubmitError::WrongTask { .. } => return,
+        });
     }
 
     /// A request was turned away at the door.

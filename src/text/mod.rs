@@ -4,6 +4,7 @@
 //! encoding) on the [`TextPool`]; the output thread owns one [`Detokenizer`] and one [`StopMatcher`] per
 //! stream.
 
+mod archive;
 mod detokenizer;
 mod error;
 mod pieces;
@@ -12,10 +13,12 @@ mod stop;
 mod template;
 mod tokenizer;
 
+pub use archive::TokenizerFiles;
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use pool::TextPool;
 pub use stop::StopMatcher;
+pub(crate) use template::strftime;
 pub use template::{ChatInput, ChatTemplate};
 pub use tokenizer::{SpecialTokens, Tokenizer};
 

@@ -10,6 +10,8 @@ mod json;
 mod python;
 mod strftime;
 
+pub(crate) use self::strftime::strftime;
+
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokenizers::{PostProcessor, TruncationDirection};
 
 use super::TextError;
 use super::detokenizer::Detokenizer;
@@ -129,6 +130,32 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The same, with at most `keep` tokens; what the post-processor adds is among them, and is not cut off.
+    /// `from_end` keeps the end of the text instead of its beginning.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`] where the vocabulary cannot express the text.
+    pub fn encode_truncated(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        keep: usize,
+        from_end: bool,
+    ) -> Result<Vec<u32>, TextError> {
+        let failed = |error: tokenizers::Error| TextError::Encode { message: error.to_string() };
+        let tokenizer = &self.inner.tokenizer;
+        let mut encoding = tokenizer.encode_fast(text, false).map_err(failed)?;
+        let processor = tokenizer.get_post_processor().filter(|_| add_special_tokens);
+        let added = processor.map_or(0, |processor| processor.added_tokens(false));
+        let direction = if from_end { TruncationDirection::Left } else { TruncationDirection::Right };
+        encoding.truncate(keep.saturating_sub(added), 0, direction);
+        let mut ids =
+            tokenizer.post_process(encoding, None, add_special_tokens).map_err(failed)?.get_ids().to_vec();
+        // Only if there is no room even for what is added.
+        ids.truncate(keep);
+        Ok(ids)
+    }
+
     /// The text of a whole sequence. Ids that the vocabulary does not have contribute nothing.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> String {
         let mut text = String::new();
@@ -163,6 +190,12 @@ impl Tokenizer {
             Some(Piece::Bytes(bytes)) => bytes.to_vec(),
             None => self.decode_in_context(&[id], false).into_bytes(),
         }
+    }
+
+    /// Whether each token's bytes are the same in every text. Not so for WordPiece and other decoders that
+    /// look at a token's neighbours.
+    pub fn has_token_bytes(&self) -> bool {
+        self.inner.pieces.is_some()
     }
 
     /// Whether `id` is a special token, which `skip_special_tokens` removes from the text.

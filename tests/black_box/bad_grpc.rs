@@ -1,6 +1,5 @@
 //! Invariant 12 over gRPC: a bad call gets a status that says whose fault it is and names the field.
 
-use quire_proto::vllm::decoding_parameters::StructuredOutput;
 use quire_proto::vllm::{self, GenerateRequest};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
@@ -140,23 +139,6 @@ async fn invariant_12_grpc_prompts_that_cannot_be_served() {
 #[tokio::test]
 async fn invariant_9_grpc_what_is_not_supported_is_refused_by_name() {
     let server = Server::shared(&[]);
-    let structured = |kind: StructuredOutput| {
-        move |r: &mut GenerateRequest| {
-            let decoding = vllm::DecodingParameters { structured_output: Some(kind), ..Default::default() };
-            r.decoding = Some(decoding);
-        }
-    };
-    for (name, kind) in [
-        ("json", StructuredOutput::Json("{}".to_owned())),
-        ("regex", StructuredOutput::Regex("a+".to_owned())),
-        ("grammar", StructuredOutput::Grammar("root ::= \"a\"".to_owned())),
-        ("json_object", StructuredOutput::JsonObject(true)),
-        ("structural_tag", StructuredOutput::StructuralTag("{}".to_owned())),
-    ] {
-        invalid(&server, name, structured(kind)).await;
-    }
-    let choices = vllm::decoding_parameters::StringChoices { choices: vec!["a".to_owned()] };
-    invalid(&server, "choice", structured(StructuredOutput::Choice(choices))).await;
     invalid(&server, "media", |r| r.media = vec![vllm::MediaItem::default()]).await;
     invalid(&server, "watermarking", |r| r.watermarking = Some(true)).await;
     invalid(&server, "thinking_token_budget", |r| {

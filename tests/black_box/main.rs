@@ -27,3 +27,4 @@ mod lifecycle;
 mod overload;
 mod shutdown;
 mod soak;
+mod tools;

@@ -4,8 +4,8 @@
 use std::collections::{HashMap, HashSet};
 
 use quire_model::{
-    Activation, AttentionSpec, Backend, Checkpoint, Dtype, LayerSpec, Model, ModelSpec, RopeScaling,
-    RopeSpec, Runner, RunnerConfig,
+    Activation, AttentionSpec, Backend, Checkpoint, Dtype, LayerSpec, LmHead, Model, ModelSpec, Norms,
+    Positions, RopeScaling, RopeSpec, Runner, RunnerConfig,
 };
 use quire_scheduler::{ALL_LOGPROBS, ModelRunner, ModelRunnerOutput, RequestId, SamplingParams, TokenId};
 use rand::Rng;
@@ -49,6 +49,7 @@ pub(crate) fn random_spec(rng: &mut StdRng, width_multiple: usize, head_dims: &[
         activation: Activation::Silu,
         mlp_bias: rng.random_bool(0.5),
         max_position_embeddings: MAX_LEN,
+        norms: Norms::RmsBefore,
         norm_eps: 1e-5,
         attention: AttentionSpec {
             num_heads: num_kv_heads * rng.random_range(1..5),
@@ -61,9 +62,10 @@ pub(crate) fn random_spec(rng: &mut StdRng, width_multiple: usize, head_dims: &[
             scale: rng.random_range(0.1..30.0),
             softcap: rng.random_bool(0.3).then_some(2.0),
         },
-        rope: RopeSpec { theta: 100.0, scaling },
+        positions: Positions::Rotary(RopeSpec { theta: 100.0, scaling }),
+        causal: true,
         layers: (0..num_layers).map(|_| layer(rng)).collect(),
-        tie_word_embeddings: rng.random_bool(0.5),
+        lm_head: if rng.random_bool(0.5) { LmHead::Tied } else { LmHead::Own },
         eos_token_ids: vec![0],
     }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test program uses its part.
 
 pub(crate) mod any_batch;
+pub(crate) mod grammars;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -115,7 +116,7 @@ impl Planner {
             start: sequence.computed as u32,
             num_tokens: num_tokens as u32,
             new_blocks: first..self.plan.new_block_ids.len() as u32,
-            samples: end == sequence.len(),
+            samples: end == sequence.len() && sequence.sampling.pooling.is_none(),
         });
         self.plan.num_tokens += num_tokens as u32;
         sequence.computed = end;

@@ -249,7 +249,7 @@ impl<'a> KernelBench<'a> {
         let spec = self.spec;
         let tokens: usize = rows.iter().map(|row| row.len).sum();
         let positions = self.limits.max_blocks_per_seq * BLOCK_SIZE;
-        let angles = rope_table(&spec.rope, shape.head_dim, positions);
+        let angles = rope_table(spec.rope().expect("GPUs run models that rotate"), shape.head_dim, positions);
         let table = self.backend.load_table(&angles, shape.head_dim)?;
         let norms = match spec.attention.qk_norm {
             true => Some([

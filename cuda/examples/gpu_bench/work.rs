@@ -1,7 +1,7 @@
 //! What each operation must read, write and multiply at the least: the denominators of all shares. Activations and
 //! caches have 2 bytes an element, the residual stream and logits 4. What is read several times counts once.
 
-use quire_model::ModelSpec;
+use quire_model::{LmHead, ModelSpec};
 
 use crate::report::Work;
 use crate::step::Row;
@@ -98,6 +98,6 @@ pub(crate) fn prefill(spec: &ModelSpec, tokens: usize) -> Work {
 
 /// Elements of weights that every step reads: all but an embedding of its own, of which it takes single rows.
 fn weights_read(spec: &ModelSpec) -> usize {
-    let embedding = if spec.tie_word_embeddings { 0 } else { spec.vocab_size * spec.hidden_size };
+    let embedding = if spec.lm_head == LmHead::Tied { 0 } else { spec.vocab_size * spec.hidden_size };
     spec.num_parameters() - embedding
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use quire_scheduler::{AdmittedRequest, RequestId};
+use quire_scheduler::{AdmittedRequest, Grammar, RequestId};
 
 use super::*;
 
@@ -239,6 +239,46 @@ fn logprobs_are_of_the_raw_logits_and_damage_is_reported() {
     for damage in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         logits[5] = damage;
         assert_eq!(sample(&logits, &slot(&params, &[1], &[])).failure, Some(RowFailure::NotFinite));
+    }
+}
+
+/// As [`slot`], under a grammar that allows these tokens next.
+fn slot_under(params: &SamplingParams, allowed: &[TokenId]) -> Slot {
+    let grammar = Grammar::new(|| unreachable!("its mask is given"));
+    let mut slot = slot(&SamplingParams { grammar: Some(grammar), ..params.clone() }, &[1, 2], &[7]);
+    let mut mask = vec![0; VOCAB.div_ceil(32)];
+    allowed.iter().for_each(|token| mask[*token as usize / 32] |= 1 << (token % 32));
+    slot.set_mask(Some(&mut mask));
+    slot
+}
+
+#[test]
+fn a_mask_is_one_more_list_of_allowed_tokens() {
+    let every = |divisor: u32| (0..VOCAB as u32).filter(|t| t.is_multiple_of(divisor)).collect::<Vec<_>>();
+    for seed in 0..200 {
+        let logits = random_logits(seed, seed % 2 == 0);
+        let params = SamplingParams {
+            temperature: if seed % 3 == 0 { 0.0 } else { 0.9 },
+            top_k: if seed % 5 == 0 { 4 } else { 0 },
+            seed,
+            min_tokens: 2,
+            eos_token_ids: [0].into(),
+            bad_words: vec![vec![12], vec![7, 24]],
+            repetition_penalty: 1.2,
+            logprobs: Some(3),
+            ..SamplingParams::default()
+        };
+        let listed = |list| SamplingParams { allowed_token_ids: Some(list), ..params.clone() };
+        let expected = sample(&logits, &slot(&listed(every(6)), &[1, 2], &[7]));
+        let both = sample(&logits, &slot_under(&listed(every(3)), &every(2)));
+        for found in [sample(&logits, &slot_under(&params, &every(6))), both] {
+            assert_eq!(found.token, expected.token, "seed {seed}");
+            // Log-probabilities are those of the raw distribution: the mask does not show.
+            assert_eq!((found.logprob, found.rank), (expected.logprob, expected.rank), "seed {seed}");
+            assert_eq!(found.top, expected.top, "seed {seed}");
+        }
+        let ends_and_bad_words = slot_under(&params, &[0, 12, 24]);
+        assert_eq!(sample(&logits, &ends_and_bad_words).failure, Some(RowFailure::NothingLeftOfGrammar));
     }
 }
 

@@ -15,7 +15,7 @@ mod simulator;
 mod toy_grammar;
 mod workload;
 
-pub use model::SimModel;
+pub use model::{POOLED_WIDTH, SimModel};
 pub use rng::Rng;
 pub use runner::{SimCheck, SimFailures, SimRunner, SimRunnerConfig, StepCost};
 pub use simulator::{SimFailure, SimReport, simulate};

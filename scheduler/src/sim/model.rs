@@ -10,6 +10,9 @@ use super::rng::{fold, mix};
 use crate::matching::{Matching, NOTHING_LEFT};
 use crate::request::{FinishReason, Request, SamplingParams, TokenId};
 
+/// Numbers in a pooled vector.
+pub const POOLED_WIDTH: usize = 8;
+
 /// See the module's text.
 #[derive(Debug, Clone)]
 pub struct SimModel {
@@ -50,12 +53,27 @@ impl SimModel {
         chosen.or(mask.is_none().then_some(from + first))
     }
 
+    /// What a pooled request gives, whoever it shares steps with.
+    pub fn pool_alone(&self, request: &Request) -> [f32; POOLED_WIDTH] {
+        self.pool(self.prompt(request))
+    }
+
+    /// The vector of a prompt with this hash: numbers in [-1, 1).
+    pub(super) fn pool(&self, hash: u64) -> [f32; POOLED_WIDTH] {
+        std::array::from_fn(|i| (fold(hash, i as u64) >> 40) as f32 / (1u32 << 23) as f32 - 1.0)
+    }
+
+    fn prompt(&self, request: &Request) -> u64 {
+        let start = self.start(request.adapter.as_deref());
+        request.prompt_token_ids.iter().fold(start, |hash, &token| self.extend(hash, token))
+    }
+
     /// What a request generates if it is alone in the world, and how it ends: what any schedule must give. Each
     /// token is sampled, those that a grammar forces as well.
     pub fn generate_alone(&self, request: &Request, max_model_len: u32) -> (Vec<TokenId>, FinishReason) {
         let mut outputs = Vec::new();
         let end = self.generate_into(request, max_model_len, &mut outputs);
-        (outputs, end.unwrap_or_else(|reason| FinishReason::Error(reason)))
+        (outputs, end.unwrap_or_else(FinishReason::Error))
     }
 
     fn generate_into(
@@ -65,12 +83,14 @@ impl SimModel {
         outputs: &mut Vec<TokenId>,
     ) -> Result<FinishReason, Arc<str>> {
         let sampling = &request.sampling;
+        if sampling.pooling.is_some() {
+            return Ok(FinishReason::Pooled);
+        }
         let vocab_size = self.vocab.end as usize;
         let start = |grammar| Matching::start(grammar, sampling, vocab_size, &[]).map_err(|error| error.0);
         let mut matching = sampling.grammar.as_ref().map(start).transpose()?;
         let mut mask = vec![0; Matching::mask_words(vocab_size)];
-        let start = self.start(request.adapter.as_deref());
-        let mut hash = request.prompt_token_ids.iter().fold(start, |hash, &token| self.extend(hash, token));
+        let mut hash = self.prompt(request);
         loop {
             let masked = match &mut matching {
                 Some(matching) => matching.fill_mask(&mut mask).map_err(|error| error.0)?,

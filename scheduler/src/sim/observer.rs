@@ -86,7 +86,8 @@ impl Observer {
 
     pub(super) fn see_request(&mut self, request: &Request) {
         let len = request.prompt_token_ids.len();
-        let fits = len > 0 && len < self.config.max_model_len as usize;
+        let most = self.config.max_model_len as usize;
+        let fits = len > 0 && (len < most || len == most && request.sampling.pooling.is_some());
         let life = Life {
             request: request.clone(),
             expected: fits.then(|| self.model.generate_alone(request, self.config.max_model_len)),
@@ -122,6 +123,10 @@ impl Observer {
             blocks_to = row.new_blocks.end;
             let life = self.live.get(&row.id);
             let request = life.map(|life| &life.request);
+            if let Some(request) = request.filter(|_| config.whole_prompts) {
+                let whole = row.start == 0 && row.num_tokens as usize == request.prompt_token_ids.len();
+                ensure!(whole, "tokens {}.. of a prompt that must be computed whole", row.start);
+            }
             let tenant = request.map(|of| (of.adapter.clone(), of.cache_salt.clone()));
             if let Some(entry) = admitted.next_if(|entry| entry.id == row.id) {
                 ensure!(entry.slot == row.slot, "admitted to one slot, planned in another");
@@ -161,6 +166,8 @@ impl Observer {
             let tokens = &out.tokens[update.tokens.start as usize..update.tokens.end as usize];
             let logprobs = &out.logprobs[update.logprobs.start as usize..update.logprobs.end as usize];
             ensure!(logprobs.iter().all(|entry| entry.row == at as u32), "a log-probability of another");
+            let pooled = &out.pooled[update.pooled.start as usize..update.pooled.end as usize];
+            self.see_vector(update, pooled).map_err(|wrong| format!("request {}: {wrong}", update.id.0))?;
             self.see_update(update, tokens, logprobs)
                 .map_err(|wrong| format!("request {}: {wrong}", update.id.0))?;
         }
@@ -175,6 +182,17 @@ impl Observer {
     pub(super) fn check_cached(&self, num_cached: usize) -> Result<(), String> {
         let told = self.cached.len();
         ensure!(told == num_cached, "events tell of {told} cached blocks, there are {num_cached}");
+        Ok(())
+    }
+
+    /// A vector comes with the end of a pooled request and never else.
+    fn see_vector(&self, update: &RequestUpdate, pooled: &[f32]) -> Result<(), String> {
+        if update.finish != Some(FinishReason::Pooled) {
+            ensure!(pooled.is_empty(), "a vector of a request that is not pooled");
+            return Ok(());
+        }
+        let life = self.live.get(&update.id).ok_or("a vector after the end")?;
+        ensure!(pooled == self.model.pool_alone(&life.request), "not the vector that it has alone");
         Ok(())
     }
 

@@ -78,6 +78,8 @@ struct Slot {
     sampling: Arc<SamplingParams>,
     prompt: Arc<[TokenId]>,
     outputs: Vec<TokenId>,
+    /// Tokens of the prompt that have been computed here, if it is to be pooled.
+    num_pooled: u32,
     /// The place in the grammar, if there is one, or why it could not be found again.
     matching: Option<Result<Matching, GrammarError>>,
     /// Hash of all tokens so far.
@@ -209,6 +211,7 @@ impl SimRunner {
             sampling: admitted.sampling.clone(),
             prompt: admitted.prompt_token_ids.clone(),
             outputs: admitted.output_token_ids.clone(),
+            num_pooled: 0,
             matching: admitted.sampling.grammar.as_ref().map(start),
             hash,
             prefix,
@@ -255,6 +258,12 @@ impl SimRunner {
                 let told = row.start as usize + 1..(row.start + row.num_tokens) as usize + 1;
                 for position in told.take_while(|&position| position < slot.prompt.len()) {
                     push_logprob(output, at, position, slot.prompt[position]);
+                }
+            }
+            if slot.sampling.pooling.is_some() {
+                slot.num_pooled += row.num_tokens;
+                if slot.num_pooled as usize == slot.prompt.len() {
+                    output.pooled.extend(model.pool(slot.hash));
                 }
             }
             if !row.samples {
@@ -322,6 +331,7 @@ impl ModelRunner for SimRunner {
         output.forced_rows.clear();
         output.logprobs.clear();
         output.top.clear();
+        output.pooled.clear();
         output.failed_rows.clear();
         self.sample(plan, &mut output);
         let failure = fails.then(|| error("injected failure of a step".into(), false));
@@ -352,7 +362,11 @@ fn check_row(row: &ScheduledRow, slot: &Slot) -> Result<(), String> {
     if row.num_tokens == 0 || end > known {
         return Err(format!("request {} computes {}..{end} of {known} tokens", row.id.0, row.start));
     }
-    if row.samples != (end == known) {
+    let pools = slot.sampling.pooling.is_some();
+    if pools && row.start != slot.num_pooled {
+        return Err(format!("request {} is pooled, but its row starts at {}", row.id.0, row.start));
+    }
+    if row.samples != (end == known && !pools) {
         return Err(format!("request {} samples = {} at {end} of {known}", row.id.0, row.samples));
     }
     Ok(())

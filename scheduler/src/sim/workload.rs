@@ -8,7 +8,7 @@ use super::runner::{SimCheck, SimFailures, SimRunnerConfig};
 use super::toy_grammar::ToyGrammar;
 use crate::config::{SchedulerConfig, SchedulingPolicy};
 use crate::grammar::Grammar;
-use crate::request::{Request, RequestId, SamplingParams, TimeUs, TokenId};
+use crate::request::{Pooling, Request, RequestId, SamplingParams, TimeUs, TokenId};
 
 const VOCAB: u32 = 40;
 const EOS: TokenId = 0;
@@ -99,6 +99,12 @@ impl Workload {
             prompt_logprobs: rng.percent(8).then_some(0),
             ..SamplingParams::default()
         };
+        // Encoders can do nothing else.
+        let pools = self.scheduler.whole_prompts || rng.percent(10);
+        let sampling = match pools {
+            true => SamplingParams { pooling: Some(Pooling::Mean), ..SamplingParams::default() },
+            false => sampling,
+        };
         let name = |rng: &mut Rng, percent| rng.percent(percent).then(|| Arc::from(*rng.pick(&["a", "b"])));
         let request = Request {
             id: RequestId(self.next_id),
@@ -131,7 +137,7 @@ fn draw_config(rng: &mut Rng) -> SchedulerConfig {
     let max_num_seqs = rng.between(1, 10);
     let policy = if rng.percent(50) { SchedulingPolicy::Fcfs } else { SchedulingPolicy::Priority };
     let enable_prefix_caching = rng.percent(85);
-    SchedulerConfig {
+    let config = SchedulerConfig {
         max_num_seqs,
         // Small budgets make prefills take many steps: more is in flight, shared and preempted half-way.
         max_num_batched_tokens: max_num_seqs
@@ -147,6 +153,18 @@ fn draw_config(rng: &mut Rng) -> SchedulerConfig {
             SchedulingPolicy::Priority if rng.percent(50) => u64::from(rng.between(1, 2000)),
             _ => 0,
         },
+        whole_prompts: false,
+    };
+    if !rng.percent(10) {
+        return config;
+    }
+    SchedulerConfig {
+        max_num_batched_tokens: config.max_num_batched_tokens.max(config.max_model_len),
+        long_prefill_token_threshold: 0,
+        enable_prefix_caching: false,
+        enable_kv_events: false,
+        whole_prompts: true,
+        ..config
     }
 }
 

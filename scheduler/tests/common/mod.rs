@@ -21,6 +21,7 @@ pub fn config() -> SchedulerConfig {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::calls::{Calls, Ids, Step};
 use super::headed_call::{Head, HeadedCall};
 use super::json_call::JsonCall;
+use super::python_call::PythonCall;
 use super::tool::Tool;
+use super::xml_call::{XmlCall, XmlTags};
 
 /// A format. Texts in angle or square brackets are often single tokens, which must then not be left out of the
 /// text as special tokens are.
@@ -25,6 +27,25 @@ pub(crate) struct ToolFormat {
     pub(super) between: &'static [&'static str],
     pub(super) kind: Kind,
     pub(super) ids: Ids,
+    /// How a call that must be made is written, for the first of these that the tokenizer can write; empty if no
+    /// grammar describes it.
+    pub(super) writes: &'static [Writes],
+}
+
+/// The texts around names and arguments.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Writes {
+    /// A token that the vocabulary must have.
+    pub(super) needs: &'static str,
+    pub(super) first: &'static str,
+    /// Before the name, between name and arguments (`{index}` stands for any number), after the arguments.
+    pub(super) call: [&'static str; 3],
+    pub(super) between: &'static str,
+    pub(super) last: &'static str,
+}
+
+impl Writes {
+    pub(super) const NONE: Self = Self { needs: "", first: "", call: [""; 3], between: "", last: "" };
 }
 
 /// What a call looks like.
@@ -34,6 +55,12 @@ pub(super) enum Kind {
     Json,
     /// See [`HeadedCall`].
     Headed(Head),
+    /// As `Json` if the call begins with a brace, else as `Headed`.
+    JsonOrHeaded(Head),
+    /// See [`XmlCall`].
+    Xml(&'static XmlTags),
+    /// See [`PythonCall`].
+    Python,
 }
 
 impl ToolFormat {
@@ -60,14 +87,19 @@ impl ToolFormat {
     pub(super) fn may_begin(&self, text: &str) -> bool {
         match self.kind {
             Kind::Json => text.starts_with('{'),
-            Kind::Headed(_) => true,
+            Kind::Python => text.starts_with(|c: char| c.is_alphabetic() || c == '_'),
+            Kind::Headed(_) | Kind::JsonOrHeaded(_) | Kind::Xml(_) => true,
         }
     }
 
-    pub(super) fn body(&self, _tools: Arc<[Tool]>) -> Body {
+    /// To read a call that begins with `c`, as far as that is known.
+    pub(super) fn body(&self, c: Option<char>, tools: &Arc<[Tool]>) -> Body {
         match self.kind {
             Kind::Json => Body::Json(JsonCall::default()),
-            Kind::Headed(head) => Body::Headed(HeadedCall::new(head)),
+            Kind::JsonOrHeaded(_) if c == Some('{') => Body::Json(JsonCall::default()),
+            Kind::Headed(head) | Kind::JsonOrHeaded(head) => Body::Headed(HeadedCall::new(head)),
+            Kind::Xml(tags) => Body::Xml(XmlCall::new(tags, tools.clone())),
+            Kind::Python => Body::Python(PythonCall::default()),
         }
     }
 }
@@ -77,6 +109,8 @@ impl ToolFormat {
 pub(super) enum Body {
     Json(JsonCall),
     Headed(HeadedCall),
+    Xml(XmlCall),
+    Python(PythonCall),
 }
 
 impl Body {
@@ -84,14 +118,24 @@ impl Body {
         match self {
             Self::Json(call) => call.feed(c, calls),
             Self::Headed(call) => call.feed(c, calls),
+            Self::Xml(call) => call.feed(c, calls),
+            Self::Python(call) => call.feed(c, calls),
         }
     }
 
-    /// What was held back when a foreign character came, and belongs to the text before it.
+    /// What was held back when a foreign character came to a call that had begun: it belongs to the text after it.
     pub(super) fn take_rest(&mut self) -> String {
-        String::new()
+        match self {
+            Self::Xml(call) => call.take_rest(),
+            Self::Json(_) | Self::Headed(_) | Self::Python(_) => String::new(),
+        }
     }
 
     /// The text has ended within the call.
-    pub(super) fn finish(&mut self, _calls: &mut Calls) {}
+    pub(super) fn finish(&mut self, calls: &mut Calls) {
+        match self {
+            Self::Xml(call) => call.finish(calls),
+            Self::Json(_) | Self::Headed(_) | Self::Python(_) => (),
+        }
+    }
 }

@@ -1,8 +1,10 @@
-//! The table of formats, each with an example.
+//! The table of formats. The comment over each is what a model of that family writes.
 
 use super::calls::Ids;
-use super::format::{Kind, ToolFormat};
+use super::format::{Kind, ToolFormat, Writes};
+use super::xml_call::XmlTags;
 
+/// A call is a JSON object; they come one by one or in a list.
 const JSON: ToolFormat = ToolFormat {
     names: &[],
     open: &[],
@@ -12,19 +14,337 @@ const JSON: ToolFormat = ToolFormat {
     between: &["[", "]", ","],
     kind: Kind::Json,
     ids: Ids::Long,
+    writes: &[],
 };
 
-const FORMATS: &[ToolFormat] = &[
+const PYTHON: ToolFormat = ToolFormat { kind: Kind::Python, ..JSON };
+
+/// Objects in a list.
+const LIST: Writes =
+    Writes { call: ["{\"name\": \"", "\", \"arguments\": ", "}"], between: ", ", ..Writes::NONE };
+
+/// What is asked of models that have no format of their own that a grammar can describe: vLLM's list.
+///
+/// ```text
+/// [{"name": "get_weather", "parameters": {"city": "Paris"}}]
+/// ```
+pub(crate) static JSON_LIST: ToolFormat = ToolFormat {
+    bare: Some('['),
+    writes: &[Writes { first: "[", call: ["{\"name\": \"", "\", \"parameters\": ", "}"], last: "]", ..LIST }],
+    ..JSON
+};
+
+static FORMATS: &[ToolFormat] = &[
     // <tool_call>
     // {"name": "get_weather", "arguments": {"city": "Paris"}}
     // </tool_call>
     ToolFormat {
-        names: &["hermes", "qwen3_json", "granite4"],
+        names: &["hermes", "qwen3_json", "granite4", "ernie45"],
         open: &["<tool_call>"],
         close: "</tool_call>",
+        writes: &[Writes {
+            call: ["<tool_call>\n{\"name\": \"", "\", \"arguments\": ", "}\n</tool_call>"],
+            between: "\n",
+            ..Writes::NONE
+        }],
+        ..JSON
+    },
+    // <longcat_tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</longcat_tool_call>
+    ToolFormat {
+        names: &["longcat"],
+        open: &["<longcat_tool_call>"],
+        close: "</longcat_tool_call>",
+        writes: &[Writes {
+            call: ["<longcat_tool_call>\n{\"name\": \"", "\", \"arguments\": ", "}\n</longcat_tool_call>"],
+            between: "\n",
+            ..Writes::NONE
+        }],
+        ..JSON
+    },
+    // {"name": "get_weather", "parameters": {"city": "Paris"}}; {"name": ...}
+    // with or without <|python_tag|> before it
+    ToolFormat {
+        names: &["llama3_json", "llama4_json"],
+        open: &["<|python_tag|>"],
+        bare: Some('{'),
+        between: &[";", ",", "[", "]"],
+        writes: &[Writes {
+            call: ["{\"name\": \"", "\", \"parameters\": ", "}"],
+            between: "; ",
+            ..Writes::NONE
+        }],
+        ..JSON
+    },
+    // [TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}
+    // and before that form: [TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris"}}]
+    ToolFormat {
+        names: &["mistral"],
+        open: &["[TOOL_CALLS]"],
+        between: &["[", "]", ",", "[TOOL_CALLS]"],
+        kind: Kind::JsonOrHeaded(mistral_head),
+        ids: Ids::Nine,
+        writes: &[
+            Writes { needs: "[ARGS]", call: ["[TOOL_CALLS]", "[ARGS]", ""], ..Writes::NONE },
+            Writes { first: "[TOOL_CALLS][", last: "]", ..LIST },
+        ],
+        ..JSON
+    },
+    // [get_weather(city="Paris"), get_time(city="Paris")]
+    ToolFormat { names: &["pythonic"], bare: Some('['), ..PYTHON },
+    // <|python_start|>[get_weather(city="Paris")]<|python_end|>, or without the markers
+    ToolFormat {
+        names: &["llama4_pythonic"],
+        open: &["<|python_start|>"],
+        close: "<|python_end|>",
+        bare: Some('['),
+        ..PYTHON
+    },
+    // <function_calls>
+    // get_weather(city="Paris")
+    // </function_calls>
+    ToolFormat { names: &["olmo3"], open: &["<function_calls>"], close: "</function_calls>", ..PYTHON },
+    // <|tool_call_start|>[get_weather(city="Paris")]<|tool_call_end|>
+    ToolFormat { names: &["lfm2"], open: &["<|tool_call_start|>"], close: "<|tool_call_end|>", ..PYTHON },
+    // <tool_call>
+    // <function=get_weather>
+    // <parameter=city>
+    // Paris
+    // </parameter>
+    // </function>
+    // </tool_call>
+    ToolFormat {
+        names: &["qwen3_coder", "qwen3_xml"],
+        open: &["<tool_call>"],
+        close: "</tool_call>",
+        call_open: &["<function="],
+        between: &[],
+        kind: Kind::Xml(&XmlTags { on_lines: true, ..FUNCTION_TAGS }),
+        ..JSON
+    },
+    // <seed:tool_call>
+    // <function=get_weather>
+    // <parameter=city>Paris</parameter>
+    // </function>
+    // </seed:tool_call>
+    ToolFormat {
+        names: &["seed_oss"],
+        open: &["<seed:tool_call>"],
+        close: "</seed:tool_call>",
+        call_open: &["<function="],
+        between: &[],
+        kind: Kind::Xml(&FUNCTION_TAGS),
+        ..JSON
+    },
+    // <minimax:tool_call>
+    // <invoke name="get_weather">
+    // <parameter name="city">Paris</parameter>
+    // </invoke>
+    // </minimax:tool_call>
+    ToolFormat {
+        names: &["minimax_m2"],
+        open: &["<minimax:tool_call>"],
+        close: "</minimax:tool_call>",
+        call_open: &["<invoke name=\""],
+        between: &[],
+        kind: Kind::Xml(&XmlTags {
+            name_end: "\">",
+            key_open: "<parameter name=\"",
+            key_close: "\">",
+            call_close: "</invoke>",
+            ..FUNCTION_TAGS
+        }),
+        ..JSON
+    },
+    // <tool_call>get_weather
+    // <arg_key>city</arg_key>
+    // <arg_value>Paris</arg_value>
+    // </tool_call>
+    ToolFormat {
+        names: &["glm45", "glm47"],
+        call_open: &["<tool_call>"],
+        between: &[],
+        kind: Kind::Xml(&XmlTags {
+            name_end: "\n",
+            key_open: "<arg_key>",
+            key_close: "</arg_key>",
+            value_open: &[("<arg_value>", None)],
+            value_close: "</arg_value>",
+            call_close: "</tool_call>",
+            on_lines: false,
+        }),
+        ..JSON
+    },
+    // <｜DSML｜function_calls>
+    // <｜DSML｜invoke name="get_weather">
+    // <｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>
+    // </｜DSML｜invoke>
+    // </｜DSML｜function_calls>
+    ToolFormat {
+        names: &["deepseek_v32"],
+        open: &["<｜DSML｜function_calls>"],
+        close: "</｜DSML｜function_calls>",
+        call_open: &["<｜DSML｜invoke name=\""],
+        between: &[],
+        kind: Kind::Xml(&XmlTags {
+            name_end: "\">",
+            key_open: "<｜DSML｜parameter name=\"",
+            key_close: "\"",
+            value_open: &[("string=\"true\">", Some(true)), ("string=\"false\">", Some(false))],
+            value_close: "</｜DSML｜parameter>",
+            call_close: "</｜DSML｜invoke>",
+            on_lines: false,
+        }),
+        ..JSON
+    },
+    // <｜tool_calls_begin｜>
+    // <｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="get_weather">
+    // <steptml:parameter name="city">Paris</steptml:parameter>
+    // </steptml:invoke><｜tool_call_end｜>
+    // <｜tool_calls_end｜>
+    ToolFormat {
+        names: &["step3"],
+        open: &["<｜tool_calls_begin｜>"],
+        close: "<｜tool_calls_end｜>",
+        call_open: &["<steptml:invoke name=\""],
+        between: &["<｜tool_call_begin｜>", "function", "<｜tool_sep｜>", "<｜tool_call_end｜>"],
+        kind: Kind::Xml(&XmlTags {
+            name_end: "\">",
+            key_open: "<steptml:parameter name=\"",
+            key_close: "\">",
+            value_close: "</steptml:parameter>",
+            call_close: "</steptml:invoke>",
+            ..FUNCTION_TAGS
+        }),
+        ..JSON
+    },
+    // <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather
+    // ```json
+    // {"city": "Paris"}
+    // ```<｜tool▁call▁end｜><｜tool▁calls▁end｜>
+    ToolFormat {
+        names: &["deepseek_v3"],
+        between: &["```", "<｜tool▁call▁end｜>"],
+        kind: Kind::Headed(deepseek_v3_head),
+        writes: &[Writes {
+            first: "<｜tool▁calls▁begin｜>",
+            call: ["<｜tool▁call▁begin｜>function<｜tool▁sep｜>", "\n```json\n", "\n```<｜tool▁call▁end｜>"],
+            between: "\n",
+            last: "<｜tool▁calls▁end｜>",
+            needs: "",
+        }],
+        ..DEEPSEEK
+    },
+    // <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>
+    ToolFormat {
+        names: &["deepseek_v31"],
+        kind: Kind::Headed(deepseek_v31_head),
+        writes: &[Writes {
+            first: "<｜tool▁calls▁begin｜>",
+            call: ["<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"],
+            last: "<｜tool▁calls▁end｜>",
+            ..Writes::NONE
+        }],
+        ..DEEPSEEK
+    },
+    // <|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{"city": "Paris"}
+    // <|tool_call_end|><|tool_calls_section_end|>
+    ToolFormat {
+        names: &["kimi_k2"],
+        open: &["<|tool_calls_section_begin|>"],
+        close: "<|tool_calls_section_end|>",
+        call_open: &["<|tool_call_begin|>"],
+        between: &["<|tool_call_end|>"],
+        kind: Kind::Headed(kimi_k2_head),
+        writes: &[Writes {
+            first: "<|tool_calls_section_begin|>",
+            call: [
+                "<|tool_call_begin|>functions.",
+                ":{index}<|tool_call_argument_begin|>",
+                "<|tool_call_end|>",
+            ],
+            last: "<|tool_calls_section_end|>",
+            ..Writes::NONE
+        }],
+        ..JSON
+    },
+    // <|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}], or <tool_call>[...]
+    ToolFormat {
+        names: &["granite"],
+        open: &["<|tool_call|>", "<tool_call>"],
+        writes: &[
+            Writes { needs: "<|tool_call|>", first: "<|tool_call|>[", last: "]", ..LIST },
+            Writes { first: "<tool_call>[", last: "]", ..LIST },
+        ],
+        ..JSON
+    },
+    // <function_call> {"name": "get_weather", "arguments": {"city": "Paris"}}
+    ToolFormat {
+        names: &["granite-20b-fc"],
+        open: &["<function_call>"],
+        writes: &[Writes {
+            call: ["<function_call> {\"name\": \"", "\", \"arguments\": ", "}"],
+            between: "\n",
+            ..Writes::NONE
+        }],
+        ..JSON
+    },
+    // <tool_calls>[{"name": "get_weather", "arguments": {"city": "Paris"}}]</tool_calls>
+    ToolFormat {
+        names: &["jamba", "hunyuan_a13b"],
+        open: &["<tool_calls>"],
+        close: "</tool_calls>",
+        writes: &[Writes { first: "<tool_calls>[\n", between: ",\n", last: "\n]</tool_calls>", ..LIST }],
+        ..JSON
+    },
+    // functools[{"name": "get_weather", "arguments": {"city": "Paris"}}]
+    ToolFormat {
+        names: &["phi4_mini_json"],
+        open: &["functools["],
+        writes: &[Writes { first: "functools[", last: "]", ..LIST }],
+        ..JSON
+    },
+    // <|action_start|><|plugin|>
+    // {"name": "get_weather", "parameters": {"city": "Paris"}}<|action_end|>
+    ToolFormat {
+        names: &["internlm"],
+        open: &["<|action_start|><|plugin|>", "<|action_start|> <|plugin|>"],
+        close: "<|action_end|>",
+        writes: &[Writes {
+            call: ["<|action_start|><|plugin|>\n{\"name\": \"", "\", \"parameters\": ", "}<|action_end|>"],
+            between: "\n",
+            ..Writes::NONE
+        }],
+        ..JSON
+    },
+    // [{"name": "get_weather", "arguments": {"city": "Paris"}}], bare, in a block of code, or after a marker
+    ToolFormat {
+        names: &["xlam"],
+        open: &["[TOOL_CALLS]", "<tool_call>", "```json"],
+        close: "</tool_call>",
+        bare: Some('['),
+        between: &["[", "]", ",", "```"],
+        writes: &[Writes { first: "[", last: "]", ..LIST }],
         ..JSON
     },
 ];
+
+const FUNCTION_TAGS: XmlTags = XmlTags {
+    name_end: ">",
+    key_open: "<parameter=",
+    key_close: ">",
+    value_open: &[],
+    value_close: "</parameter>",
+    call_close: "</function>",
+    on_lines: false,
+};
+
+const DEEPSEEK: ToolFormat = ToolFormat {
+    open: &["<｜tool▁calls▁begin｜>"],
+    close: "<｜tool▁calls▁end｜>",
+    call_open: &["<｜tool▁call▁begin｜>"],
+    between: &["<｜tool▁call▁end｜>"],
+    ..JSON
+};
 
 impl ToolFormat {
     /// The format of that name.
@@ -38,4 +358,31 @@ impl ToolFormat {
         names.sort_unstable();
         names
     }
+}
+
+/// `get_weather[CALL_ID]abc[ARGS]`; both markers may be missing.
+fn mistral_head(head: &str) -> Option<(&str, Option<&str>)> {
+    let (head, _) = head.split_once("[ARGS]").unwrap_or((head, ""));
+    Some(match head.split_once("[CALL_ID]") {
+        Some((name, id)) => (name.trim(), Some(id.trim())),
+        None => (head.trim(), None),
+    })
+}
+
+fn deepseek_v3_head(head: &str) -> Option<(&str, Option<&str>)> {
+    let (_, rest) = head.split_once("<｜tool▁sep｜>")?;
+    Some((rest.trim_start().lines().next()?.trim(), None))
+}
+
+fn deepseek_v31_head(head: &str) -> Option<(&str, Option<&str>)> {
+    let (name, _) = head.split_once("<｜tool▁sep｜>")?;
+    Some((name.trim(), None))
+}
+
+/// `functions.get_weather:0<|tool_call_argument_begin|>`: what the template wants back as the id.
+fn kimi_k2_head(head: &str) -> Option<(&str, Option<&str>)> {
+    let (id, _) = head.split_once("<|tool_call_argument_begin|>")?;
+    let id = id.trim();
+    let name = id.rsplit_once(':').map_or(id, |(name, _)| name);
+    Some((name.strip_prefix("functions.").unwrap_or(name), Some(id)))
 }

@@ -3,12 +3,18 @@
 mod calls;
 mod format;
 mod formats;
+mod grammar;
 mod headed_call;
 mod json;
 mod json_call;
+mod python_call;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod tool;
+mod xml_call;
 
 pub(crate) use format::ToolFormat;
+pub(crate) use grammar::{grammar, strict_tag, writable};
 pub(super) use reader::ToolReader;
 pub(crate) use tool::{MAX_TOOLS, Tool};

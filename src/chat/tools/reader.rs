@@ -136,7 +136,7 @@ impl ToolReader {
         self.calls.names = None;
         self.at = At::Section;
         if self.format.call_open.contains(&marker) {
-            self.begin_call();
+            self.begin_call(None);
         }
     }
 
@@ -148,22 +148,14 @@ impl ToolReader {
         self.window.push(c);
         match self.window.look(self.format.section_markers()) {
             Look::Beginning => (),
-            Look::Whole(marker) => {
-                self.window.take();
-                self.raw.push_str(marker);
-                if self.format.call_open.contains(&marker) {
-                    self.begin_call();
-                } else if self.format.close == marker {
-                    if self.has_called {
-                        self.raw.clear();
-                    }
-                    self.leave_section(content);
-                }
-            }
+            Look::Whole(marker) => self.pass(marker, content),
             Look::Neither => {
+                if let Some(marker) = self.window.longest(self.format.section_markers()) {
+                    return self.pass(marker, content);
+                }
                 let held = self.window.take();
                 if self.format.call_open.is_empty() && self.format.may_begin(&held) {
-                    self.begin_call();
+                    self.begin_call(held.chars().next());
                 } else {
                     self.leave_section(content);
                 }
@@ -172,12 +164,27 @@ impl ToolReader {
         }
     }
 
-    fn begin_call(&mut self) {
+    /// The window begins with a marker of sections.
+    fn pass(&mut self, marker: &'static str, content: &mut String) {
+        let held = self.window.take();
+        self.raw.push_str(marker);
+        if self.format.call_open.contains(&marker) {
+            self.begin_call(None);
+        } else if self.format.close == marker {
+            if self.has_called {
+                self.raw.clear();
+            }
+            self.leave_section(content);
+        }
+        self.feed_all(&held[marker.len()..], content);
+    }
+
+    fn begin_call(&mut self, first: Option<char>) {
         if self.has_called {
             // Separators after a call: nobody's text.
             self.raw.clear();
         }
-        self.at = At::Call { body: Box::new(self.format.body(self.tools.clone())), begun: false };
+        self.at = At::Call { body: Box::new(self.format.body(first, &self.tools)), begun: false };
     }
 
     fn feed_call(&mut self, c: char, content: &mut String) {

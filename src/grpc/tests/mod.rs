@@ -24,10 +24,11 @@ use tonic_types::StatusExt;
 use crate::app::{App, ModelInfo as AppModel};
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, KvEvents};
+use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
 use crate::metrics::Metrics;
-use crate::text::{TextPool, Tokenizer};
+use crate::text::{TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -130,10 +131,11 @@ fn app(options: Options) -> App {
         block_size: 16,
         num_blocks: 1001,
         enable_prefix_caching: true,
-        enable_kv_events: false,
+        enable_kv_events: true,
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let step_us = options.step_ms as f64 * 1000.0;
     let runner = SimRunner::new(SimRunnerConfig {
@@ -145,12 +147,15 @@ fn app(options: Options) -> App {
         failures: options.failures,
     });
     let metrics = Arc::new(Metrics::for_tests());
+    let kv_events = Some(Arc::new(KvEvents::new(100)));
     let engine_options = EngineOptions {
         tokenizer: tokenizer.clone(),
         metrics: metrics.clone(),
         max_num_queued_reqs: options.max_num_queued_reqs,
         seed: 0,
+        pools: false,
         log_requests: false,
+        kv_events: kv_events.clone(),
     };
     let build =
         || Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(config).unwrap()));
@@ -158,14 +163,17 @@ fn app(options: Options) -> App {
     App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(1, 16),
+        grammars: GrammarCompiler::new(&tokenizer, &limits()),
         tokenizer,
         chat_template: None,
         chat: ChatSetup::default(),
+        pooler: None,
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),
             created: 0,
             architecture: "LlamaForCausalLM".into(),
+            num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1000,
             max_num_seqs: 32,
@@ -174,6 +182,9 @@ fn app(options: Options) -> App {
         },
         limits: limits(),
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events,
+        shutdown: tokio::sync::Notify::new(),
         server: ServerConfig {
             host: [127, 0, 0, 1].into(),
             port: 0,

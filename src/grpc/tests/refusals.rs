@@ -1,7 +1,7 @@
 //! Bad requests: each is refused at once, with the path of the field.
 
 use quire_proto::vllm::candidate_tokens::Select;
-use quire_proto::vllm::decoding_parameters::StructuredOutput;
+use quire_proto::vllm::decoding_parameters::{StringChoices, StructuredOutput};
 
 use super::*;
 
@@ -27,9 +27,12 @@ const INVALID: &[(&str, Change)] = &[
     ("decoding.logit_bias", |r| decoding(r).logit_bias = [(VOCAB_SIZE, 1.0)].into()),
     ("decoding.allowed_token_ids", |r| decoding(r).allowed_token_ids = vec![VOCAB_SIZE]),
     ("decoding.bad_words_token_ids", |r| decoding(r).bad_words_token_ids = vec![TokenIds::default()]),
-    ("decoding.json_object", |r| {
-        decoding(r).structured_output = Some(StructuredOutput::JsonObject(true));
-    }),
+    ("decoding.json", |r| structured(r, StructuredOutput::Json("{".into()))),
+    ("decoding.json", |r| structured(r, StructuredOutput::Json("{}".into()))),
+    ("decoding.regex", |r| structured(r, StructuredOutput::Regex("(".into()))),
+    ("decoding.choice", |r| structured(r, StructuredOutput::Choice(StringChoices::default()))),
+    ("decoding.grammar", |r| structured(r, StructuredOutput::Grammar("root ::= x".into()))),
+    ("decoding.structural_tag", |r| structured(r, StructuredOutput::StructuralTag("[]".into()))),
     ("stopping.max_new_tokens", |r| stopping(r).max_new_tokens = MAX_MODEL_LEN),
     ("stopping.min_new_tokens", |r| stopping(r).min_new_tokens = 6),
     ("stopping.stop_token_ids", |r| stopping(r).stop_token_ids = vec![VOCAB_SIZE]),
@@ -75,6 +78,10 @@ const INVALID: &[(&str, Change)] = &[
 
 fn sampling(request: &mut GenerateRequest) -> &mut RandomSampling {
     request.sampling.get_or_insert_default()
+}
+
+fn structured(request: &mut GenerateRequest, kind: StructuredOutput) {
+    decoding(request).structured_output = Some(kind);
 }
 
 fn decoding(request: &mut GenerateRequest) -> &mut DecodingParameters {

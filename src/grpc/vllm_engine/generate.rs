@@ -7,13 +7,13 @@ use std::sync::Arc;
 use quire_proto::vllm::grpc::engine::generate_complete::MatchedStop;
 use quire_proto::vllm::grpc::engine::generate_request::Input;
 use quire_proto::vllm::grpc::engine::generate_response::Response;
-use quire_proto::vllm::grpc::engine::sampling_params::Constraint;
 use quire_proto::vllm::grpc::engine::*;
 use quire_scheduler::TokenId;
 use tonic::Status;
 
 use super::super::call::{Caller, Generation, check_rank_number, checked, tokenize, truncate};
 use super::super::status::invalid_field;
+use super::super::structured;
 use crate::app::App;
 use crate::engine::{Finish, PromptOutput, StopCause, TokenLogprobs};
 use crate::validate::{RequestFields, SamplingFields};
@@ -21,7 +21,9 @@ use crate::validate::{RequestFields, SamplingFields};
 /// Checks a request and hands it to the engine.
 pub(super) async fn submit(app: &App, request: GenerateRequest, caller: &Caller) -> Result<Call, Status> {
     refuse_unsupported(&request)?;
-    let params = request.sampling_params.unwrap_or_default();
+    let mut params = request.sampling_params.unwrap_or_default();
+    let constraint = structured::engine_constraint(params.constraint.take())?;
+    let grammar = structured::compile(app, constraint).await?;
     let mut prompt_token_ids = match request.input {
         Some(Input::Tokenized(tokenized)) => tokenized.input_ids,
         Some(Input::Text(text)) => tokenize(app, text, "text").await?,
@@ -39,7 +41,7 @@ pub(super) async fn submit(app: &App, request: GenerateRequest, caller: &Caller)
     let external_id = caller.request_id.clone();
     let fields = RequestFields { external_id, prompt_token_ids, ..RequestFields::default() };
     let streams = request.stream;
-    let request = checked(app, fields, sampling(params), field_path)?;
+    let request = checked(app, fields, SamplingFields { grammar, ..sampling(params) }, field_path)?;
     let sequence = |index| GenerateComplete {
         prompt_tokens: request.prompt_token_ids.len() as u32,
         index,
@@ -106,14 +108,12 @@ fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status> {
     if let Some(rank) = request.data_parallel_rank {
         check_rank_number("data_parallel_rank", rank.into())?;
     }
-    let constraint = request.sampling_params.as_ref().and_then(|params| params.constraint.as_ref());
     let refusals = [
         ("mm_inputs", request.mm_inputs.is_some(), TEXT_ONLY),
         ("extra_mm_inputs", !request.extra_mm_inputs.is_empty(), TEXT_ONLY),
         ("media_refs", request.media_refs.is_some(), TEXT_ONLY),
         ("kv_transfer_params", request.kv_transfer_params.is_some(), NO_TRANSFER),
         ("kv_transfer_params_json", request.kv_transfer_params_json.is_some(), NO_TRANSFER),
-        (constraint.map_or("", constraint_path), constraint.is_some(), "structured output is not supported"),
     ];
     match refusals.into_iter().find(|&(_, present, _)| present) {
         Some((path, _, reason)) => Err(invalid_field(path, reason)),
@@ -123,17 +123,6 @@ fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status> {
 
 const TEXT_ONLY: &str = "this model takes text only";
 const NO_TRANSFER: &str = "KV transfer is not supported";
-
-fn constraint_path(constraint: &Constraint) -> &'static str {
-    match constraint {
-        Constraint::JsonSchema(_) => "sampling_params.json_schema",
-        Constraint::Regex(_) => "sampling_params.regex",
-        Constraint::Grammar(_) => "sampling_params.grammar",
-        Constraint::StructuralTag(_) => "sampling_params.structural_tag",
-        Constraint::JsonObject(_) => "sampling_params.json_object",
-        Constraint::Choice(_) => "sampling_params.choice",
-    }
-}
 
 /// The sampling fields. The model's own defaults are not filled in: the gateway has been told of them by
 /// `GetModelInfo`, and cannot say 0 otherwise.
@@ -151,7 +140,6 @@ fn sampling(params: SamplingParams) -> SamplingFields {
         seed: params.seed.map(i64::from),
         max_tokens: params.max_tokens.map(i64::from),
         max_tokens_param: "sampling_params.max_tokens",
-        default_max_tokens: None,
         min_tokens: Some(params.min_tokens.into()),
         ignore_eos: params.ignore_eos,
         // Text is made only to look for these.
@@ -160,14 +148,13 @@ fn sampling(params: SamplingParams) -> SamplingFields {
         stop_token_ids: params.stop_token_ids.into_iter().map(i64::from).collect(),
         include_stop_str_in_output: params.include_stop_str_in_output,
         logit_bias: params.logit_bias.into_iter().map(|(id, bias)| (id.into(), bias.into())).collect(),
-        allowed_token_ids: None,
-        bad_words_token_ids: Vec::new(),
         logprobs: params.logprobs.map(i64::from),
         logprobs_param: "sampling_params.logprobs",
         prompt_logprobs: params.prompt_logprobs.map(i64::from),
+        kept_special_tokens: [].into(),
         skip_special_tokens: Some(params.skip_special_tokens),
         spaces_between_special_tokens: Some(params.spaces_between_special_tokens),
-        kept_special_tokens: [].into(),
+        ..SamplingFields::default()
     }
 }
 

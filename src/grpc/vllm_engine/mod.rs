@@ -5,21 +5,35 @@
 //! go as ids, and the tokenizer's files can be had from here.
 
 mod generate;
+mod kv_events;
 mod load;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
+use futures_util::stream;
 use quire_model::SamplingDefaults;
 use quire_proto::smg::grpc::common::*;
 use quire_proto::vllm::grpc::engine::vllm_engine_server;
 use quire_proto::vllm::grpc::engine::*;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 
+use super::admin::permit;
 use super::call::{Caller, Messages, check_rank_number, guarded, messages};
 use super::health::health_problem;
+use super::status::{invalid_field, not_tokenized};
 use crate::app::App;
+
+/// Bytes of an archive in a message.
+const CHUNK_BYTES: usize = 64 << 10;
+/// How long `FlushCache` waits at most for requests to end.
+const MAX_FLUSH_WAIT: Duration = Duration::from_secs(3600);
+/// How often it looks.
+const FLUSH_POLL: Duration = Duration::from_millis(100);
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -88,7 +102,7 @@ impl vllm_engine_server::VllmEngine for VllmEngine {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Response::new(GetServerInfoResponse {
             active_requests: u32::try_from(engine.num_in_flight()).unwrap_or(u32::MAX),
-            is_paused: false,
+            is_paused: engine.is_paused(),
             last_receive_timestamp: since_1970.as_secs_f64(),
             uptime_seconds: engine.stats().uptime().as_secs_f64(),
             server_type: "vllm-grpc".into(),
@@ -113,8 +127,23 @@ impl vllm_engine_server::VllmEngine for VllmEngine {
         }))
     }
 
-    async fn flush_cache(&self, _: Request<FlushCacheRequest>) -> Answer<FlushCacheResponse> {
-        Err(Status::permission_denied("FlushCache is off"))
+    async fn flush_cache(&self, request: Request<FlushCacheRequest>) -> Answer<FlushCacheResponse> {
+        permit(&self.0, "FlushCache")?;
+        let timeout_s = request.get_ref().timeout_s;
+        let Some(timeout) = Duration::try_from_secs_f32(timeout_s).ok().filter(|t| *t <= MAX_FLUSH_WAIT)
+        else {
+            let message =
+                format!("must be between 0 and {} seconds, got {timeout_s}", MAX_FLUSH_WAIT.as_secs());
+            return Err(invalid_field("timeout_s", &message));
+        };
+        let until = Instant::now() + timeout;
+        let mut success = self.0.engine.reset_prefix_cache().await;
+        while !success && Instant::now() < until {
+            sleep(FLUSH_POLL).await;
+            success = self.0.engine.reset_prefix_cache().await;
+        }
+        let message = if success { "the prefix cache is empty" } else { "requests hold blocks of the cache" };
+        Ok(Response::new(FlushCacheResponse { success, message: message.into() }))
     }
 
     async fn start_profile(&self, _: Request<StartProfileRequest>) -> Answer<ProfileResponse> {
@@ -128,17 +157,33 @@ impl vllm_engine_server::VllmEngine for VllmEngine {
     type GetTokenizerStream = Messages<GetTokenizerChunk>;
 
     async fn get_tokenizer(&self, _: Request<GetTokenizerRequest>) -> Answer<Self::GetTokenizerStream> {
-        Err(Status::unimplemented("the tokenizer's files are not sent by this server"))
+        let files = self.0.tokenizer_files.clone();
+        let archive = self.0.text_pool.run(move || files.archive()).await;
+        let archive = archive.map_err(|error| not_tokenized(&error, ""))?;
+        let archive = archive.map_err(|error| Status::internal(format!("the tokenizer's files: {error}")))?;
+        let sha256 = hex(&Sha256::digest(&archive));
+        let archive = Bytes::from(archive);
+        let last = archive.len().div_ceil(CHUNK_BYTES).saturating_sub(1);
+        let chunk = move |at: usize| {
+            let piece = &archive[at * CHUNK_BYTES..archive.len().min((at + 1) * CHUNK_BYTES)];
+            let sha256 = if at == last { sha256.clone() } else { String::new() };
+            Ok(GetTokenizerChunk { data: piece.to_vec(), sha256 })
+        };
+        Ok(Response::new(Box::pin(stream::iter((0..=last).map(chunk)))))
     }
 
     type SubscribeKvEventsStream = Messages<KvEventBatch>;
 
     async fn subscribe_kv_events(
         &self,
-        _: Request<SubscribeKvEventsRequest>,
+        request: Request<SubscribeKvEventsRequest>,
     ) -> Answer<Self::SubscribeKvEventsStream> {
-        Err(Status::unimplemented("KV events are not published by this server"))
+        Ok(Response::new(kv_events::subscribe(&self.0, &request.into_inner())?))
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn no_profiler() -> Status {

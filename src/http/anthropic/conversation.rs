@@ -72,7 +72,7 @@ fn system_text(system: Value) -> Result<String, Wrong> {
     let texts = match system {
         Value::String(text) => vec![text],
         other => each("", blocks(other)?, |block| match Block::read(block)? {
-            Block::Text(text) => Ok(text),
+            Block::Text(text) | Block::ToolChange(text) => Ok(text),
             other => Err(other.misplaced()),
         })?,
     };
@@ -120,7 +120,7 @@ fn push_assistant(content: Value, messages: &mut Vec<Value>) -> Result<(), Wrong
             Block::ToolUse { id, name, input } => calls
                 .push(json!({"id": id, "type": "function", "function": {"name": name, "arguments": input}})),
             Block::Hidden => (),
-            other @ Block::ToolResult { .. } => return Err(other.misplaced()),
+            other @ (Block::ToolResult { .. } | Block::ToolChange(_)) => return Err(other.misplaced()),
         }
     }
     let mut message = json!({"role": "assistant", "content": texts.join("\n")});
@@ -152,6 +152,8 @@ enum Block {
     },
     /// Thoughts that only their author can read.
     Hidden,
+    /// What the system has to say of a tool in the middle of a conversation.
+    ToolChange(String),
 }
 
 /// The blocks of a text or of a list, each read with its place.
@@ -183,6 +185,10 @@ impl Block {
             "tool_result" => {
                 Self::ToolResult { id: block.name("tool_use_id")?, content: read_result(&mut block)? }
             }
+            "tool_addition" => Self::ToolChange(ready(&changed_tool(&mut block)?)),
+            "tool_removal" => {
+                Self::ToolChange(format!("The tool {} is not available any more.", changed_tool(&mut block)?))
+            }
             other => return Err(unsupported(other)),
         })
     }
@@ -194,6 +200,7 @@ impl Block {
             Self::Thinking(_) | Self::Hidden => ("thinking", "in messages of the assistant"),
             Self::ToolUse { .. } => ("tool_use", "in messages of the assistant"),
             Self::ToolResult { .. } => ("tool_result", "in messages of the user"),
+            Self::ToolChange(_) => ("tool_addition", "in messages of the system"),
         };
         Wrong::new("", format!("blocks of type {kind:?} are allowed only {place}"))
     }
@@ -213,11 +220,28 @@ fn read_result(block: &mut Part) -> Result<String, Wrong> {
         let mut block = Part::new(block)?;
         match block.required_string("type")?.as_str() {
             "text" => block.required_string("text"),
-            // All tools are loaded all the time.
-            "tool_reference" => Ok(format!("The tool {} is ready.", block.name("tool_name")?)),
+            "tool_reference" => Ok(ready(&block.name("tool_name")?)),
             other => Err(unsupported(other)),
         }
     })?;
     let text = texts.join("\n");
     Ok(if failed { format!("Error: {text}") } else { text })
+}
+
+/// What the model is told when a tool comes into play: all tools of the request are in the prompt from the
+/// beginning on, so that the prompt stays the same.
+fn ready(tool: &str) -> String {
+    format!("The tool {tool} is ready.")
+}
+
+fn changed_tool(block: &mut Part) -> Result<String, Wrong> {
+    let tool = block.take("tool").ok_or_else(|| Part::missing("tool"))?;
+    let read = |tool| {
+        let mut tool = Part::new(tool)?;
+        match tool.required_string("type")?.as_str() {
+            "tool_reference" => tool.name("name"),
+            other => Err(none_of("type", "\"tool_reference\"", other)),
+        }
+    };
+    read(tool).map_err(|wrong: Wrong| wrong.within(".tool"))
 }

@@ -21,6 +21,7 @@ use super::openapi::Operation;
 use super::reply::json;
 use super::sampling::choose_base;
 use super::{HttpState, RequestName};
+use crate::chat::ToolChoice;
 
 pub(crate) use self::error::shape_errors;
 pub(crate) use self::message::MessageWriter;
@@ -95,7 +96,8 @@ pub(crate) async fn count_tokens(
     fields.finish_by(&unsupported::MESSAGES)?;
     state.served_name(request.model)?;
     let shared = state.clone();
-    let conversation = request.conversation;
+    let mut conversation = request.conversation;
+    state.app.chat.complete(&mut conversation, request.tool_choice != ToolChoice::None);
     let work = move || -> Result<_, ApiError> {
         let text = conversation.render(shared.chat_template()?)?;
         shared.encoder.encode(&text, false, None)

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::conversation::{message_schema, push_message, push_system, text_schema};
 use crate::chat::{Conversation, ToolChoice};
 use crate::grammar::Constraint;
+use crate::http::chat::check_tools;
 use crate::http::error::excerpt;
 use crate::http::fields::{Fields, expected_got};
 use crate::http::part::{Part, Wrong, each, none_of};
@@ -215,10 +216,12 @@ fn read_format(fields: &mut Fields, name: &str) -> Option<Constraint> {
 /// Tools in chat's form.
 fn read_tools(fields: &mut Fields) -> Vec<Value> {
     let tools = fields.list("tools").unwrap_or_default();
-    each("tools", tools, read_tool).unwrap_or_else(|wrong| {
+    let tools = each("tools", tools, read_tool).unwrap_or_else(|wrong| {
         fields.wrong_part(wrong);
         Vec::new()
-    })
+    });
+    check_tools(&tools, fields);
+    tools
 }
 
 fn read_tool(tool: Value) -> Result<Value, Wrong> {

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use crate::chat::{ChatParser, ChatSetup, ChatStream, Conversation, Tool, ToolChoice};
+use super::calling::{Asked, Calling, Reading};
+use crate::chat::{ChatParser, ChatStream, Conversation, ToolChoice};
 use crate::engine::GenerateRequest;
 use crate::grammar::Constraint;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::prompt::{Truncate, truncation};
+use crate::http::structured::compile;
 use crate::validate::{RequestFields, SamplingFields, generate_request};
 
 /// A chat request, typed but not yet checked against the model.
@@ -18,6 +18,8 @@ pub(crate) struct ChatJob {
     /// The client's name for it, with the API's prefix.
     pub(crate) id: String,
     pub(crate) conversation: Conversation,
+    /// The prompt as text, instead of a conversation that a template makes one of.
+    pub(crate) raw_prompt: Option<String>,
     /// What the model may do with the conversation's tools.
     pub(crate) tool_choice: ToolChoice,
     /// At most one call is made (`parallel_tool_calls: false`).
@@ -26,6 +28,8 @@ pub(crate) struct ChatJob {
     pub(crate) include_reasoning: bool,
     /// What the answer must look like.
     pub(crate) constraint: Option<Constraint>,
+    /// The field that says so, for errors.
+    pub(crate) constraint_param: String,
     pub(crate) sampling: SamplingFields,
     pub(crate) bad_words: Vec<String>,
     pub(crate) priority: i32,
@@ -46,23 +50,36 @@ impl ChatJob {
     /// Renders, tokenizes and checks, the expensive parts on the text pool.
     pub(crate) async fn prepare(self, state: &Arc<HttpState>) -> Result<PreparedChat, ApiError> {
         let chat = &state.app.chat;
-        let mut parser = self.tool_parser(chat)?;
-        let kept = self.kept_special_tokens(chat);
-        let Self { mut conversation, mut sampling, bad_words, add_special_tokens, include_reasoning, .. } =
-            self;
+        let Self { mut conversation, raw_prompt, mut sampling, bad_words, add_special_tokens, .. } = self;
+        let asked = self.constraint.map(|constraint| Asked { constraint, param: self.constraint_param });
+        let calling = Calling {
+            tools: conversation.tools.as_deref(),
+            choice: &self.tool_choice,
+            single: self.single_tool_call,
+        };
+        let Reading { mut parser, asked, kept_special_tokens } = calling.reading(asked, &state.app)?;
         chat.complete(&mut conversation, self.tool_choice != ToolChoice::None);
         let truncate = truncation(self.truncate, sampling.max_tokens, &state.app.limits)?;
-        let shared = state.clone();
+        let (shared, include_reasoning) = (state.clone(), self.include_reasoning);
         let work = move || -> Result<_, ApiError> {
-            let text = conversation.render(shared.chat_template()?)?;
+            let app = &shared.app;
+            let text = match raw_prompt {
+                Some(text) => text,
+                None => conversation.render(shared.chat_template()?)?,
+            };
             let continues = conversation.continue_final_message;
-            parser = parser.with_reasoning(&shared.app.chat, &text, continues, include_reasoning);
+            parser = parser.with_reasoning(&app.chat, &text, continues, include_reasoning);
             let ids = shared.encoder.encode(&text, add_special_tokens, truncate)?;
-            Ok((ids, shared.encoder.bad_words(&bad_words)?, parser))
+            let bad_words = shared.encoder.bad_words(&bad_words)?;
+            let compiled = asked.map(|asked| compile(&app.grammars, &asked.constraint, &asked.param));
+            let grammar =
+                compiled.transpose()?.map(|grammar| parser.after_reasoning(grammar, &app.tokenizer));
+            Ok((ids, bad_words, grammar, parser))
         };
-        let (ids, bad_words, parser) = state.app.text_pool.run(work).await??;
+        let (ids, bad_words, grammar, parser) = state.app.text_pool.run(work).await??;
         sampling.bad_words_token_ids = bad_words;
-        sampling.kept_special_tokens = kept;
+        sampling.grammar = grammar;
+        sampling.kept_special_tokens = kept_special_tokens;
         let fields = RequestFields {
             external_id: self.id,
             prompt_token_ids: ids,
@@ -73,47 +90,6 @@ impl ChatJob {
         let request = generate_request(fields, sampling, &state.app.limits)?;
         Ok(PreparedChat { request, parser })
     }
-
-    /// How calls are found in the answers.
-    fn tool_parser(&self, chat: &ChatSetup) -> Result<ChatParser, ApiError> {
-        let parser = ChatParser::default();
-        let Some(tools) = &self.conversation.tools else { return Ok(parser) };
-        if self.tool_choice == ToolChoice::None {
-            return Ok(parser);
-        }
-        let tools = read_tools(tools)?;
-        let Some(format) = chat.tools else {
-            return Err(ApiError::bad_param(
-                "tool_choice",
-                "it is not known how this model writes tool calls (see --tool-call-parser); with tool_choice \
-                 \"none\" the model sees the tools and answers in text",
-            ));
-        };
-        if self.tool_choice != ToolChoice::Auto {
-            return Err(ApiError::bad_param("tool_choice", "only \"auto\" and \"none\" are supported"));
-        }
-        Ok(parser.with_tools(format, tools, self.single_tool_call))
-    }
-
-    /// Markers of calls and thoughts must stay in the text where they are special tokens.
-    fn kept_special_tokens(&self, chat: &ChatSetup) -> Arc<[u32]> {
-        if self.tool_choice == ToolChoice::None || chat.tool_tokens.is_empty() {
-            return chat.reasoning_tokens.clone();
-        }
-        chat.reasoning_tokens.iter().chain(&*chat.tool_tokens).copied().collect()
-    }
-}
-
-/// The tools as every API has put them into the conversation.
-fn read_tools(tools: &[Value]) -> Result<Arc<[Tool]>, ApiError> {
-    let read = |(index, tool)| {
-        Tool::read(tool).map_err(|wrong| {
-            let at = format!("tools[{index}]{}", wrong.at);
-            let message = format!("{at}: {}", wrong.message);
-            ApiError::bad_param(at, message)
-        })
-    };
-    tools.iter().enumerate().map(read).collect()
 }
 
 impl PreparedChat {

@@ -7,7 +7,7 @@ use crate::http::error::excerpt;
 use crate::http::fields::{Fields, expected_got};
 
 /// Checks and converts; errors go to `fields`.
-pub(super) fn read_messages(messages: Vec<Value>, fields: &mut Fields) -> Vec<Value> {
+pub(crate) fn read_messages(messages: Vec<Value>, fields: &mut Fields) -> Vec<Value> {
     if messages.is_empty() {
         fields.wrong("messages", "at least one message is required");
     }

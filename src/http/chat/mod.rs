@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`: a conversation in, the next message out.
 
+mod calling;
 mod job;
 mod messages;
 mod request;
@@ -19,12 +20,15 @@ use super::openapi::Operation;
 use super::reply::{Reply, ReplyPrompt, now};
 use super::sampling::choose_id;
 use super::sse::{self, Dialect, Source};
+use super::structured::Structured;
 use super::{HttpState, RequestName};
 
-pub(crate) use self::job::ChatJob;
+pub(crate) use self::job::{ChatJob, PreparedChat};
+pub(crate) use self::messages::read_messages;
 pub(crate) use self::request::read_conversation;
 pub(crate) use self::response::collect_chat;
 pub(crate) use self::stream::ChatWriter;
+pub(crate) use self::tools::check_tools;
 
 use self::request::ChatRequest;
 
@@ -51,6 +55,7 @@ pub(crate) async fn chat_completions(
     let echo = common.echo.then(|| conversation.echo(&role)).flatten();
     let wants_logprobs = common.sampling.logprobs.is_some();
     let wants_prompt_logprobs = common.sampling.prompt_logprobs.is_some();
+    let (constraint, constraint_param) = common.structured.map(Structured::into_parts).unzip();
     let job = ChatJob {
         id: id.clone(),
         conversation,
@@ -59,6 +64,8 @@ pub(crate) async fn chat_completions(
         include_reasoning,
         sampling: common.sampling,
         bad_words: common.bad_words,
+        constraint,
+        constraint_param: constraint_param.unwrap_or_default(),
         priority: common.priority,
         cache_salt: common.cache_salt,
         truncate: common.truncate,

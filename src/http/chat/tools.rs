@@ -15,15 +15,20 @@ pub(super) fn read_tools(fields: &mut Fields) -> Option<Vec<Value>> {
     if tools.is_empty() {
         fields.wrong("tools", "must not be empty; leave it out if there are none");
     }
+    check_tools(&tools, fields).then_some(tools)
+}
+
+/// Whether these, in chat's form, can be used; if not, `fields` knows why.
+pub(crate) fn check_tools(tools: &[Value], fields: &mut Fields) -> bool {
     if tools.len() > MAX_TOOLS {
         fields.wrong("tools", format!("at most {MAX_TOOLS} are allowed, got {}", tools.len()));
-        return None;
+        return false;
     }
     let num_bytes: usize = tools.iter().map(|tool| tool.to_string().len()).sum();
     if num_bytes > MAX_TOOLS_BYTES {
         fields
             .wrong("tools", format!("at most {MAX_TOOLS_BYTES} bytes of JSON are allowed, got {num_bytes}"));
-        return None;
+        return false;
     }
     let mut names: Vec<String> = Vec::with_capacity(tools.len());
     for (index, tool) in tools.iter().enumerate() {
@@ -31,16 +36,16 @@ pub(super) fn read_tools(fields: &mut Fields) -> Option<Vec<Value>> {
             Ok(tool) if names.contains(&tool.name) => {
                 let message = format!("the name {:?} is there twice", tool.name);
                 fields.wrong(format!("tools[{index}].function.name"), message);
-                return None;
+                return false;
             }
             Ok(tool) => names.push(tool.name),
             Err(wrong) => {
                 fields.wrong(format!("tools[{index}]{}", wrong.at), wrong.message);
-                return None;
+                return false;
             }
         }
     }
-    Some(tools)
+    true
 }
 
 /// Reads `tool_choice`. Where it allows only some of `tools`, the others are taken out.

@@ -51,13 +51,15 @@ pub(crate) async fn completions(
         add_special_tokens: common.add_special_tokens.unwrap_or(true),
         truncate: truncation(common.truncate, sampling.max_tokens.or(Some(16)), &app.limits)?,
         echo: common.echo,
+        structured: common.structured,
     };
-    let (prompts, bad_words) = work.run(&state).await?;
-    sampling.bad_words_token_ids = bad_words;
+    let done = work.run(&state).await?;
+    sampling.bad_words_token_ids = done.bad_words;
+    sampling.grammar = done.grammar;
 
-    let mut requests = Vec::with_capacity(prompts.len());
-    let mut reply_prompts = Vec::with_capacity(prompts.len());
-    for prompt in prompts {
+    let mut requests = Vec::with_capacity(done.prompts.len());
+    let mut reply_prompts = Vec::with_capacity(done.prompts.len());
+    for prompt in done.prompts {
         let fields = RequestFields {
             external_id: id.clone(),
             prompt_token_ids: prompt.ids,

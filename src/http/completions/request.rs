@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use quire_scheduler::Grammar;
 use serde_json::json;
 
 use crate::http::HttpState;
@@ -10,6 +11,7 @@ use crate::http::fields::Fields;
 use crate::http::json::Prompt;
 use crate::http::prompt::{TruncationSide, prompt_schema, truncate_ids};
 use crate::http::sampling::{CommonFields, logprobs_schema};
+use crate::http::structured::{Structured, compile};
 
 /// OpenAI's default.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -67,6 +69,7 @@ pub(crate) struct Work {
     pub(crate) add_special_tokens: bool,
     pub(crate) truncate: Option<(usize, TruncationSide)>,
     pub(crate) echo: bool,
+    pub(crate) structured: Option<Structured>,
 }
 
 /// One prompt as the engine will get it.
@@ -76,22 +79,29 @@ pub(crate) struct Prepared {
     pub(crate) echo: Option<String>,
 }
 
-type Prompts = (Vec<Prepared>, Vec<Vec<u32>>);
+/// What the work comes to.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) prompts: Vec<Prepared>,
+    /// In tokens.
+    pub(crate) bad_words: Vec<Vec<u32>>,
+    pub(crate) grammar: Option<Grammar>,
+}
 
 impl Work {
-    /// The prompts, and the bad words, in tokens.
-    pub(crate) async fn run(self, state: &Arc<HttpState>) -> Result<Prompts, ApiError> {
+    /// Does it, on the text pool if it is more than a copy.
+    pub(crate) async fn run(self, state: &Arc<HttpState>) -> Result<Done, ApiError> {
         let text = matches!(self.prompt, Prompt::Text(_) | Prompt::Texts(_));
-        if !text && !self.echo && self.bad_words.is_empty() {
+        if !text && !self.echo && self.bad_words.is_empty() && self.structured.is_none() {
             return self.prepare(state);
         }
         let shared = state.clone();
         state.app.text_pool.run(move || self.prepare(&shared)).await?
     }
 
-    fn prepare(self, state: &HttpState) -> Result<Prompts, ApiError> {
+    fn prepare(self, state: &HttpState) -> Result<Done, ApiError> {
         let (encoder, tokenizer) = (&state.encoder, &state.app.tokenizer);
-        let Self { prompt, bad_words, add_special_tokens, truncate, echo } = self;
+        let Self { prompt, bad_words, add_special_tokens, truncate, echo, structured } = self;
         let from_text = |text: String| -> Result<Prepared, ApiError> {
             let ids = encoder.encode(&text, add_special_tokens, truncate)?;
             let echo = echo.then(|| if truncate.is_some() { tokenizer.decode(&ids, false) } else { text });
@@ -111,6 +121,9 @@ impl Work {
             Prompt::IdLists(lists) => lists.into_iter().map(from_ids).collect(),
             Prompt::Invalid { message, .. } => return Err(ApiError::bad_param("prompt", message)),
         };
-        Ok((prompts, encoder.bad_words(&bad_words)?))
+        let bad_words = encoder.bad_words(&bad_words)?;
+        let compile = |asked: Structured| compile(&state.app.grammars, &asked.constraint, &asked.param);
+        let grammar = structured.map(compile).transpose()?;
+        Ok(Done { prompts, bad_words, grammar })
     }
 }

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::object::new_id;
+use super::tools::name_in;
 use super::writer::CLEAR;
 use crate::http::error::excerpt;
 use crate::http::fields::expected_got;
@@ -105,6 +106,7 @@ impl Transcript {
 
     fn push_call(&mut self, mut item: Part, arguments: Value) -> Result<(), Wrong> {
         let (id, name) = (item.name("call_id")?, item.name("name")?);
+        let name = name_in(item.string("namespace")?.as_deref(), &name);
         let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
         let message = self.assistant(|_| true);
         match message.get_mut("tool_calls") {

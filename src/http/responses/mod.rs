@@ -61,7 +61,7 @@ pub(crate) async fn create(
         names: TokenNames { tokenizer: state.app.tokenizer.clone(), as_token_ids: false },
         wants_logprobs: request.wants_logprobs,
         wants_encrypted_reasoning: request.wants_encrypted_reasoning,
-        custom_tools: std::mem::take(&mut request.tools.custom),
+        called_as: std::mem::take(&mut request.tools.called_as),
         num_prompt_tokens: prepared.request.prompt_token_ids.len() as u64,
         store: request.store.then(|| (state.responses.clone(), input)),
     };

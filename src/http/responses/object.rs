@@ -136,9 +136,25 @@ pub(crate) enum Item {
         content: Vec<Content>,
     },
     /// A function it wants to be called.
-    FunctionCall { id: String, call_id: String, name: String, arguments: String, status: Status },
+    FunctionCall {
+        id: String,
+        call_id: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        name: String,
+        arguments: String,
+        status: Status,
+    },
     /// A custom tool it wants to be called.
-    CustomToolCall { id: String, call_id: String, name: String, input: String, status: Status },
+    CustomToolCall {
+        id: String,
+        call_id: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
+        name: String,
+        input: String,
+        status: Status,
+    },
 }
 
 /// Text in an item.

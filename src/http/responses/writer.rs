@@ -3,7 +3,7 @@
 //! A whole answer and a stream are made by the same steps; for a whole one the events are discarded. So what
 //! `response.completed` carries is what a client that does not stream would have got.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -13,6 +13,7 @@ use super::object::{
     Content, Failure, IncompleteDetails, Item, OutputTokens, Response, ResponseUsage, Status, new_id,
 };
 use super::store::{ResponseStore, Stored};
+use super::tools::CalledAs;
 use crate::chat::{ChatDelta, ToolCallDelta};
 use crate::engine::{Finish, FinishKind, TokenLogprobs};
 use crate::http::error::ApiError;
@@ -45,8 +46,8 @@ pub(crate) struct WriterOptions {
     pub(super) wants_logprobs: bool,
     /// `include` has `reasoning.encrypted_content`.
     pub(super) wants_encrypted_reasoning: bool,
-    /// Tools whose calls are items of their own kind.
-    pub(super) custom_tools: HashSet<String>,
+    /// What calls mean to the client, by the name that the model knows.
+    pub(super) called_as: HashMap<String, CalledAs>,
     pub(super) num_prompt_tokens: u64,
     /// Where the response goes when it has ended, with the items it answers.
     pub(super) store: Option<(Arc<ResponseStore>, Vec<Value>)>,
@@ -256,13 +257,21 @@ impl ResponseWriter {
     fn add_call(&mut self, piece: &ToolCallDelta) {
         self.pending_logprobs.clear();
         if let Some(start) = &piece.start {
-            let (call_id, name) = (start.id.clone(), start.name.clone());
-            let item = if self.options.custom_tools.contains(&name) {
-                let (id, input) = (new_id("ctc"), String::new());
-                Item::CustomToolCall { id, call_id, name, input, status: Status::InProgress }
-            } else {
-                let (id, arguments) = (new_id("fc"), String::new());
-                Item::FunctionCall { id, call_id, name, arguments, status: Status::InProgress }
+            let (call_id, status) = (start.id.clone(), Status::InProgress);
+            let called_as = self.options.called_as.get(&start.name).cloned();
+            let item = match called_as {
+                Some(CalledAs { namespace, name, custom: true }) => {
+                    let (id, input) = (new_id("ctc"), String::new());
+                    Item::CustomToolCall { id, call_id, namespace, name, input, status }
+                }
+                called_as => {
+                    let (id, arguments) = (new_id("fc"), String::new());
+                    let (namespace, name) = match called_as {
+                        Some(called_as) => (called_as.namespace, called_as.name),
+                        None => (None, start.name.clone()),
+                    };
+                    Item::FunctionCall { id, call_id, namespace, name, arguments, status }
+                }
             };
             self.begin_item(item);
         }

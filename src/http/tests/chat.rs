@@ -180,8 +180,6 @@ async fn tools_are_shown_to_the_model() {
     let without = chat(&server, json!({})).await;
     let tokens = |body: &Value| body["usage"]["prompt_tokens"].as_u64().unwrap();
     assert!(tokens(&with_tools) > tokens(&without) + 10);
-    let refused = server.post("/v1/chat/completions", &with(json!({"tools": tools}))).await;
-    assert_eq!(refused.error(), (400, "tool_choice".into()));
 }
 
 #[tokio::test]

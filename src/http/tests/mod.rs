@@ -1,13 +1,16 @@
 //! The whole front end over real sockets: engine and output threads run, only the model is simulated.
 
+mod admin;
 mod chat;
 mod completions;
 mod errors;
 mod mutations;
+mod ollama;
 mod openapi;
 mod ops;
 mod page;
 mod streams;
+mod tools;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -28,9 +31,11 @@ use tokio::net::TcpListener;
 use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
 use crate::config::{ChatConfig, ServerConfig};
+use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
+use crate::grammar::GrammarCompiler;
 use crate::metrics::Metrics;
-use crate::text::{ChatTemplate, TextPool, Tokenizer};
+use crate::text::{ChatTemplate, TextPool, Tokenizer, TokenizerFiles};
 use crate::validate::RequestLimits;
 
 const VOCAB_SIZE: u32 = 2048;
@@ -45,6 +50,10 @@ pub(crate) struct Settings {
     max_num_queued_reqs: usize,
     vocab: std::ops::Range<u32>,
     chat: ChatConfig,
+    /// Instead of the model's.
+    chat_template: Option<String>,
+    /// Embeddings instead of text.
+    pooler: Option<Pooler>,
 }
 
 impl Default for Settings {
@@ -73,6 +82,8 @@ impl Default for Settings {
             // Ordinary tokens of the demo model's vocabulary: no special ones, no lone bytes.
             vocab: 270..VOCAB_SIZE,
             chat: ChatConfig::default(),
+            chat_template: None,
+            pooler: None,
         }
     }
 }
@@ -96,7 +107,9 @@ fn app(settings: Settings) -> Arc<App> {
         metrics: metrics.clone(),
         max_num_queued_reqs: settings.max_num_queued_reqs,
         seed: 0,
+        pools: settings.pooler.is_some(),
         log_requests: false,
+        kv_events: None,
     };
     let runner = SimRunner::new(SimRunnerConfig {
         model: SimModel { seed: 7, vocab: settings.vocab },
@@ -117,36 +130,45 @@ fn app(settings: Settings) -> Arc<App> {
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     };
     let build = move || {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
     };
     let Ok(engine) = Engine::start(options, build);
+    let template = settings.chat_template.unwrap_or_else(|| tokenizer.chat_template_source().unwrap().into());
+    let limits = RequestLimits {
+        max_model_len: MAX_MODEL_LEN,
+        vocab_size: VOCAB_SIZE,
+        max_logprobs: Some(20),
+        eos_token_ids: Arc::new([EOS]),
+        defaults: SamplingDefaults::default(),
+    };
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
-        chat_template: ChatTemplate::from_tokenizer(&tokenizer).unwrap(),
-        chat: ChatSetup::new(settings.chat, tokenizer.chat_template_source(), &tokenizer).unwrap(),
+        chat_template: Some(ChatTemplate::new(&template, tokenizer.special_tokens()).unwrap()),
+        chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
+        grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
+        pooler: settings.pooler,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
             root: "pebble".into(),
             created: 1_700_000_000,
             architecture: "LlamaForCausalLM".into(),
+            num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1024,
             max_num_seqs: 32,
             max_num_batched_tokens: 256,
             enable_prefix_caching: true,
         },
-        limits: RequestLimits {
-            max_model_len: MAX_MODEL_LEN,
-            vocab_size: VOCAB_SIZE,
-            max_logprobs: Some(20),
-            eos_token_ids: Arc::new([EOS]),
-            defaults: SamplingDefaults::default(),
-        },
+        limits,
         metrics,
+        tokenizer_files: TokenizerFiles { model: None, tokenizer: None },
+        kv_events: None,
+        shutdown: tokio::sync::Notify::new(),
         server: settings.server,
     })
 }

@@ -22,7 +22,7 @@ const MONTHS: [&str; 12] = [
 const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// Formats `time` (times before 1970 count as 1970). Directives that are not known stay as they are.
-pub(super) fn strftime(format: &str, time: SystemTime) -> String {
+pub(crate) fn strftime(format: &str, time: SystemTime) -> String {
     let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let date = Date::of(since_epoch.as_secs());
     let micros = since_epoch.subsec_micros();

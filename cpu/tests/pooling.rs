@@ -1,0 +1,195 @@
+//! Pooled models: tiny random encoders and decoders against transformers, and the same bits in any company. The
+//! files are made by model/tests/fixtures/make_pooling_fixtures.py.
+
+mod support;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use candle_core::{Device, safetensors};
+use quire_cpu::{CpuBackend, CpuOptions, Isa};
+use quire_model::{
+    Activation, Checkpoint, Dtype, LayerSpec, LmHead, Model, ModelSpec, Norms, Pooling, Positions, Runner,
+    RunnerConfig,
+};
+use quire_scheduler::{RequestId, SamplingParams, TokenId};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use support::any_batch::{MAX_LEN, VOCAB, make_runner, random_spec};
+use support::{Planner, Sequence};
+
+/// Both sides compute in f32; only the order of sums differs.
+const TOLERANCE: f32 = 2e-5;
+const POOLINGS: [Pooling; 3] = [Pooling::Last, Pooling::Cls, Pooling::Mean];
+const BLOCK_SIZE: usize = 4;
+const MAX_STEP: usize = 200;
+
+/// The vector of each request, by id.
+type Vectors = HashMap<RequestId, Vec<f32>>;
+
+#[test]
+fn bert_as_transformers_has_it() {
+    compare("bert-sentences");
+}
+
+#[test]
+fn roberta_counts_positions_from_its_padding_on() {
+    compare("roberta");
+}
+
+#[test]
+fn decoders_as_transformers_has_them() {
+    compare("llama-bias-llama3");
+    compare("qwen2-window");
+}
+
+/// All prompts of a fixture in one step after another, by every pooling, against the stored hidden states.
+fn compare(name: &str) {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures").join(name);
+    let stored = safetensors::load(dir.join("pooled.safetensors"), &Device::Cpu).unwrap();
+    let spec = ModelSpec::from_dir(&dir).unwrap().for_pooling();
+    let width = spec.hidden_size;
+    let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let causal = spec.causal;
+    let max_model_len = spec.max_position_embeddings.min(40);
+    let model = Model::load(&mut backend, spec, &checkpoint, &mut |_| {}).unwrap();
+    let config = RunnerConfig {
+        max_num_seqs: 12,
+        max_num_batched_tokens: MAX_STEP,
+        max_model_len,
+        block_size: BLOCK_SIZE,
+        num_blocks: 200,
+    };
+    let mut runner = Runner::new(backend, model, config).unwrap();
+    let mut sequences = Vec::new();
+    let mut expected = Vectors::new();
+    for number in 0..4 {
+        let ids: Vec<i64> = stored[&format!("token_ids.{number}")].to_vec1().unwrap();
+        let ids: Vec<TokenId> = ids.into_iter().map(|id| id as TokenId).collect();
+        let hidden: Vec<Vec<f32>> = stored[&format!("hidden.{number}")].to_vec2().unwrap();
+        for pooling in POOLINGS {
+            let slot = sequences.len() as u32;
+            sequences.push(sequence(slot, &ids, pooling));
+            expected.insert(RequestId(u64::from(slot)), pool(&hidden, pooling));
+        }
+    }
+    let found = run(&mut runner, sequences, causal, &mut StdRng::seed_from_u64(1));
+    for (id, expected) in expected {
+        assert_eq!(found[&id].len(), width, "{name}");
+        for (found, expected) in found[&id].iter().zip(&expected) {
+            assert!((found - expected).abs() < TOLERANCE, "{name}, {id:?}: {found} for {expected}");
+        }
+    }
+}
+
+fn sequence(slot: u32, prompt: &[TokenId], pooling: Pooling) -> Sequence {
+    let sampling = SamplingParams { pooling: Some(pooling), ..SamplingParams::default() };
+    Sequence::new(slot, u64::from(slot), prompt, sampling)
+}
+
+fn pool(hidden: &[Vec<f32>], pooling: Pooling) -> Vec<f32> {
+    match pooling {
+        Pooling::Last => hidden[hidden.len() - 1].clone(),
+        Pooling::Cls => hidden[0].clone(),
+        Pooling::Mean => {
+            let sum = |i| hidden.iter().map(|token| f64::from(token[i])).sum::<f64>();
+            (0..hidden[0].len()).map(|i| (sum(i) / hidden.len() as f64) as f32).collect()
+        }
+    }
+}
+
+/// Random company and, where they may be cut, random cuts, until all have their vectors.
+fn run(
+    runner: &mut Runner<CpuBackend>,
+    mut sequences: Vec<Sequence>,
+    may_cut: bool,
+    rng: &mut StdRng,
+) -> Vectors {
+    let mut planner = Planner::new(BLOCK_SIZE, (1..200).collect());
+    let mut vectors = Vectors::new();
+    while vectors.len() < sequences.len() {
+        planner.begin();
+        let mut order: Vec<usize> = (0..sequences.len()).collect();
+        order.shuffle(rng);
+        for index in order {
+            let left = sequences[index].len() - sequences[index].computed;
+            let room = MAX_STEP - planner.plan.num_tokens as usize;
+            if left == 0 || left > room || rng.random_bool(0.3) {
+                continue;
+            }
+            if sequences[index].admitted && rng.random_bool(0.2) {
+                // Preempted: it starts over.
+                planner.release(&mut sequences[index]);
+                continue;
+            }
+            let num_tokens = if may_cut { rng.random_range(1..=left) } else { left };
+            planner.add(&mut sequences[index], num_tokens);
+        }
+        if planner.plan.rows.is_empty() {
+            continue;
+        }
+        let output = planner.run(runner, &mut sequences);
+        assert!(output.failed_rows.is_empty() && output.sampled.is_empty(), "{:?}", output.failed_rows);
+        let ended = |row: &&quire_scheduler::ScheduledRow| {
+            let sequence = sequences.iter().find(|sequence| sequence.id == row.id).unwrap();
+            (row.start + row.num_tokens) as usize == sequence.len()
+        };
+        let ended: Vec<RequestId> = planner.plan.rows.iter().filter(ended).map(|row| row.id).collect();
+        let width = output.pooled.len() / ended.len().max(1);
+        for (id, vector) in ended.into_iter().zip(output.pooled.chunks_exact(width.max(1))) {
+            assert!(vectors.insert(id, vector.to_vec()).is_none(), "{id:?} has two vectors");
+        }
+    }
+    vectors
+}
+
+/// An encoder of odd sizes.
+fn random_encoder(rng: &mut StdRng) -> ModelSpec {
+    let mut spec = random_spec(rng, 1, &[1, 2, 5, 16, 19, 33]);
+    spec.attention.num_kv_heads = spec.attention.num_heads;
+    spec.attention.qk_norm = false;
+    ModelSpec {
+        activation: Activation::Gelu,
+        norms: Norms::LayerAfter,
+        positions: Positions::Learned { rows: MAX_LEN + 2, first: 2 },
+        causal: false,
+        layers: vec![LayerSpec { sliding_window: None }; rng.random_range(1..4)],
+        lm_head: LmHead::None,
+        ..spec
+    }
+}
+
+#[test]
+fn invariant_8_pooled_vectors_have_the_same_bits_in_any_batch() {
+    for seed in 0..40 {
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let spec = match seed % 2 {
+            0 => random_encoder(rng),
+            _ => random_spec(rng, 1, &[2, 6, 16, 34]).for_pooling(),
+        };
+        let dtype = [Dtype::F32, Dtype::Bf16, Dtype::F16][rng.random_range(0..3)];
+        let runner = |options| make_runner(CpuBackend::new(options).unwrap(), &spec, dtype, BLOCK_SIZE);
+        let draw = |rng: &mut StdRng, slot: u32| {
+            let len = rng.random_range(1..MAX_LEN);
+            let prompt: Vec<TokenId> = (0..len).map(|_| rng.random_range(0..VOCAB as TokenId)).collect();
+            sequence(slot, &prompt, POOLINGS[rng.random_range(0..3)])
+        };
+        let count = rng.random_range(2..6);
+        let sequences: Vec<Sequence> = (0..count).map(|slot| draw(rng, slot)).collect();
+        let mut alone = Vectors::new();
+        for sequence in &sequences {
+            let mut runner = runner(CpuOptions { num_threads: Some(1), isa: None });
+            alone.extend(run(&mut runner, vec![sequence.clone()], false, rng));
+        }
+        let isas = Isa::available();
+        let isa = Some(isas[rng.random_range(0..isas.len())]);
+        let mut runner = runner(CpuOptions { num_threads: Some(rng.random_range(1..4)), isa });
+        let mixed = run(&mut runner, sequences, spec.causal, rng);
+        for (id, vector) in alone {
+            let bits = |vector: &[f32]| vector.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&vector), bits(&mixed[&id]), "seed {seed}, {id:?}, {isa:?}, {spec:?}");
+        }
+    }
+}
