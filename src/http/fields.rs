@@ -149,6 +149,17 @@ impl Fields {
         self.errors.extend(nested.errors);
     }
 
+    /// The same for an object whose fields are those of a request: what is refused there is refused here.
+    pub(crate) fn absorb_checked(&mut self, mut nested: Self) {
+        let values = std::mem::take(&mut nested.object.values);
+        for (name, value) in &values {
+            if let Some(why) = unsupported::OPENAI.refusal(name, value) {
+                nested.wrong(name, format!("not supported: {why}"));
+            }
+        }
+        self.absorb(nested);
+    }
+
     /// A value of any type.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.note(name, || json!({}));
@@ -204,11 +215,6 @@ impl Fields {
     /// Records what is wrong deep in a field.
     pub(crate) fn wrong_part(&mut self, Wrong { at, message }: Wrong) {
         self.wrong(at, message);
-    }
-
-    /// Whether there are errors already.
-    pub(crate) fn is_wrong(&self) -> bool {
-        !self.errors.is_empty()
     }
 
     /// Records that a field is missing, unless it was there and wrong.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Drives a release binary with clients that know nothing of Quire: the official openai package, a gRPC client made
+# Drives a release binary with clients that know nothing of Quire: the official openai and anthropic packages, a gRPC client made
 # from server reflection alone, Schemathesis over /openapi.json, and a headless Chromium on the page at / (left out,
 # and said so, where there is no npm). Needs python3 and, once, the Python package registry; the
 # packages, pinned in requirements.txt, go into a virtual environment under target/.
@@ -19,6 +19,8 @@ if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
 fi
 export PYTHONDONTWRITEBYTECODE=1
 "$venv/bin/python" "$here/openai_client.py" "$binary"
+"$venv/bin/python" "$here/responses_client.py" "$binary"
+"$venv/bin/python" "$here/anthropic_client.py" "$binary"
 "$venv/bin/python" "$here/reflection_client.py" "$binary"
 "$here/schemathesis/run.sh" "$binary"
 "$here/page/run.sh" "$binary"

@@ -7,7 +7,7 @@
 mod answer;
 pub(crate) mod describe;
 mod error;
-mod models;
+pub(crate) mod models;
 mod ndjson;
 mod options;
 mod request;
@@ -20,8 +20,6 @@ use axum::http::Uri;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 
-pub(crate) use self::models::{ps, show, tags, version};
-
 use self::answer::{AnswerWriter, Route};
 use self::error::OllamaError;
 use self::request::{OllamaFields, OllamaRequest, read_chat, read_generate};
@@ -31,7 +29,7 @@ use super::logprobs::TokenNames;
 use super::sampling::choose_id;
 use super::{HttpState, RequestName};
 
-/// `POST /api/chat`
+/// `POST /api/chat`: a conversation in, the next message out.
 pub(crate) async fn chat(
     State(state): State<Arc<HttpState>>,
     name: RequestName,
@@ -42,7 +40,7 @@ pub(crate) async fn chat(
     answer(&state, name, request, Route::Chat).await
 }
 
-/// `POST /api/generate`
+/// `POST /api/generate`: a prompt in, the answer out.
 pub(crate) async fn generate(
     State(state): State<Arc<HttpState>>,
     name: RequestName,
@@ -53,7 +51,7 @@ pub(crate) async fn generate(
     answer(&state, name, request, Route::Generate).await
 }
 
-/// Models come with the server and go with it.
+/// The routes that fetch, make and remove models: a model comes with the server and goes with it.
 pub(crate) async fn managed(uri: Uri) -> OllamaError {
     let path = excerpt(uri.path());
     let message =

@@ -6,17 +6,18 @@ use axum::extract::State;
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use super::encoding::{EncodingFormat, Vector};
 use super::request::PoolingFields;
 use crate::chat::Conversation;
-use crate::embed::{EmbedInput, EmbedOptions, Embedding, embed};
+use crate::embed::{EmbedInput, EmbedOptions, Embedding, MAX_INPUTS, embed};
 use crate::http::chat::read_conversation;
 use crate::http::error::{ApiError, excerpt};
 use crate::http::fields::Fields;
 use crate::http::json::Prompt;
 use crate::http::openapi::Operation;
-use crate::http::prompt::prompt_schema;
+use crate::http::prompt::inputs_schema;
 use crate::http::reply::{json, now};
 use crate::http::{HttpState, RequestName};
 
@@ -129,9 +130,9 @@ impl PoolingUsage {
     }
 }
 
-/// How `/v1/embeddings` tells of itself.
+/// How the route tells of itself.
 pub(crate) fn describe(op: &mut Operation<'_>) {
-    op.about("Vectors of texts")
+    op.about("A vector for each text")
         .takes(|mut fields| drop(EmbeddingRequest::read(&mut fields)))
         .answers::<EmbeddingResponse>();
 }
@@ -157,7 +158,7 @@ pub(crate) async fn embeddings(
 /// `input`, in its four forms.
 fn inputs(fields: &mut Fields) -> Vec<EmbedInput> {
     let input = fields.text_or_ids("input");
-    fields.describe("input", prompt_schema);
+    fields.describe("input", |app| inputs_schema(app, MAX_INPUTS));
     match input {
         Some(Prompt::Text(text)) => vec![EmbedInput::Text(text)],
         Some(Prompt::Texts(texts)) => texts.into_iter().map(EmbedInput::Text).collect(),
@@ -180,9 +181,9 @@ fn encoding(fields: &mut Fields) -> EncodingFormat {
     only("embed_dtype", &["float32"]);
     only("endianness", &["native", "little"]);
     let format = fields.string("encoding_format");
-    fields.describe("encoding_format", |_| serde_json::json!({ "enum": ["float", "base64"] }));
-    fields.describe("embed_dtype", |_| serde_json::json!({ "enum": ["float32"] }));
-    fields.describe("endianness", |_| serde_json::json!({ "enum": ["native", "little"] }));
+    fields.describe("embed_dtype", |_| json!({ "enum": ["float32"] }));
+    fields.describe("endianness", |_| json!({ "enum": ["native", "little"] }));
+    fields.describe("encoding_format", |_| json!({ "enum": ["float", "base64"] }));
     match format.as_deref() {
         None | Some("float") => EncodingFormat::Float,
         Some("base64") => EncodingFormat::Base64,

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use super::embeddings::{Embedded, EmbeddingRequest, PoolingUsage};
 use super::encoding::Vector;
@@ -35,16 +36,20 @@ struct PoolingData {
 
 /// Reads the fields: those of embeddings, and which kind of pooling.
 pub(crate) fn read(fields: &mut Fields) -> EmbeddingRequest {
-    if let Some(other) = fields.string("task").filter(|task| task != "embed") {
+    let task = fields.string("task");
+    fields.describe("task", |_| json!({ "enum": ["embed"] }));
+    if let Some(other) = task.filter(|task| task != "embed") {
         let message = format!("only \"embed\" (one vector a text) is supported, got {:?}", excerpt(&other));
         fields.wrong("task", message);
     }
     EmbeddingRequest::read(fields)
 }
 
-/// How `/pooling` tells of itself.
+/// How the route tells of itself.
 pub(crate) fn describe(op: &mut Operation<'_>) {
-    op.about("Vectors of texts").takes(|mut fields| drop(read(&mut fields))).answers::<PoolingResponse>();
+    op.about("A vector for each text, in vLLM's form")
+        .takes(|mut fields| drop(read(&mut fields)))
+        .answers::<PoolingResponse>();
 }
 
 /// The handler.

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::embeddings::PoolingUsage;
 use super::request::PoolingFields;
@@ -14,7 +14,7 @@ use super::similarity::{Side, cosine, embed_both};
 use crate::http::error::ApiError;
 use crate::http::fields::{Fields, expected_got};
 use crate::http::openapi::Operation;
-use crate::http::reply::json;
+use crate::http::reply;
 use crate::http::{HttpState, RequestName};
 
 /// A request, typed but not yet checked against the model.
@@ -44,14 +44,7 @@ impl RerankRequest {
 
 /// Texts, or objects with one in `text`.
 fn documents(fields: &mut Fields) -> Vec<String> {
-    let values = fields.list("documents");
-    fields.describe("documents", |_| {
-        let document = serde_json::json!({
-            "type": "object", "properties": { "text": { "type": "string" } }, "required": ["text"],
-        });
-        serde_json::json!({ "items": { "anyOf": [{ "type": "string" }, document] }, "minItems": 1 })
-    });
-    let Some(values) = values else {
+    let Some(values) = fields.list("documents") else {
         fields.missing("documents");
         return Vec::new();
     };
@@ -76,7 +69,7 @@ fn documents(fields: &mut Fields) -> Vec<String> {
 /// 0 means all, as in vLLM.
 fn top_n(fields: &mut Fields) -> Option<usize> {
     let top_n = fields.int("top_n");
-    fields.describe("top_n", |_| serde_json::json!({ "minimum": 0 }));
+    fields.describe("top_n", |_| json!({ "minimum": 0 }));
     let top_n = top_n?;
     if top_n < 0 {
         fields.wrong("top_n", format!("must be at least 1, or 0 for all, got {top_n}"));
@@ -109,9 +102,9 @@ struct Document {
     multi_modal: Option<()>,
 }
 
-/// How `/rerank` tells of itself.
+/// How the route tells of itself.
 pub(crate) fn describe(op: &mut Operation<'_>) {
-    op.about("Documents, those most like the query first")
+    op.about("Documents in the order in which they fit a query")
         .takes(|mut fields| drop(RerankRequest::read(&mut fields)))
         .answers::<RerankResponse>();
 }
@@ -139,5 +132,5 @@ pub(crate) async fn rerank(
     // Stable: equals stay in the order of the request.
     results.sort_by(|a, b| b.relevance_score.total_cmp(&a.relevance_score));
     results.truncate(top_n.unwrap_or(usize::MAX));
-    Ok(json(&RerankResponse { id: options.request_id, model, usage, results }))
+    Ok(reply::json(&RerankResponse { id: options.request_id, model, usage, results }))
 }
