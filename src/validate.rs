@@ -58,6 +58,8 @@ pub const SHARE: RangeInclusive<f64> = 0.0..=1.0;
 pub const TOP_K: RangeInclusive<i64> = -1..=u32::MAX as i64;
 /// `presence_penalty` and `frequency_penalty`.
 pub const PENALTY: RangeInclusive<f64> = -2.0..=2.0;
+/// `repetition_penalty`. vLLM takes all above 0; far out, logits divided by it are no longer finite.
+pub const REPETITION_PENALTY: RangeInclusive<f64> = 1e-6..=1e6;
 /// Stop strings a request may have (vLLM's VLLM_MAX_STOP_STRINGS).
 pub const MAX_STOP_STRINGS: usize = 4;
 /// Bytes in a stop string.
@@ -213,8 +215,9 @@ fn sampling_params(
     }
     let top_k = ranged("top_k", f.top_k.or(defaults.top_k), 0, &TOP_K)?.max(0) as u32;
     let repetition_penalty = f.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0);
-    if !(repetition_penalty.is_finite() && repetition_penalty > 0.0) {
-        let message = format!("repetition_penalty must be a finite number above 0, got {repetition_penalty}");
+    if !REPETITION_PENALTY.contains(&repetition_penalty) {
+        let (min, max) = (REPETITION_PENALTY.start(), REPETITION_PENALTY.end());
+        let message = format!("repetition_penalty must be between {min} and {max}, got {repetition_penalty}");
         return Err(ParamError::new("repetition_penalty", message));
     }
     let max_tokens = max_tokens(&f, prompt_len, limits)?;

@@ -196,7 +196,7 @@ impl Fields {
     /// Whether the field is there, not null and not read yet.
     pub(crate) fn has(&self, name: &str) -> bool {
         if let Some(recorder) = &self.recorder {
-            return recorder.has();
+            return recorder.has(name);
         }
         self.object.values.contains_key(name) || self.object.prompts.iter().any(|(other, _)| *other == name)
     }

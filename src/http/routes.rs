@@ -135,12 +135,12 @@ fn scale_out_routes(enabled: bool) -> Vec<Route> {
 fn ollama_routes() -> Vec<Route> {
     let managed = |method, path| plain(method, path, ollama::managed);
     vec![
-        plain(Method::POST, "/api/chat", ollama::chat),
-        plain(Method::POST, "/api/generate", ollama::generate),
-        plain(Method::GET, "/api/tags", ollama::models::tags),
-        plain(Method::GET, "/api/ps", ollama::models::ps),
-        plain(Method::POST, "/api/show", ollama::models::show),
-        plain(Method::GET, "/api/version", ollama::models::version),
+        post("/api/chat", ollama::chat, ollama::describe::chat),
+        post("/api/generate", ollama::generate, ollama::describe::generate),
+        get("/api/tags", ollama::models::tags, ollama::describe::tags),
+        get("/api/ps", ollama::models::ps, ollama::describe::ps),
+        post("/api/show", ollama::models::show, ollama::describe::show),
+        get("/api/version", ollama::models::version, ollama::describe::version),
         managed(Method::POST, "/api/pull"),
         managed(Method::POST, "/api/push"),
         managed(Method::POST, "/api/create"),

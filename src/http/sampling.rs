@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::validate::{
-    MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST, N, PENALTY, SHARE, SamplingFields, TEMPERATURE,
-    TOP_K,
+    MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST, N, PENALTY, REPETITION_PENALTY, SHARE,
+    SamplingFields, TEMPERATURE, TOP_K,
 };
 
 use super::error::{ApiError, excerpt};
@@ -131,7 +131,7 @@ pub(crate) fn describe(fields: &Fields) {
     range("seed", json!(i64::MIN), json!(i64::MAX));
     range("priority", json!(i32::MIN), json!(i32::MAX));
     fields.describe("top_p", |_| json!({ "exclusiveMinimum": SHARE.start(), "maximum": SHARE.end() }));
-    fields.describe("repetition_penalty", |_| json!({ "exclusiveMinimum": 0.0 }));
+    range("repetition_penalty", json!(REPETITION_PENALTY.start()), json!(REPETITION_PENALTY.end()));
     fields.describe("min_tokens", |_| json!({ "minimum": 0 }));
     fields.describe("model", |app| json!({ "enum": app.model.served_names }));
     fields.describe("request_id", |_| json!({ "minLength": 1, "maxLength": MAX_REQUEST_ID_CHARS }));

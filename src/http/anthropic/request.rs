@@ -159,7 +159,9 @@ fn read_messages(fields: &mut Fields) -> Vec<Value> {
 /// `max_tokens` keeps to.
 fn read_thinking(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> bool {
     let Some(mut thinking) = fields.nested("thinking") else { return true };
-    let enabled = match thinking.string("type").as_deref() {
+    let kind = thinking.string("type");
+    thinking.describe("type", |_| json!({ "enum": ["enabled", "adaptive", "disabled"] }));
+    let enabled = match kind.as_deref() {
         Some("enabled" | "adaptive") => true,
         Some("disabled") => false,
         Some(other) => {

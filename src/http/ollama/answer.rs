@@ -24,7 +24,8 @@ pub(super) enum Route {
 
 /// A line of `/api/chat`.
 #[derive(Debug, Serialize, JsonSchema)]
-struct ChatLine<'a> {
+#[schemars(rename = "OllamaChatLine")]
+pub(super) struct ChatLine<'a> {
     model: &'a str,
     created_at: String,
     message: Message<'a>,
@@ -37,7 +38,8 @@ struct ChatLine<'a> {
 
 /// A line of `/api/generate`.
 #[derive(Debug, Serialize, JsonSchema)]
-struct GenerateLine<'a> {
+#[schemars(rename = "OllamaGenerateLine")]
+pub(super) struct GenerateLine<'a> {
     model: &'a str,
     created_at: String,
     response: &'a str,
@@ -51,6 +53,7 @@ struct GenerateLine<'a> {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaMessage")]
 struct Message<'a> {
     role: &'static str,
     content: &'a str,
@@ -62,12 +65,14 @@ struct Message<'a> {
 
 /// A whole call: Ollama's streams have no pieces of arguments.
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaToolCall")]
 struct ToolCall {
     id: String,
     function: Function,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaFunction")]
 struct Function {
     index: u32,
     name: String,
@@ -76,6 +81,7 @@ struct Function {
 
 /// What the last line says besides; durations in nanoseconds.
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaEnd")]
 struct End {
     done_reason: &'static str,
     total_duration: u64,

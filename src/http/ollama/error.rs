@@ -13,7 +13,8 @@ use crate::http::error::{ApiError, excerpt};
 pub(crate) struct OllamaError(ApiError);
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct Body<'a> {
+#[schemars(rename = "OllamaError")]
+pub(super) struct Body<'a> {
     error: &'a str,
 }
 

@@ -5,6 +5,7 @@
 //! answer 501, and `keep_alive` is accepted and changes nothing.
 
 mod answer;
+pub(crate) mod describe;
 mod error;
 pub(crate) mod models;
 mod ndjson;

@@ -25,17 +25,20 @@ const OLLAMA_VERSION: &str = "0.12.11";
 const NEVER: &str = "9999-12-31T23:59:59Z";
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct Version {
+#[schemars(rename = "OllamaVersion")]
+pub(super) struct Version {
     version: &'static str,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct Tags {
+#[schemars(rename = "OllamaTags")]
+pub(super) struct Tags {
     models: Vec<Tag>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct Tag {
+#[schemars(rename = "OllamaTag")]
+pub(super) struct Tag {
     name: String,
     model: String,
     modified_at: String,
@@ -44,12 +47,14 @@ struct Tag {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct Processes {
+#[schemars(rename = "OllamaProcesses")]
+pub(super) struct Processes {
     models: Vec<Process>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct Process {
+#[schemars(rename = "OllamaProcess")]
+pub(super) struct Process {
     name: String,
     model: String,
     digest: String,
@@ -59,7 +64,8 @@ struct Process {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct Details {
+#[schemars(rename = "OllamaDetails")]
+pub(super) struct Details {
     parent_model: &'static str,
     format: &'static str,
     family: String,
@@ -68,7 +74,8 @@ struct Details {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct Shown {
+#[schemars(rename = "OllamaShown")]
+pub(super) struct Shown {
     modified_at: String,
     details: Details,
     model_info: Map<String, Value>,

@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use crate::http::fields::{Fields, expected_got};
+use crate::http::sampling;
 use crate::validate::SamplingFields;
 
 /// Reads `options`; errors stay in `fields`.
@@ -24,8 +25,11 @@ pub(super) fn read_options(fields: &mut Fields) -> SamplingFields {
         default_max_tokens: num_predict(&mut options),
         ..SamplingFields::default()
     };
+    sampling::describe(&options);
     for refused in REFUSED {
-        if let Some(value) = options.take(refused.name)
+        let given = options.take(refused.name);
+        options.describe(refused.name, |_| serde_json::json!({ "const": refused.harmless() }));
+        if let Some(value) = given
             && value != refused.harmless()
         {
             options.wrong(refused.name, format!("not supported: {}", refused.why));

@@ -15,6 +15,7 @@ use crate::http::HttpState;
 use crate::http::chat::{ChatJob, read_messages};
 use crate::http::fields::{Fields, expected_got};
 use crate::http::json::Prompt;
+use crate::http::sampling::logprobs_schema;
 
 /// The fields of a body, whatever its content type says: the examples in Ollama's documentation send JSON as a
 /// form. Not so from browsers, which send an `Origin`: a page may send a form to any server without asking it
@@ -48,6 +49,7 @@ pub(super) fn read_chat(fields: &mut Fields) -> OllamaRequest {
     let mut job = read_job(fields);
     let messages = fields.list("messages").unwrap_or_default();
     let empty = messages.is_empty();
+    fields.describe("messages", |_| json!({ "items": message_schema() }));
     if !empty {
         job.conversation.messages = openai_messages(messages, fields);
     }
@@ -70,6 +72,7 @@ pub(super) fn read_generate(fields: &mut Fields) -> OllamaRequest {
         }
     };
     let empty = prompt.is_empty();
+    fields.describe("prompt", |_| json!({ "type": "string" }));
     let system = fields.string("system").filter(|system| !system.is_empty());
     refuse(fields, "suffix", "the model cannot fill in the middle of a text");
     refuse(fields, "template", "templates in requests are not trusted; see raw");
@@ -106,6 +109,10 @@ fn request(fields: &mut Fields, job: Option<ChatJob>) -> OllamaRequest {
     {
         fields.wrong("keep_alive", expected_got("a number or a string", &value));
     }
+    fields.describe("keep_alive", |_| json!({ "type": ["number", "string"] }));
+    fields.describe("top_logprobs", logprobs_schema);
+    fields.describe("think", |_| json!({ "enum": [true, false, "low", "medium", "high"] }));
+    fields.describe("format", |_| json!({ "anyOf": [{ "enum": ["", "json"] }, { "type": "object" }] }));
     OllamaRequest { model: fields.string("model"), stream: fields.bool("stream").unwrap_or(true), job }
 }
 
@@ -172,9 +179,24 @@ fn refuse(fields: &mut Fields, name: &str, why: &str) {
         Value::Array(values) => values.is_empty(),
         _ => false,
     };
-    if fields.take(name).is_some_and(|value| !empty(&value)) {
+    let given = fields.take(name);
+    fields.describe(name, |_| json!({ "anyOf": [{ "const": "" }, { "type": "array", "maxItems": 0 }] }));
+    if given.is_some_and(|value| !empty(&value)) {
         fields.wrong(name, format!("not supported: {why}"));
     }
+}
+
+/// A message, for `/openapi.json`.
+fn message_schema() -> Value {
+    let string = || json!({ "type": ["string", "null"] });
+    let properties = json!({
+        "role": { "enum": ["system", "user", "assistant", "tool"] },
+        "content": string(),
+        "thinking": string(),
+        "tool_name": string(),
+        "images": { "type": ["array", "null"], "maxItems": 0 },
+    });
+    json!({ "type": "object", "properties": properties, "required": ["role"] })
 }
 
 /// Ollama's messages differ from OpenAI's in the names of two fields, and in that content is never required.

@@ -76,13 +76,17 @@ impl<'a> Operation<'a> {
 
     /// 200 with server-sent events, if the body says `"stream": true`.
     pub(crate) fn streams(&mut self, events: &str) -> &mut Self {
-        let schema = json!({ "type": "string", "description": events });
-        self.content("200", "OK", "text/event-stream", schema)
+        self.answers_as("text/event-stream", json!({ "type": "string", "description": events }))
     }
 
     /// 200 with text of this media type.
     pub(crate) fn answers_text(&mut self, media_type: &str) -> &mut Self {
-        self.content("200", "OK", media_type, json!({ "type": "string" }))
+        self.answers_as(media_type, json!({ "type": "string" }))
+    }
+
+    /// 200 with this media type and schema.
+    pub(crate) fn answers_as(&mut self, media_type: &str, schema: Value) -> &mut Self {
+        self.content("200", "OK", media_type, schema)
     }
 
     /// 200 without a body.

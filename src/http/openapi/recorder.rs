@@ -5,7 +5,7 @@
 //! absent. So the schema cannot say anything else than the code does.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value, json};
 
@@ -16,8 +16,8 @@ use crate::http::fields::Fields;
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder {
     app: Arc<App>,
-    /// What [`Fields::has`] answers.
-    has: bool,
+    /// What [`Fields::has`] was asked, and answered.
+    asked: Arc<Mutex<Vec<(String, bool)>>>,
     notes: Arc<Mutex<Recording>>,
 }
 
@@ -28,26 +28,49 @@ struct Recording {
     required: BTreeSet<String>,
 }
 
-/// The schema of the bodies that `read` takes. A reader that looks whether a field is there takes one form
-/// with it and another without: if they differ, either is allowed.
+/// Times that a reader is run at most: one that looks whether fields are there takes several forms.
+const MAX_RUNS: usize = 64;
+
+/// The schema of the bodies that `read` takes. A reader that looks whether a field is there is run with each
+/// answer; if the forms it takes differ, any of them is allowed.
 pub(crate) fn schema_of(app: &Arc<App>, read: fn(Fields)) -> Value {
-    let form = |has| {
-        let recorder = Recorder::new(app.clone(), has);
+    let mut forms: Vec<Value> = Vec::new();
+    let mut asked = Vec::new();
+    for _ in 0..MAX_RUNS {
+        let recorder = Recorder::new(app.clone(), Arc::new(Mutex::new(asked)));
         read(Fields::recording(recorder.clone()));
-        recorder.schema()
-    };
-    let (without, with) = (form(false), form(true));
-    if without == with { without } else { json!({ "anyOf": [without, with] }) }
+        let form = recorder.schema();
+        if !forms.contains(&form) {
+            forms.push(form);
+        }
+        // The next answers, in the order of binary numbers.
+        asked = lock(&recorder.asked).clone();
+        while asked.last().is_some_and(|(_, there)| *there) {
+            asked.pop();
+        }
+        let Some((_, there)) = asked.last_mut() else { break };
+        *there = true;
+    }
+    if forms.len() == 1 { forms.swap_remove(0) } else { json!({ "anyOf": forms }) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Recorder {
-    fn new(app: Arc<App>, has: bool) -> Self {
-        Self { app, has, notes: Arc::default() }
+    fn new(app: Arc<App>, asked: Arc<Mutex<Vec<(String, bool)>>>) -> Self {
+        Self { app, asked, notes: Arc::default() }
     }
 
     /// What [`Fields::has`] is to answer.
-    pub(crate) fn has(&self) -> bool {
-        self.has
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let mut asked = lock(&self.asked);
+        if let Some((_, there)) = asked.iter().find(|(other, _)| other == name) {
+            return *there;
+        }
+        asked.push((name.to_owned(), false));
+        false
     }
 
     /// A field was asked for, of this type.
@@ -59,8 +82,11 @@ impl Recorder {
 
     /// An object was asked for, whose own fields are noted by what is returned.
     pub(crate) fn nested(&self, name: &str) -> Self {
-        let nested = Self::new(self.app.clone(), self.has);
-        self.with(|notes| notes.nested.push((name.to_owned(), nested.clone())));
+        let nested = Self::new(self.app.clone(), self.asked.clone());
+        self.with(|notes| {
+            notes.fields.entry(name).or_insert_with(|| json!({}));
+            notes.nested.push((name.to_owned(), nested.clone()));
+        });
         nested
     }
 
@@ -86,13 +112,14 @@ impl Recorder {
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Recording) -> T) -> T {
-        change(&mut self.notes.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut lock(&self.notes))
     }
 
     fn schema(&self) -> Value {
         self.with(|notes| {
             let mut properties = notes.fields.clone();
-            for (name, nested) in &notes.nested {
+            // Unless there is a description of the whole.
+            for (name, nested) in notes.nested.iter().filter(|(name, _)| notes.fields[name] == json!({})) {
                 properties.insert(name.clone(), nested.schema());
             }
             for (name, schema) in &mut properties {

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::embed::{EmbedOptions, Truncation};
 use crate::http::error::{ApiError, excerpt};
 use crate::http::fields::Fields;
-use crate::http::sampling::{choose_id, priority, request_id};
+use crate::http::sampling::{self, choose_id, priority, request_id};
 use crate::http::{HttpState, RequestName};
 
 /// Everything but the texts.
@@ -22,14 +22,16 @@ pub(crate) struct PoolingFields {
 impl PoolingFields {
     /// Reads the fields; errors stay in `fields`.
     pub(crate) fn read(fields: &mut Fields) -> Self {
-        Self {
+        let common = Self {
             model: fields.string("model"),
             request_id: request_id(fields),
             truncate: truncation(fields),
             add_special_tokens: fields.bool("add_special_tokens"),
             priority: priority(fields),
             cache_salt: fields.string("cache_salt"),
-        }
+        };
+        sampling::describe(fields);
+        common
     }
 
     /// The model's name and the request's, and how its texts are embedded.

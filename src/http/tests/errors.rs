@@ -49,6 +49,7 @@ async fn wrong_values_are_named() {
         (json!({"presence_penalty": 3}), 400, "presence_penalty"),
         (json!({"frequency_penalty": -3}), 400, "frequency_penalty"),
         (json!({"repetition_penalty": 0}), 400, "repetition_penalty"),
+        (json!({"repetition_penalty": 5e-324}), 400, "repetition_penalty"),
         (json!({"seed": 1e30}), 400, "seed"),
         (json!({"stop": vec!["x"; 1000]}), 400, "stop"),
         (json!({"stop": ""}), 400, "stop"),
