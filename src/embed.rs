@@ -148,14 +148,11 @@ pub async fn embed(
         let stream = app.engine.submit(request(prompt)).inspect_err(|error| app.metrics.on_refusal(error))?;
         streams.push((stream, prompt_tokens));
     }
-    let finish =
-        |values: Vec<f32>, prompt_tokens| Embedding { values: cut(values, width, normalize), prompt_tokens };
-    try_join_all(
-        streams
-            .into_iter()
-            .map(async |(stream, prompt_tokens)| Ok(finish(vector_of(stream).await?, prompt_tokens))),
-    )
-    .await
+    let embeddings = streams.into_iter().map(async |(stream, prompt_tokens)| {
+        let values = cut(vector_of(stream).await?, width, normalize);
+        Ok(Embedding { values, prompt_tokens })
+    });
+    try_join_all(embeddings).await
 }
 
 impl Pooler {
