@@ -3,6 +3,9 @@
 //! Files are looked at when a client shakes hands, at most every [`CHECK_INTERVAL`], so that a renewed certificate
 //! needs neither a restart nor a thread that waits for it. If the new files cannot be used, the old ones stay.
 
+#[cfg(test)]
+mod tests;
+
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

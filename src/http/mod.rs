@@ -72,7 +72,7 @@ pub fn router(app: Arc<App>) -> Router {
         responses: Arc::default(),
         app,
     });
-    let mut router = routes::router(&state.app.server)
+    let mut router = routes::router(&state.app)
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(state.clone(), load_report::report))

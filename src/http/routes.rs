@@ -13,7 +13,7 @@ use super::{
     HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, pooling,
     responses, tokenize,
 };
-use crate::config::ServerConfig;
+use crate::app::App;
 
 /// One method of one path.
 #[derive(Debug)]
@@ -26,27 +26,11 @@ pub(crate) struct Route {
     pub(crate) describe: Option<Describe>,
 }
 
-/// Every route of a server with these settings.
-pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
-    let mut routes = vec![
-        post("/v1/completions", completions::completions, completions::describe),
-        post("/v1/chat/completions", chat::chat_completions, chat::describe),
-        post("/v1/chat/completions/batch", chat::batch::batch, chat::batch::describe),
-        post("/v1/responses", responses::create, responses::describe::create),
-        get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
-        delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
-        post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
-        get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
-        post("/v1/messages", anthropic::messages, anthropic::describe_messages),
-        post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
-        plain(Method::POST, "/v1/embeddings", pooling::embeddings),
-        plain(Method::POST, "/v1/score", pooling::score),
-        plain(Method::POST, "/score", pooling::score),
-        plain(Method::POST, "/v1/rerank", pooling::rerank),
-        plain(Method::POST, "/v2/rerank", pooling::rerank),
-        plain(Method::POST, "/rerank", pooling::rerank),
-        plain(Method::POST, "/pooling", pooling::pooling),
-        plain(Method::POST, "/classify", pooling::classify),
+/// Every route of this server.
+pub(crate) fn routes(app: &App) -> Vec<Route> {
+    let server = &app.server;
+    let mut routes = task_routes(app.pooler.is_some());
+    routes.extend([
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
@@ -61,7 +45,7 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
         plain(Method::GET, "/kv_event_sources", ops::kv_event_sources),
         plain(Method::POST, "/v1/load_lora_adapter", lora::load),
         plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
-    ];
+    ]);
     routes.extend(admin_routes(server.enable_admin));
     routes.extend(ollama_routes());
     routes.extend(scale_out_routes(server.enable_scale_out));
@@ -77,6 +61,37 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
         routes.push(get("/openapi.json", openapi::openapi, openapi::describe));
     }
     routes
+}
+
+/// Those about the one thing that the server does with its model, and those about the other, which answer 404 and
+/// why.
+fn task_routes(pools: bool) -> Vec<Route> {
+    let mut generating = vec![
+        post("/v1/completions", completions::completions, completions::describe),
+        post("/v1/chat/completions", chat::chat_completions, chat::describe),
+        post("/v1/chat/completions/batch", chat::batch::batch, chat::batch::describe),
+        post("/v1/responses", responses::create, responses::describe::create),
+        get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
+        delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
+        post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
+        get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
+        post("/v1/messages", anthropic::messages, anthropic::describe_messages),
+        post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
+    ];
+    let mut pooled = vec![
+        post("/v1/embeddings", pooling::embeddings, pooling::describe_embeddings),
+        post("/pooling", pooling::pooling, pooling::describe_pooling),
+        post("/v1/score", pooling::score, pooling::describe_score),
+        post("/score", pooling::score, pooling::describe_score),
+        post("/v1/rerank", pooling::rerank, pooling::describe_rerank),
+        post("/v2/rerank", pooling::rerank, pooling::describe_rerank),
+        post("/rerank", pooling::rerank, pooling::describe_rerank),
+    ];
+    let others = if pools { &mut generating } else { &mut pooled };
+    others.iter_mut().for_each(|route| route.describe = None);
+    generating.append(&mut pooled);
+    generating.push(plain(Method::POST, "/classify", pooling::classify));
+    generating
 }
 
 /// Those that change the server for everybody.
@@ -122,6 +137,8 @@ fn ollama_routes() -> Vec<Route> {
     vec![
         plain(Method::POST, "/api/chat", ollama::chat),
         plain(Method::POST, "/api/generate", ollama::generate),
+        plain(Method::POST, "/api/embed", ollama::embed::embeddings),
+        plain(Method::POST, "/api/embeddings", ollama::embed::old_embeddings),
         plain(Method::GET, "/api/tags", ollama::models::tags),
         plain(Method::GET, "/api/ps", ollama::models::ps),
         plain(Method::POST, "/api/show", ollama::models::show),
@@ -137,8 +154,8 @@ fn ollama_routes() -> Vec<Route> {
 }
 
 /// The router of the table.
-pub(crate) fn router(server: &ServerConfig) -> Router<Arc<HttpState>> {
-    routes(server).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
+pub(crate) fn router(app: &App) -> Router<Arc<HttpState>> {
+    routes(app).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
 }
 
 /// A route that the document leaves out.

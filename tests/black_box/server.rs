@@ -202,7 +202,9 @@ fn command(args: &[&str]) -> Command {
 
 /// Reads `Quire serves NAME on http://ADDR (OpenAI) and ADDR (gRPC)`.
 fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
-    let (http, grpc) = line.trim_end().split_once(" on http://")?.1.split_once(" (OpenAI) and ")?;
+    let (_, served) =
+        line.trim_end().split_once(" on http://").or_else(|| line.trim_end().split_once(" on https://"))?;
+    let (http, grpc) = served.split_once(" (OpenAI) and ")?;
     Some((http.parse().ok()?, grpc.strip_suffix(" (gRPC)")?.parse().ok()?))
 }
 

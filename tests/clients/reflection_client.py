@@ -1,9 +1,12 @@
 """A gRPC client that has no generated code and learns everything from server reflection:
 `reflection_client.py QUIRE_BINARY`."""
 
+import hashlib
+import io
 import json
 import pathlib
 import sys
+import zipfile
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
@@ -52,6 +55,7 @@ def check_services():
     with serve() as server:
         services = Reflected(server.grpc).services()
         assert {"vllm.Inference", "vllm.Control", "grpc.health.v1.Health"} <= services, services
+        assert {"vllm.grpc.engine.VllmEngine", "openengine.v1.Inference", "openengine.v1.Control"} <= services, services
 
 
 def check_generate():
@@ -72,6 +76,34 @@ def check_generate():
         by_ids = api.call("vllm.Inference", "Generate", token_ids={"ids": whole.prompt_info.token_ids},
                           stopping=fields["stopping"], response=fields["response"])
         assert by_ids.outputs == whole.outputs
+
+
+def check_dialects_agree():
+    """The same prompt, greedy, in the three dialects."""
+    with serve() as server:
+        api = Reflected(server.grpc)
+        whole = api.call("vllm.Inference", "Generate", text="Once upon a time", stopping={"max_new_tokens": 12},
+                         response={"output_token_ids": True, "prompt_token_ids": True})
+        prompt, wanted = list(whole.prompt_info.token_ids), list(whole.outputs.token_ids)
+
+        for stream in [False, True]:
+            messages = list(api.call("vllm.grpc.engine.VllmEngine", "Generate", stream=stream,
+                                     tokenized={"input_ids": prompt}, sampling_params={"temperature": 0, "max_tokens": 12}))
+            assert list(messages[-1].complete.output_ids) == wanted, messages[-1]
+            chunks = [token for m in messages if m.HasField("chunk") for token in m.chunk.token_ids]
+            assert chunks == (wanted if stream else []), chunks
+        chunks = list(api.call("vllm.grpc.engine.VllmEngine", "GetTokenizer"))
+        archive = b"".join(chunk.data for chunk in chunks)
+        assert hashlib.sha256(archive).hexdigest() == chunks[-1].sha256
+        assert zipfile.ZipFile(io.BytesIO(archive)).testzip() is None
+        assert "tokenizer.json" in zipfile.ZipFile(io.BytesIO(archive)).namelist()
+
+        events = list(api.call("openengine.v1.Inference", "Generate", prompt="Once upon a time",
+                               sampling={"temperature": 0}, stopping={"max_tokens": 12}))
+        tokens = [token for event in events if event.HasField("token") for token in event.token.tokens]
+        assert [token.token_id for token in tokens] == wanted
+        assert "".join(event.token.text for event in events) == whole.outputs.text
+        assert events[-1].HasField("finished") and events[-1].usage.completion_tokens == len(wanted)
 
 
 def check_golden():
@@ -118,7 +150,7 @@ def check_control_and_health():
         info = api.call("vllm.Control", "GetServerInfo")
         assert info.api_version == "vllm" and info.max_model_len == 2048
         assert api.call("vllm.Control", "GetModelInfo").served_model_name == "pebble"
-        for service in ["", "vllm.Inference", "vllm.Control"]:
+        for service in ["", "vllm.Inference", "vllm.Control", "vllm.grpc.engine.VllmEngine", "openengine.v1.Inference"]:
             assert api.call("grpc.health.v1.Health", "Check", service=service).status == 1
         watch = api.call("grpc.health.v1.Health", "Watch", service="")
         assert next(watch).status == 1

@@ -1,4 +1,5 @@
-//! The generated code is up to date, and the wire is vLLM's.
+//! The generated code is up to date, and the wire is that of vLLM and of the gateway.
 
 mod generated;
+mod smg_wire;
 mod vllm_wire;

@@ -27,7 +27,14 @@ async fn next(watch: &mut tonic::Streaming<HealthCheckResponse>) -> Option<Servi
 async fn draining_is_told_and_ends_the_watches() {
     let server = TestServer::start(Options::default()).await;
     let mut watches = Vec::new();
-    for service in ["", "vllm.Inference", "vllm.Control"] {
+    for service in [
+        "",
+        "vllm.Inference",
+        "vllm.Control",
+        "vllm.grpc.engine.VllmEngine",
+        "openengine.v1.Inference",
+        "openengine.v1.Control",
+    ] {
         assert_eq!(check(&server, service).await.unwrap(), Serving, "{service}");
         watches.push(watch(&server, service).await);
     }

@@ -2,9 +2,11 @@
 
 mod health;
 mod inference;
+mod openengine;
 mod refusals;
 mod services;
 mod translation;
+mod vllm_engine;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -41,6 +43,7 @@ struct Options {
     max_num_queued_reqs: usize,
     api_keys: Vec<String>,
     stall_timeout: Duration,
+    enable_admin: bool,
     failures: SimFailures,
 }
 
@@ -51,6 +54,7 @@ impl Default for Options {
             max_num_queued_reqs: 64,
             api_keys: Vec::new(),
             stall_timeout: Duration::from_secs(60),
+            enable_admin: false,
             failures: SimFailures::default(),
         }
     }
@@ -60,6 +64,7 @@ impl Default for Options {
 struct TestServer {
     app: Arc<App>,
     channel: Channel,
+    address: std::net::SocketAddr,
     /// The server ends with it.
     _stop: tokio::sync::watch::Sender<bool>,
 }
@@ -79,7 +84,7 @@ impl TestServer {
         tokio::spawn(listen::serve(listener, None, Protocol::Grpc, router, stopped));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         let channel = endpoint.initial_stream_window_size(window).connect().await.unwrap();
-        Self { app, channel, _stop: stop }
+        Self { app, channel, address, _stop: stop }
     }
 
     fn inference(&self) -> InferenceClient<Channel> {
@@ -194,7 +199,7 @@ fn app(options: Options) -> App {
             enable_log_requests: false,
             max_body_bytes: 1 << 20,
             allowed_origins: Vec::new(),
-            enable_admin: false,
+            enable_admin: options.enable_admin,
             disable_fastapi_docs: false,
             ui: true,
             enable_scale_out: false,

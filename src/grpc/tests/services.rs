@@ -32,7 +32,6 @@ async fn routers_learn_what_they_need() {
 async fn what_cannot_be_done_is_refused() {
     let mut control = TestServer::start(Options::default()).await.control();
     let precondition = [
-        control.shutdown(ShutdownRequest {}).await.map(drop),
         control.load_lora(LoadLoraRequest::default()).await.map(drop),
         control.unload_lora(UnloadLoraRequest::default()).await.map(drop),
     ];
@@ -40,10 +39,6 @@ async fn what_cannot_be_done_is_refused() {
         assert_eq!(refusal.unwrap_err().code(), Code::FailedPrecondition);
     }
     let unimplemented = [
-        control.pause_generation(PauseGenerationRequest::default()).await.map(drop),
-        control.resume_generation(ResumeGenerationRequest {}).await.map(drop),
-        control.sleep(SleepRequest::default()).await.map(drop),
-        control.wake_up(WakeUpRequest::default()).await.map(drop),
         control.update_weights(UpdateWeightsRequest::default()).await.map(drop),
         control.update_weight_version(UpdateWeightVersionRequest::default()).await.map(drop),
     ];
@@ -164,3 +159,94 @@ macro_rules! reflection_client {
 
 reflection_client!(v1, "grpc.reflection.v1.ServerReflection");
 reflection_client!(v1alpha, "grpc.reflection.v1alpha.ServerReflection");
+
+#[tokio::test]
+async fn operators_pause_and_end_the_server_if_they_may() {
+    let mut control = TestServer::start(Options::default()).await.control();
+    let forbidden = [
+        ("Shutdown", control.shutdown(ShutdownRequest {}).await.map(drop)),
+        ("PauseGeneration", control.pause_generation(PauseGenerationRequest::default()).await.map(drop)),
+        ("ResumeGeneration", control.resume_generation(ResumeGenerationRequest {}).await.map(drop)),
+        ("Sleep", control.sleep(SleepRequest::default()).await.map(drop)),
+        ("WakeUp", control.wake_up(WakeUpRequest::default()).await.map(drop)),
+    ];
+    for (name, refusal) in forbidden {
+        let status = refusal.unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied);
+        assert!(status.message().contains("--enable-admin") && status.message().contains(name), "{status:?}");
+    }
+
+    let server = TestServer::start(Options { step_ms: 2, enable_admin: true, ..Options::default() }).await;
+    let mut control = server.control();
+    let paused = async || server.control().is_paused(IsPausedRequest {}).await.unwrap().into_inner().paused;
+    let mut stream = server.inference().generate_stream(request(&[1; 10], 50)).await.unwrap().into_inner();
+    stream.message().await.unwrap().unwrap();
+    let mode = PauseMode::Keep.into();
+    let clash = PauseGenerationRequest { mode, clear_cache: Some(true) };
+    assert_invalid(&control.pause_generation(clash).await.unwrap_err(), "clear_cache");
+    control.pause_generation(PauseGenerationRequest { mode, clear_cache: None }).await.unwrap();
+    assert!(paused().await);
+    control.resume_generation(ResumeGenerationRequest {}).await.unwrap();
+    assert!(!paused().await);
+    while stream.message().await.unwrap().is_some() {}
+
+    let sleep = |level| SleepRequest { level, mode: PauseMode::Wait.into() };
+    assert_eq!(control.sleep(sleep(None)).await.unwrap_err().code(), Code::Unimplemented);
+    assert_invalid(&control.sleep(sleep(Some(3))).await.unwrap_err(), "level");
+    control.sleep(sleep(Some(0))).await.unwrap();
+    assert!(control.is_sleeping(IsSleepingRequest {}).await.unwrap().into_inner().sleeping);
+    control.wake_up(WakeUpRequest::default()).await.unwrap();
+    assert!(!paused().await);
+
+    control.shutdown(ShutdownRequest {}).await.unwrap();
+    server.app.shutdown.notified().await;
+}
+
+#[tokio::test]
+async fn load_reports_are_in_the_trailers() {
+    use prost::Message;
+    let server = TestServer::start(Options::default()).await;
+    let report = |metadata: &tonic::metadata::MetadataMap| {
+        let bytes = metadata.get_bin("endpoint-load-metrics-bin").expect("a report").to_bytes().unwrap();
+        quire_proto::orca::OrcaLoadReport::decode(bytes).unwrap()
+    };
+    let mut stream = server.inference().generate_stream(request(&[1; 10], 5)).await.unwrap().into_inner();
+    while stream.message().await.unwrap().is_some() {}
+    let of_stream = report(&stream.trailers().await.unwrap().expect("trailers"));
+    assert_eq!(
+        of_stream.named_metrics.keys().collect::<Vec<_>>(),
+        ["kv_cache_usage_perc", "num_requests_waiting"]
+    );
+    assert!((0.0..=1.0).contains(&of_stream.application_utilization));
+    // A refusal has them too: balancers want to know most of all then.
+    let status = server.inference().generate(GenerateRequest::default()).await.unwrap_err();
+    report(status.metadata());
+    let info = server.control().get_server_info(GetServerInfoRequest {}).await.unwrap();
+    assert!(info.metadata().get_bin("endpoint-load-metrics-bin").is_none(), "only calls that generate");
+}
+
+#[tokio::test]
+async fn pings_without_calls_are_tolerated() {
+    let server = TestServer::start(Options::default()).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
+    let endpoint = endpoint
+        .http2_keep_alive_interval(Duration::from_millis(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(true);
+    let channel = endpoint.connect().await.unwrap();
+    // A hundred pings; gRPC's own servers close the connection at the third.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    InferenceClient::new(channel).generate(request(&[1], 1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn invariant_7_messages_are_limited() {
+    let server = TestServer::start(Options::default()).await;
+    let ids =
+        |bytes: usize| GenerateRequest { prompt: Some(Prompt::Text("a".repeat(bytes))), ..request(&[], 1) };
+    let mut client = server.inference().max_encoding_message_size(64 << 20);
+    let status = client.generate(ids(super::super::MAX_MESSAGE_BYTES)).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    let status = client.generate(ids(8 << 20)).await.unwrap_err();
+    assert_invalid(&status, "prompt");
+}

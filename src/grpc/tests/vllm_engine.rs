@@ -75,8 +75,10 @@ async fn wholes(server: &TestServer, request: wire::GenerateRequest) -> Vec<wire
             Response::Complete(whole) => {
                 assert_eq!(whole.completion_tokens as usize, whole.output_ids.len());
                 if request.stream {
-                    let sent: Vec<u32> =
-                        chunks[whole.index as usize].iter().flat_map(|chunk| chunk.token_ids.clone()).collect();
+                    let sent: Vec<u32> = chunks[whole.index as usize]
+                        .iter()
+                        .flat_map(|chunk| chunk.token_ids.clone())
+                        .collect();
                     assert_eq!(sent, whole.output_ids, "the chunks are the whole");
                 }
                 wholes.push(whole);

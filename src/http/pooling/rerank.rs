@@ -13,6 +13,7 @@ use super::request::PoolingFields;
 use super::similarity::{Side, cosine, embed_both};
 use crate::http::error::ApiError;
 use crate::http::fields::{Fields, expected_got};
+use crate::http::openapi::Operation;
 use crate::http::reply::json;
 use crate::http::{HttpState, RequestName};
 
@@ -97,6 +98,13 @@ struct Document {
     text: String,
     /// What is not text; always null here.
     multi_modal: Option<()>,
+}
+
+/// How the route tells of itself.
+pub(crate) fn describe(op: &mut Operation<'_>) {
+    op.about("Documents in the order in which they fit a query")
+        .takes(|mut fields| drop(RerankRequest::read(&mut fields)))
+        .answers::<RerankResponse>();
 }
 
 /// The handler.

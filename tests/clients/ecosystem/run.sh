@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the ecosystem's clients against a release binary; see README.md beside this file.
 #
-#     tests/clients/ecosystem/run.sh target/release/quire [frameworks|instructor|litellm|node|load]...
+#     tests/clients/ecosystem/run.sh target/release/quire [frameworks|instructor|litellm|node|load|smg]...
 set -euo pipefail
 
 binary=$(realpath "${1:?the path of the quire binary}")
@@ -36,7 +36,7 @@ node_clients() {
     python3 "$here/with_server.py" "$binary" node "$folder/node_client.mjs"
 }
 
-for name in "${@:-frameworks instructor litellm node load}"; do
+for name in "${@:-frameworks instructor litellm node load smg}"; do
     for client in $name; do
         echo "== $client"
         case $client in
