@@ -23,6 +23,11 @@ const METHODS: &[&str] = &[
     "/vllm.Control/GetServerInfo",
     "/vllm.Control/GetModelInfo",
     "/vllm.Control/Abort",
+    "/vllm.grpc.engine.VllmEngine/Generate",
+    "/vllm.grpc.engine.VllmEngine/GetLoads",
+    "/vllm.grpc.engine.VllmEngine/GetTokenizer",
+    "/openengine.v1.Inference/Generate",
+    "/openengine.v1.Control/GetServerInfo",
 ];
 
 /// One byte for the method, then the message.

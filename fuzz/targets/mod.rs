@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each fuzzer uses one of them")]
 
 pub mod chat_parser;
+pub mod chat_parser;
 pub mod detokenizer;
 pub mod grpc_request;
 pub mod http_request;
@@ -16,6 +17,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
 pub const ALL: &[Target] = &[
+    ("chat_parser", chat_parser::run),
     ("chat_parser", chat_parser::run),
     ("detokenizer", detokenizer::run),
     ("grpc_request", grpc_request::run),

@@ -36,7 +36,7 @@ fn a_prompt_in_chunks_ends_with_its_last_one() {
         let answer = vectors(&plan, 25);
         let out = driver.finish_with(plan, Ok(&answer));
         let ends = (at == 20).then(|| (1, vec![1.0, 1.0], Some(FinishReason::Pooled)));
-        assert_eq!(told(&out).into_iter().filter(|(_, _, finish)| finish.is_some()).next(), ends);
+        assert_eq!(told(&out).into_iter().find(|(_, _, finish)| finish.is_some()), ends);
     }
     assert!(!driver.scheduler.has_unfinished());
     assert_eq!(driver.free_blocks(), free);

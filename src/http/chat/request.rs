@@ -3,11 +3,11 @@
 
 use serde_json::{Value, json};
 
-use crate::chat::{Conversation, ToolChoice};
+use crate::chat::{Conversation, MAX_TOOLS, ToolChoice};
 
 use super::job::ChatJob;
 use super::messages::{message_schema, read_messages, read_messages_at};
-use super::tools::{read_tool_choice, read_tools};
+use super::tools::{read_tool_choice, read_tools, tool_choice_schema, tool_schema};
 use crate::http::error::ApiError;
 use crate::http::fields::{Fields, expected_got};
 use crate::http::json::MAX_PROMPTS;
@@ -56,6 +56,7 @@ impl ChatRequest {
         fields.describe("max_tokens", max_tokens_schema);
         fields.describe("max_completion_tokens", max_tokens_schema);
         fields.describe("top_logprobs", logprobs_schema);
+        fields.describe("tool_choice", |_| tool_choice_schema());
         Self { common, conversation, tool_choice, single_tool_call, include_reasoning }
     }
 
@@ -157,7 +158,7 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
 fn with_messages(messages: Vec<Value>, fields: &mut Fields) -> Conversation {
     let tools = read_tools(fields);
     fields.describe("messages", |_| json!({ "items": message_schema(), "minItems": 1 }));
-    fields.describe("tools", |_| json!({ "items": tool_schema(), "minItems": 1 }));
+    fields.describe("tools", |_| json!({ "items": tool_schema(), "minItems": 1, "maxItems": MAX_TOOLS }));
     let mut kwargs = fields.map("chat_template_kwargs").unwrap_or_default();
     if let Some(effort) = fields.string("reasoning_effort") {
         // It is up to the template what comes of it, as in vLLM.
@@ -176,25 +177,6 @@ fn with_messages(messages: Vec<Value>, fields: &mut Fields) -> Conversation {
         continue_final_message,
         kwargs,
     }
-}
-
-fn tool_schema() -> Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "type": { "const": "function" },
-            "function": {
-                "type": "object",
-                "properties": {
-                    "name": { "type": "string", "minLength": 1 },
-                    "description": { "type": "string" },
-                    "parameters": { "type": "object" },
-                },
-                "required": ["name"],
-            },
-        },
-        "required": ["type", "function"],
-    })
 }
 
 #[cfg(test)]

@@ -26,12 +26,8 @@ pub(crate) struct ScoreRequest {
 }
 
 /// The names of the two sides, each with those that it goes with.
-const NAMES: [(&str, &[&str]); 4] = [
-    ("text_1", &["text_2"]),
-    ("data_1", &["data_2"]),
-    ("queries", &["documents", "items"]),
-    ("query", &["documents"]),
-];
+const NAMES: [(&str, &[&str]); 3] =
+    [("text_1", &["text_2"]), ("data_1", &["data_2"]), ("queries", &["documents", "items"])];
 
 impl ScoreRequest {
     /// Reads the fields; errors stay in `fields`.
