@@ -20,7 +20,6 @@ const DERENDER: &str = "see /detokenize";
 const RENDER: &str = "see /tokenize, which takes a conversation too";
 
 const ABSENT: &[(&str, &str)] = &[
-    ("/classify", "the model has no classes"),
     ("/cohere/v2/chat", COHERE),
     ("/collective_rpc", ONE_DEVICE),
     ("/fault_tolerance/apply", ONE_DEVICE),

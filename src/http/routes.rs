@@ -137,6 +137,8 @@ fn ollama_routes() -> Vec<Route> {
     vec![
         post("/api/chat", ollama::chat, ollama::describe::chat),
         post("/api/generate", ollama::generate, ollama::describe::generate),
+        plain(Method::POST, "/api/embed", ollama::embed::embeddings),
+        plain(Method::POST, "/api/embeddings", ollama::embed::old_embeddings),
         get("/api/tags", ollama::models::tags, ollama::describe::tags),
         get("/api/ps", ollama::models::ps, ollama::describe::ps),
         post("/api/show", ollama::models::show, ollama::describe::show),

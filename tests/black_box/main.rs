@@ -10,6 +10,7 @@ mod http;
 mod metrics;
 mod server;
 
+mod admin;
 mod advisories;
 mod bad_grpc;
 mod bad_http;
@@ -25,6 +26,7 @@ mod golden;
 mod inference;
 mod invariance;
 mod lifecycle;
+mod ollama;
 mod overload;
 mod shutdown;
 mod soak;

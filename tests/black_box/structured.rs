@@ -226,7 +226,7 @@ async fn grpc_has_all_kinds() {
             prompt: Some(grpc::text("Once upon a time")),
             decoding: Some(vllm::DecodingParameters { structured_output: Some(kind.clone()), ..Default::default() }),
             stopping: Some(vllm::StoppingCriteria { max_new_tokens: 30, ..Default::default() }),
-            response: Some(vllm::ResponseOptions { output_text: true, ..Default::default() }),
+            response: Some(vllm::ResponseOptions { output_text: Some(true), ..Default::default() }),
             ..Default::default()
         };
         let text = grpc::generate(server.grpc, request).await.outputs.expect("outputs").text;

@@ -43,24 +43,19 @@ def check_generate():
 
 
 def check_tools():
-    def add_two_numbers(a: int, b: int) -> int:
-        """Add two numbers.
-
-        Args:
-            a (int): the first
-            b (int): the second
-        """
-        return a + b
-
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    weather = {"type": "function", "function": {"name": "get_weather", "description": "Get the weather in a city",
+                                                "parameters": city}}
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
     with serve() as server:
         api = client(server)
-        messages = [{"role": "user", "content": "What is 12 + 30?"}]
-        whole = api.chat(model="pebble", messages=messages, tools=[add_two_numbers], options=GREEDY)
-        for call in whole.message.tool_calls or []:
-            assert isinstance(call.function.arguments, dict), call
-        pieces = list(api.chat(model="pebble", messages=messages, tools=[add_two_numbers], options=GREEDY, stream=True))
-        calls = [call for piece in pieces for call in piece.message.tool_calls or []]
-        assert calls == list(whole.message.tool_calls or []), (calls, whole.message)
+        whole = api.chat(model="pebble", messages=messages, tools=[weather], options=GREEDY)
+        [call] = whole.message.tool_calls
+        assert call.function.name == "get_weather" and call.function.arguments == {"city": "Paris"}, call
+        pieces = list(api.chat(model="pebble", messages=messages, tools=[weather], options=GREEDY, stream=True))
+        assert [call for piece in pieces for call in piece.message.tool_calls or []] == [call], pieces
+        messages += [whole.message, {"role": "tool", "tool_name": "get_weather", "content": '{"sky": "rain"}'}]
+        assert api.chat(model="pebble", messages=messages, tools=[weather], options=GREEDY).message.content
 
 
 def check_formats():

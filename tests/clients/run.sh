@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Drives a release binary with clients that know nothing of Quire: the official openai and anthropic packages, a gRPC client made
-# from server reflection alone, Schemathesis over /openapi.json, and a headless Chromium on the page at / (left out,
-# and said so, where there is no npm). Needs python3 and, once, the Python package registry; the
-# packages, pinned in requirements.txt, go into a virtual environment under target/.
+# Drives a release binary with clients that know nothing of Quire: the official openai, anthropic and ollama
+# packages, a gRPC client made from server reflection alone, Schemathesis over /openapi.json, and a headless Chromium
+# on the page at / (left out, and said so, where there is no npm). Needs python3 and, once, the Python package
+# registry; the packages, pinned in requirements.txt, go into a virtual environment under target/.
 #
 #     tests/clients/run.sh target/release/quire
 set -euo pipefail
@@ -21,6 +21,7 @@ export PYTHONDONTWRITEBYTECODE=1
 "$venv/bin/python" "$here/openai_client.py" "$binary"
 "$venv/bin/python" "$here/responses_client.py" "$binary"
 "$venv/bin/python" "$here/anthropic_client.py" "$binary"
+"$venv/bin/python" "$here/ollama_client.py" "$binary"
 "$venv/bin/python" "$here/reflection_client.py" "$binary"
 "$here/schemathesis/run.sh" "$binary"
 "$here/page/run.sh" "$binary"

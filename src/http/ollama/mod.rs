@@ -1,4 +1,4 @@
-//! Ollama's API, as far as it is about using a model: chat, generate, and what is there to be used. Clients
+//! Ollama's API, as far as it is about using a model: chat, generate, embed, and what is there to be used. Clients
 //! made for Ollama work with Quire by its address alone.
 //!
 //! A server has one model, loaded for as long as it lives, so the routes that fetch, make and remove models
@@ -6,6 +6,7 @@
 
 mod answer;
 pub(crate) mod describe;
+pub(crate) mod embed;
 mod error;
 pub(crate) mod models;
 mod ndjson;
@@ -75,6 +76,13 @@ async fn answer(
     };
     let wants_logprobs = job.sampling.logprobs.is_some();
     let id = choose_id("ollama", name.sent.as_deref(), name.given)?;
+    // As in Ollama: not a wish that may come to nothing.
+    if job.conversation.kwargs.get("enable_thinking") == Some(&true.into())
+        && state.app.chat.reasoning.is_none()
+    {
+        let message = format!("\"{model}\" does not support thinking");
+        return Err(ApiError::bad_param("think", message).into());
+    }
     let prepared = ChatJob { id, ..job }.prepare(state).await?;
     let prompt_eval_count = prepared.request.prompt_token_ids.len();
     let mut writer = AnswerWriter::new(route, model, names, wants_logprobs, prompt_eval_count, started);

@@ -129,7 +129,15 @@ pub(crate) async fn show(
     model_info.insert(format!("{family}.context_length"), state.app.limits.max_model_len.into());
     model_info.insert("general.architecture".into(), family.into());
     let (modified_at, details) = (loaded_at(model), details(model));
-    Ok(json(&Shown { modified_at, details, model_info, capabilities: vec!["completion"] }))
+    let chat = &state.app.chat;
+    let capabilities = [
+        ("completion", state.app.pooler.is_none()),
+        ("embedding", state.app.pooler.is_some()),
+        ("tools", chat.tools.is_some()),
+        ("thinking", chat.reasoning.is_some()),
+    ];
+    let capabilities = capabilities.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect();
+    Ok(json(&Shown { modified_at, details, model_info, capabilities }))
 }
 
 /// Ollama's names end with a tag.

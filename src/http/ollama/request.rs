@@ -102,14 +102,18 @@ pub(super) fn read_show(fields: &mut Fields) -> Option<String> {
 
 const TEXT_ONLY: &str = "the model reads text only";
 
-fn request(fields: &mut Fields, job: Option<ChatJob>) -> OllamaRequest {
-    // The model stays as long as the server does, whatever is asked for.
+/// The model stays as long as the server does, whatever `keep_alive` asks for.
+pub(super) fn check_keep_alive(fields: &mut Fields) {
     if let Some(value) = fields.take("keep_alive")
         && !(value.is_number() || value.is_string())
     {
         fields.wrong("keep_alive", expected_got("a number or a string", &value));
     }
     fields.describe("keep_alive", |_| json!({ "type": ["number", "string"] }));
+}
+
+fn request(fields: &mut Fields, job: Option<ChatJob>) -> OllamaRequest {
+    check_keep_alive(fields);
     fields.describe("top_logprobs", logprobs_schema);
     fields.describe("think", |_| json!({ "enum": [true, false, "low", "medium", "high"] }));
     fields.describe("format", |_| json!({ "anyOf": [{ "enum": ["", "json"] }, { "type": "object" }] }));

@@ -144,6 +144,7 @@ async fn errors_have_ollamas_shape() {
     for (body, field) in [
         (chat(json!({"format": "xml"})), "format"),
         (chat(json!({"think": "hard"})), "think"),
+        (chat(json!({"think": true})), "does not support thinking"),
         (
             chat(json!({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]})),
             "messages[0].images",
@@ -166,6 +167,14 @@ async fn errors_have_ollamas_shape() {
     ] {
         let (status, message) = error(&server.post("/api/generate", &generate(json!({field: value}))).await);
         assert!(status == 400 && message.contains(field), "{field}: {message}");
+    }
+    // The server generates; see --runner.
+    for (path, body) in [
+        ("/api/embed", json!({"model": "pebble", "input": ["a", "b"]})),
+        ("/api/embeddings", json!({"model": "pebble", "prompt": "a"})),
+    ] {
+        let (status, message) = error(&server.post(path, &body).await);
+        assert!(status == 404 && message.contains("--runner"), "{path}: {message}");
     }
     for path in ["/api/pull", "/api/create", "/api/push", "/api/copy"] {
         assert_eq!(error(&server.post(path, &json!({})).await).0, 501, "{path}");
