@@ -302,7 +302,7 @@ mod tests {
             assert_eq!(snapshot.last().unwrap().sequence_number, step);
             let listed: Vec<_> = snapshot.iter().flat_map(|batch| batch.events.clone()).collect();
             assert_eq!(known(&listed), known(&all));
-            let mut before = HashSet::new();
+            let mut before = HashSet::<BlockHash>::new();
             for event in &listed {
                 let KvEvent::Stored { block_hashes, parent_block_hash, .. } = event else { continue };
                 let parent = parent_block_hash.filter(|parent| known(&all).contains_key(parent));

@@ -18,6 +18,7 @@ mod chat;
 #[cfg(feature = "cuda")]
 mod compile_kernels;
 mod completions;
+mod dialects;
 mod disconnect;
 mod endpoints;
 mod golden;
