@@ -6,12 +6,12 @@ use std::sync::OnceLock;
 
 use bytes::{Buf, BufMut, Bytes};
 use quire::app::App;
-use quire::grpc::routes;
+use quire::grpc::router;
+use quire::listen::{Protocol, bind, serve};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::server::{assert_idle, with_server};
@@ -69,9 +69,15 @@ async fn call(channel: Channel, method: &'static str, message: Bytes) -> Status 
 fn channel(app: &Arc<App>) -> Channel {
     static CHANNEL: OnceLock<Channel> = OnceLock::new();
     let connect = || {
-        let listener = TcpIncoming::bind(([127, 0, 0, 1], 0).into()).expect("loopback has a port");
+        let listener = bind(([127, 0, 0, 1], 0).into()).expect("loopback has a port");
         let address = listener.local_addr().expect("a bound port");
-        tokio::spawn(routes(Server::builder(), app.clone()).serve_with_incoming(listener));
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let serving = serve(listener, None, Protocol::Grpc, router(app.clone()), stopped);
+        tokio::spawn(async move {
+            // The server would end with it.
+            let _stop = stop;
+            serving.await;
+        });
         Endpoint::from_shared(format!("http://{address}")).expect("an address").connect_lazy()
     };
     CHANNEL.get_or_init(connect).clone()

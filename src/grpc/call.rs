@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, stream};
 use quire_scheduler::TokenId;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Response, Status};
 
 use super::status::{FieldPath, invalid, invalid_field, not_taken, not_tokenized};
 use crate::app::App;
-use crate::engine::{FinishKind, GenerateRequest, OutputDelta, OutputStream, SubmitError};
+use crate::engine::{FinishKind, GenerateRequest, OutputDelta, OutputStream};
 use crate::text::TextError;
 
 const REQUEST_ID: &str = "x-request-id";
@@ -50,6 +50,14 @@ impl Caller {
         Ok(Self { request_id, echo, deadline })
     }
 
+    /// Waits for something other than a [`Generation`], until the deadline.
+    pub(super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Status> {
+        match self.deadline {
+            None => Ok(work.await),
+            Some(deadline) => timeout_at(deadline, work).await.map_err(|_| Failure::Deadline.into()),
+        }
+    }
+
     /// The answer, with `x-request-id` if the call had one.
     pub(super) fn answer<T>(self, message: T) -> Response<T> {
         let mut response = Response::new(message);
@@ -72,9 +80,7 @@ impl Caller {
         }
         let prompt_token_ids = request.prompt_token_ids.clone();
         let stream = app.engine.submit(request).map_err(|error| {
-            if let SubmitError::Overloaded { .. } = error {
-                app.metrics.on_rejection("max_num_queued_reqs");
-            }
+            app.metrics.on_refusal(&error);
             not_taken(&error)
         })?;
         let deadline = self.deadline.map(|at| Box::pin(sleep_until(at)));

@@ -31,6 +31,7 @@ impl inference_server::Inference for Inference {
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<GenerateResponse>, Status> {
+        // The schema has room for one sequence in an answer, and a second one must not be lost in silence.
         if request.get_ref().sampling.is_some_and(|sampling| sampling.num_sequences > 1) {
             let message = "one answer holds one sequence; use GenerateStream for more";
             return Err(invalid_field("sampling.num_sequences", message));

@@ -19,6 +19,7 @@ mod chat;
 #[cfg(feature = "cuda")]
 mod compile_kernels;
 mod completions;
+mod dialects;
 mod disconnect;
 mod embeddings;
 mod endpoints;

@@ -372,3 +372,20 @@ fn finished(index: u32, finish: &Finish) -> GenerationFinished {
         stop_match: stop_match.map(|found| StopMatch { r#match: Some(found) }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn candidates_are_ranked_by_their_place() {
+        let tokenizer = Tokenizer::from_bytes(crate::demo::TOKENIZER, None).unwrap();
+        let entry = TokenLogprobs { token: 300, logprob: -2.0, rank: 7, top: vec![(301, -0.5), (302, -1.0)] };
+        let info = token_info(300, Some(&entry), true, true, &tokenizer);
+        assert_eq!((info.logprob, info.rank), (Some(-2.0), Some(7)));
+        let candidates: Vec<_> = info.candidates.iter().map(|c| (c.token_id, c.logprob, c.rank)).collect();
+        assert_eq!(candidates, [(301, -0.5, Some(1)), (302, -1.0, Some(2))]);
+        let bare = token_info(300, Some(&entry), false, false, &tokenizer);
+        assert_eq!((bare.logprob, bare.rank, bare.candidates.len()), (None, None, 0));
+    }
+}

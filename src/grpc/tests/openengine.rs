@@ -136,7 +136,6 @@ async fn logprobs_and_candidates() {
     assert_eq!((prompt.tokens[0].logprob, prompt.tokens[0].rank), (Some(-1.0), Some(1)));
     for token in &all[0].tokens {
         assert!(token.logprob.is_some() && token.rank.is_some());
-        assert_eq!(token.candidates.iter().map(|c| c.rank).collect::<Vec<_>>(), [Some(1), Some(2)]);
         assert_eq!(token.token, server.app.tokenizer.token_text(token.token_id));
     }
 }

@@ -30,7 +30,8 @@ async fn routers_learn_what_they_need() {
 
 #[tokio::test]
 async fn what_cannot_be_done_is_refused() {
-    let mut control = TestServer::start(Options::default()).await.control();
+    let server = TestServer::start(Options::default()).await;
+    let mut control = server.control();
     let precondition = [
         control.load_lora(LoadLoraRequest::default()).await.map(drop),
         control.unload_lora(UnloadLoraRequest::default()).await.map(drop),
@@ -162,7 +163,8 @@ reflection_client!(v1alpha, "grpc.reflection.v1alpha.ServerReflection");
 
 #[tokio::test]
 async fn operators_pause_and_end_the_server_if_they_may() {
-    let mut control = TestServer::start(Options::default()).await.control();
+    let server = TestServer::start(Options::default()).await;
+    let mut control = server.control();
     let forbidden = [
         ("Shutdown", control.shutdown(ShutdownRequest {}).await.map(drop)),
         ("PauseGeneration", control.pause_generation(PauseGenerationRequest::default()).await.map(drop)),

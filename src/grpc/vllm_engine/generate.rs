@@ -226,3 +226,22 @@ fn complete(sequence: GenerateComplete, finish: &Finish) -> GenerateComplete {
     });
     GenerateComplete { finish_reason: finish.kind.as_str().into(), matched_stop, ..sequence }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_tokens_come_beside_each_one() {
+        let entry = |top| TokenLogprobs { token: 300, logprob: -2.0, rank: 7, top };
+        let logprobs = output_logprobs(&[entry(vec![(301, -0.5), (302, -1.0)])]).unwrap();
+        assert_eq!((logprobs.token_ids, logprobs.token_logprobs), (vec![300], vec![-2.0]));
+        let top = TopLogProbs { values: vec![-0.5, -1.0], token_ids: vec![301, 302] };
+        assert_eq!(logprobs.top_logprobs, [top]);
+        assert!(
+            output_logprobs(&[entry(Vec::new())]).unwrap().top_logprobs.is_empty(),
+            "none were asked for"
+        );
+        assert_eq!(output_logprobs(&[]), None);
+    }
+}

@@ -4,6 +4,7 @@
 //! Its clients tokenise prompts and turn tokens into text themselves: prompts mostly come as ids, answers always
 //! go as ids, and the tokenizer's files can be had from here.
 
+mod embed;
 mod generate;
 mod kv_events;
 mod load;
@@ -58,9 +59,11 @@ impl vllm_engine_server::VllmEngine for VllmEngine {
         Ok(caller.answer(messages(Box::new(call), |mut call| async move { (call.next().await, call) })))
     }
 
-    async fn embed(&self, _: Request<EmbedRequest>) -> Answer<EmbedResponse> {
-        let name = self.0.model.name();
-        Err(Status::unimplemented(format!("the model {name:?} generates text; it gives no embeddings")))
+    async fn embed(&self, request: Request<EmbedRequest>) -> Answer<EmbedResponse> {
+        let (metadata, _, mut request) = request.into_parts();
+        let caller = Caller::read(&metadata, std::mem::take(&mut request.request_id))?;
+        let answer = guarded(embed::embed(&self.0, request, &caller)).await?;
+        Ok(caller.answer(answer))
     }
 
     async fn health_check(&self, _: Request<HealthCheckRequest>) -> Answer<HealthCheckResponse> {
@@ -81,7 +84,7 @@ impl vllm_engine_server::VllmEngine for VllmEngine {
         let id = |id: Option<u32>| id.map_or(0, |id| id as i32);
         Ok(Response::new(GetModelInfoResponse {
             model_path: model.root.clone(),
-            is_generation: true,
+            is_generation: self.0.pooler.is_none(),
             max_context_length: limits.max_model_len,
             vocab_size: limits.vocab_size,
             supports_vision: false,
