@@ -131,8 +131,13 @@ impl Inner {
 /// mask stays with the parser.
 fn checked(parser: TokenParser) -> Result<llguidance::Matcher, GrammarRefusal> {
     let mut matcher = llguidance::Matcher::new(Ok(parser));
-    matcher.compute_mask_or_eos().map_err(refusal)?;
-    Ok(matcher)
+    match matcher.compute_mask_or_eos() {
+        Ok(_) => Ok(matcher),
+        Err(error) if error.to_string().starts_with("NoExtensionBias") => {
+            Err(GrammarRefusal::new("it allows no output at all"))
+        }
+        Err(error) => Err(refusal(error)),
+    }
 }
 
 fn refusal(error: anyhow::Error) -> GrammarRefusal {

@@ -134,7 +134,11 @@ impl Writer<'_> {
             Expression::Sequence(parts) => join(parts, " "),
             Expression::Alternatives(parts) => join(parts, " | "),
             Expression::Repeat { of, min, max } => {
-                let of = self.expression(of);
+                // Lark allows one repetition on anything, and no repetition of a repetition.
+                let of = match **of {
+                    Expression::Repeat { .. } => format!("({})", self.expression(of)),
+                    _ => self.expression(of),
+                };
                 match (min, max) {
                     (0, None) => format!("{of}*"),
                     (1, None) => format!("{of}+"),

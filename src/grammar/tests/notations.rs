@@ -22,6 +22,8 @@ fn gbnf_constructs() {
     check(&gbnf("root ::= \"a\" | \"b\"\n  | \"c\""), &["a", "b", "c"], &["ab", ""]);
     check(&gbnf("root ::= (\"x\" \"y\"?)+"), &["x", "xyx"], &["y", ""]);
     check(&gbnf("root ::= [^a-y\\]\\n]{2}"), &["zz", "z1", "é!"], &["za", "z", "z]", "z\n"]);
+    check(&gbnf("root ::= ([ab]{2}){2} | (\"x\"*)+ \"y\""), &["abba", "y", "xxy"], &["ab", "abab ", "x"]);
+    check(&gbnf("root ::= \"(\" root \")\" | (\"x\"{2})?"), &["((xx))", "()", ""], &["(x)", "xxx"]);
     check(&gbnf("root ::= [a\\-z-]{2,}"), &["a-z", "--"], &["b", "a"]);
     check(&gbnf("root ::= \"\\x41\\u00e9\\t\\\"\\\\\""), &["Aé\t\"\\"], &["A"]);
     check(&gbnf("root ::= . \"!\" # anything\n# the end"), &["a!", "\n!", "€!"], &["!", "ab!"]);
