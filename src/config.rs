@@ -185,6 +185,8 @@ pub struct ServerConfig {
     pub disable_fastapi_docs: bool,
     /// The page at `/`, and `/quire/state` which feeds it.
     pub ui: bool,
+    /// Open the routes for gateways that bring their own tokenizer.
+    pub enable_scale_out: bool,
     /// Echo `X-Request-Id` in answers.
     pub enable_request_id_headers: bool,
     /// Seconds between SSE comments on a silent stream; zero = none.

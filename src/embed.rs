@@ -126,6 +126,10 @@ pub async fn embed(
     check_number(inputs.len(), options.input_param)?;
     let prompts = tokenize(app, inputs, options).await?;
     let request_id: Arc<str> = options.request_id.as_str().into();
+    if app.server.enable_log_requests {
+        let prompt_tokens: usize = prompts.iter().map(Vec::len).sum();
+        tracing::info!(request_id = &*request_id, inputs = prompts.len(), prompt_tokens, "embedding request");
+    }
     let request = |prompt: Vec<TokenId>| GenerateRequest {
         external_id: request_id.clone(),
         prompt_token_ids: prompt.into(),

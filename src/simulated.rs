@@ -144,6 +144,7 @@ fn server_config() -> ServerConfig {
         enable_admin: false,
         disable_fastapi_docs: false,
         ui: true,
+        enable_scale_out: false,
         enable_request_id_headers: false,
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),

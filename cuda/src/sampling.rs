@@ -167,7 +167,8 @@ impl Sampler {
 
     /// Enqueues the kernels for the step's rows `first_row ..  first_row + num_rows`, at most
     /// `max_logits_rows`, whose logits `[num_rows][vocab_size]` are at `logits`. They write the results, the
-    /// slots' last tokens and occurrences, and leave rows with log-probabilities as they were.
+    /// slots' last tokens and occurrences, and leave rows with log-probabilities as they were. May be
+    /// recorded in a graph.
     pub fn launch(
         &self,
         stream: &Stream,

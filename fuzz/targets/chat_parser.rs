@@ -1,52 +1,59 @@
-//! Answers taken apart: in pieces the same as whole, by every parser of tool calls and reasoning.
+//! Answers taken apart while they stream, in every format of tool calls and reasoning: the pieces add up to
+//! what the whole text gives, and each call begins once.
 
-use quire::chat::{ChatDelta, ChatParser};
+use quire::chat::{ChatDelta, ChatParser, ToolCallStart};
 
 use super::input::{Input, cut};
 
-const MAX_TEXT_BYTES: usize = 4096;
+const MAX_TEXT_BYTES: usize = 2048;
 
-/// One byte for each parser, the places to cut, and the text.
-pub fn run(data: &[u8]) {
-    let mut input = Input(data);
-    let mut choose =
-        |names: Vec<&'static str>| names.get(usize::from(input.byte()) % (names.len() + 1)).copied();
-    let tools = choose(ChatParser::tool_call_parsers());
-    let reasoning = choose(ChatParser::reasoning_parsers());
-    let parser = ChatParser::named(tools, reasoning).expect("these names are known");
-    let cuts = input.piece();
-    let text = input.text();
-    let text = &text[..text.floor_char_boundary(MAX_TEXT_BYTES)];
-
-    let whole = read(&parser, &[text]);
-    assert_eq!(read(&parser, &cut(text, cuts)), whole, "{tools:?} {reasoning:?} {text:?}");
-    if reasoning.is_none() && whole.calls.is_empty() {
-        assert_eq!(whole.content, text, "{tools:?}: something was lost");
-    }
-}
-
+/// One answer.
 #[derive(Debug, Default, PartialEq)]
-struct Read {
+struct Parts {
     reasoning: String,
     content: String,
-    /// Names and arguments.
+    /// Names and arguments; ids are random.
     calls: Vec<(String, String)>,
 }
 
-fn read(parser: &ChatParser, pieces: &[&str]) -> Read {
-    let (mut reading, mut read) = (parser.start(), Read::default());
+/// One byte for the format of calls, one for that of reasoning, the places to cut, and the text.
+pub fn run(data: &[u8]) {
+    let mut input = Input(data);
+    let calls = chosen(&ChatParser::tool_call_parsers(), input.byte());
+    let reasoning = chosen(&ChatParser::reasoning_parsers(), input.byte());
+    let parser = ChatParser::named(calls, reasoning).expect("these names come from the list");
+    let cuts = input.piece();
+    let text = input.text();
+    let text = &text[..text.floor_char_boundary(MAX_TEXT_BYTES)];
+    let whole = parse(&parser, &[text]);
+    let streamed = parse(&parser, &cut(text, cuts));
+    assert_eq!(streamed, whole, "{calls:?} {reasoning:?}: {text:?}");
+    let shown = whole.reasoning.len() + whole.content.len();
+    assert!(shown <= text.len(), "{calls:?} {reasoning:?}: more text than there was in {text:?}");
+}
+
+/// One of the names, or none.
+fn chosen(names: &[&'static str], byte: u8) -> Option<&'static str> {
+    usize::from(byte).checked_sub(1).map(|index| names[index % names.len()])
+}
+
+fn parse(parser: &ChatParser, pieces: &[&str]) -> Parts {
+    let (mut reading, mut parts) = (parser.start(), Parts::default());
+    let last = pieces.len() - 1;
     for (index, piece) in pieces.iter().enumerate() {
         let mut delta = ChatDelta::default();
-        reading.push(&mut (*piece).to_owned(), index + 1 == pieces.len(), &mut delta);
-        read.reasoning.push_str(&delta.reasoning);
-        read.content.push_str(&delta.content);
+        reading.push(&mut (*piece).to_owned(), index == last, &mut delta);
+        parts.reasoning += &delta.reasoning;
+        parts.content += &delta.content;
         for call in delta.tool_calls {
-            if let Some(start) = call.start {
-                read.calls.push((start.name, String::new()));
+            if let Some(ToolCallStart { name, id }) = call.start {
+                assert_eq!(call.index as usize, parts.calls.len(), "calls begin in order");
+                assert!(!name.is_empty() && !id.is_empty(), "a call begins with its id and name");
+                parts.calls.push((name, String::new()));
             }
-            read.calls[call.index as usize].1.push_str(&call.arguments);
+            let (_, arguments) = &mut parts.calls[call.index as usize];
+            *arguments += &call.arguments;
         }
-        assert_eq!(delta.num_tool_calls as usize, read.calls.len());
     }
-    read
+    parts
 }

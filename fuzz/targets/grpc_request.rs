@@ -24,7 +24,10 @@ const METHODS: &[&str] = &[
     "/vllm.Control/GetModelInfo",
     "/vllm.Control/Abort",
     "/vllm.grpc.engine.VllmEngine/Generate",
+    "/vllm.grpc.engine.VllmEngine/GetLoads",
+    "/vllm.grpc.engine.VllmEngine/GetTokenizer",
     "/openengine.v1.Inference/Generate",
+    "/openengine.v1.Control/GetServerInfo",
 ];
 
 /// One byte for the method, then the message.

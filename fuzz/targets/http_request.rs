@@ -11,7 +11,21 @@ use tower::ServiceExt;
 use super::server::{assert_idle, with_server};
 
 /// Where bodies are sent.
-pub const ROUTES: &[&str] = &["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"];
+pub const ROUTES: &[&str] = &[
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/tokenize",
+    "/detokenize",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/chat/completions/batch",
+    "/api/chat",
+    "/api/generate",
+    "/api/show",
+    "/v1/load_lora_adapter",
+    "/v1/embeddings",
+];
 
 /// One byte for the route, then the body.
 pub fn run(data: &[u8]) {

@@ -17,6 +17,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All of them.
 pub const ALL: &[Target] = &[
     ("chat_parser", chat_parser::run),
+    ("chat_parser", chat_parser::run),
     ("detokenizer", detokenizer::run),
     ("grpc_request", grpc_request::run),
     ("http_request", http_request::run),

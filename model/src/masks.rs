@@ -223,7 +223,10 @@ impl Masks {
             let place = Place { slot, generation: seat.generation };
             state.to_accept.push_back(place);
         }
-        self.shared.work.notify_all();
+        match sampled.len() {
+            1 => self.shared.work.notify_one(),
+            _ => self.shared.work.notify_all(),
+        }
         while state.num_accepting > 0 {
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -282,7 +285,7 @@ impl Shared {
         while !state.is_closing {
             if let Some(place) = state.to_accept.pop_front() {
                 state = self.accept(state, place);
-            } else if let Some(place) = state.to_fill.pop_front() {
+            } else if let Some(place) = state.next_to_fill() {
                 state = self.fill(state, place);
             } else if let Some(work) = state.to_drop.pop() {
                 drop(state);
@@ -350,6 +353,15 @@ impl Shared {
             }
         }
         state
+    }
+}
+
+impl State {
+    /// Those first that the engine thread waits for: others may be in the middle of a long prompt.
+    fn next_to_fill(&mut self) -> Option<Place> {
+        let is_awaited = |place: &Place| self.seats[place.slot].is_awaited;
+        let first = if self.num_awaited > 0 { self.to_fill.iter().position(is_awaited) } else { None };
+        self.to_fill.remove(first.unwrap_or(0))
     }
 }
 

@@ -18,4 +18,4 @@ pub use delta::{ChatDelta, ToolCallDelta, ToolCallStart};
 pub use parser::{ChatParser, Reading, ToolChoice};
 pub use setup::{ChatSetup, ChatSetupError};
 pub use stream::ChatStream;
-pub(crate) use tools::{MAX_TOOLS, Tool, ToolFormat, grammar, strict_tag, writable};
+pub(crate) use tools::{MAX_TOOL_NAME_CHARS, MAX_TOOLS, Tool, ToolFormat, grammar, strict_tag, writable};

@@ -153,9 +153,53 @@ fn reasoning_format_of(template: &str) -> Option<&'static str> {
         ("mistral", has("[THINK]") && has("[/THINK]")),
         ("kimi_k2", has("<think>") && has("<|tool_calls_section_begin|>")),
         ("minimax_m2", has("<think>") && has("<minimax:tool_call>")),
-        // Those that open the thoughts in every prompt; their models never write the marker.
-        ("deepseek_r1", has("</think>") && has("<｜Assistant｜><think>")),
+        ("deepseek_r1", has("</think>") && has("<｜Assistant｜>")),
         ("qwen3", has("<think>") && has("</think>")),
     ];
     tests.into_iter().find_map(|(name, found)| found.then_some(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_tell_the_formats() {
+        for (template, tools, reasoning) in [
+            ("{{ messages[0].content }}", None, None),
+            (r#"'<tool_call>\n{"name": "' + name + '", "arguments": '"#, Some("hermes"), None),
+            (
+                r#"<tool_call>\n{\"name\": <function-name>, \"arguments\": <args>}</tool_call>"#,
+                Some("hermes"),
+                None,
+            ),
+            ("<tool_call>\n<function=example>\n<parameter=a>", Some("qwen3_coder"), None),
+            (
+                "'<tool_call>' + name + '<arg_key>' + key + '</arg_key>' '<think></think>'",
+                Some("glm45"),
+                Some("qwen3"),
+            ),
+            ("'[TOOL_CALLS]' + name + '[ARGS]' '[THINK]' '[/THINK]'", Some("mistral"), Some("mistral")),
+            (r#"'<|python_tag|>' '{"name": "f", "parameters": '"#, Some("llama3_json"), None),
+            ("'<|python_start|>' + calls + '<|python_end|>'", Some("llama4_pythonic"), None),
+            (
+                "'<｜tool▁call▁begin｜>' + '```json' '<｜Assistant｜>' '</think>'",
+                Some("deepseek_v3"),
+                Some("deepseek_r1"),
+            ),
+            ("'<｜tool▁call▁begin｜>' '<｜Assistant｜></think>'", Some("deepseek_v31"), Some("deepseek_r1")),
+            ("'<|tool_calls_section_begin|>' '<think>' '</think>'", Some("kimi_k2"), Some("kimi_k2")),
+            ("'<minimax:tool_call>' '<think>' '</think>'", Some("minimax_m2"), Some("minimax_m2")),
+            ("'<seed:tool_call><function=' '<seed:think>'", Some("seed_oss"), Some("seed_oss")),
+            ("'<think>\\n\\n</think>\\n\\n'", None, Some("qwen3")),
+        ] {
+            assert_eq!(
+                (tool_format_of(template), reasoning_format_of(template)),
+                (tools, reasoning),
+                "{template}"
+            );
+            assert!(tools.is_none_or(|name| ToolFormat::named(name).is_some()), "{template}");
+            assert!(reasoning.is_none_or(|name| ReasoningFormat::named(name).is_some()), "{template}");
+        }
+    }
 }

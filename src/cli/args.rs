@@ -258,6 +258,10 @@ pub(super) struct ListenArgs {
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) disable_fastapi_docs: bool,
+    /// Open the routes for gateways that bring their own tokenizer: /inference/v1/generate and abort_requests
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) enable_scale_out: bool,
     /// Repeat X-Request-Id in answers
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]

@@ -179,7 +179,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("enable-dbo", NO_PARALLEL),
     ("master-addr", NO_PARALLEL),
     ("master-port", NO_PARALLEL),
-    ("enable-scale-out", NO_PARALLEL),
     ("max-parallel-loading-workers", NO_PARALLEL),
     ("disable-custom-all-reduce", NO_PARALLEL),
     ("tokens-only", "send token ids as the prompt and set detokenize to false"),

@@ -198,6 +198,7 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
         enable_admin: l.enable_admin,
         disable_fastapi_docs: l.disable_fastapi_docs,
         ui: l.ui,
+        enable_scale_out: l.enable_scale_out,
         enable_request_id_headers: l.enable_request_id_headers,
         sse_keep_alive_interval: Duration::from_secs_f64(l.sse_keep_alive_interval),
         stall_timeout: Duration::from_secs_f64(l.stall_timeout),

@@ -58,7 +58,12 @@ impl GrammarCompiler {
         let inner = Inner {
             tokenizer: tokenizer.clone(),
             vocab_size: limits.vocab_size as usize,
-            end_token_ids: limits.eos_token_ids.clone(),
+            end_token_ids: limits
+                .eos_token_ids
+                .iter()
+                .copied()
+                .filter(|&id| id < limits.vocab_size)
+                .collect(),
             factory: OnceLock::new(),
             cache: Mutex::default(),
         };
@@ -122,23 +127,27 @@ impl Inner {
     }
 }
 
-/// Refuses a grammar that allows no output at all, which is found out at the first mask.
+/// Refuses a grammar that allows no output at all, which is found out at the first mask; what was learnt for that
+/// mask stays with the parser.
 fn checked(parser: TokenParser) -> Result<llguidance::Matcher, GrammarRefusal> {
-    let matcher = llguidance::Matcher::new(Ok(parser));
-    let mut trial = matcher.deep_clone();
-    match trial.compute_mask_or_eos() {
-        Ok(_) => Ok(matcher),
-        Err(error) => Err(refusal(error)),
-    }
+    let mut matcher = llguidance::Matcher::new(Ok(parser));
+    matcher.compute_mask_or_eos().map_err(refusal)?;
+    Ok(matcher)
 }
 
 fn refusal(error: anyhow::Error) -> GrammarRefusal {
-    GrammarRefusal(first_line(&format!("{error:#}")))
+    GrammarRefusal(gist(&format!("{error:#}")))
 }
 
-/// llguidance's messages go on with the parser's state, and with a trace where it panicked.
-pub(super) fn first_line(message: &str) -> String {
+/// llguidance's messages go on with the place in the source, the parser's state, and a trace where it panicked.
+/// What is wrong is in the first line, and in those that say so.
+pub(super) fn gist(message: &str) -> String {
     const MAX_CHARS: usize = 400;
-    let message = message.lines().next().unwrap_or_default();
-    message.chars().take(MAX_CHARS).collect()
+    let mut lines = message.lines();
+    let mut gist = lines.next().unwrap_or_default().trim_end_matches(':').to_owned();
+    for error in lines.filter_map(|line| line.strip_prefix("error: ")) {
+        gist.push_str(": ");
+        gist.push_str(error);
+    }
+    gist.chars().take(MAX_CHARS).collect()
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use quire_scheduler::{GrammarError, GrammarMatcher, TokenId};
 
-use super::compiler::first_line;
+use super::compiler::gist;
 
 /// A matcher at the beginning of an output.
 pub(super) struct Matcher {
@@ -90,5 +90,5 @@ fn guarded<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, GrammarErro
 }
 
 fn error(message: &str) -> GrammarError {
-    GrammarError(format!("the output cannot go on under its grammar: {}", first_line(message)).into())
+    GrammarError(format!("the output cannot go on under its grammar: {}", gist(message)).into())
 }

@@ -11,6 +11,9 @@ const SPECIAL: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
 /// A character of no language, put before a text that must not be taken for the beginning of a sentence.
 const LEAD: &str = "\u{2}";
 
+/// Bytes of a token; longer ones (a thousand spaces or so) do not fit into the trie, and are never allowed.
+const MAX_TOKEN_BYTES: usize = 1000;
+
 /// The tokens of a model, and its way of making text into them.
 pub(super) struct Vocabulary {
     tokenizer: Tokenizer,
@@ -87,6 +90,7 @@ fn word(tokenizer: &Tokenizer, id: TokenId, is_end: bool) -> Vec<u8> {
         let name = tokenizer.token_str(id).unwrap_or_default();
         return [&[SPECIAL], name.as_bytes()].concat();
     }
-    // A lone byte of a byte-level alphabet; text has no use for it.
-    if bytes.first() == Some(&SPECIAL) { Vec::new() } else { bytes }
+    // 0xFF is a lone byte of a byte-level alphabet, for which text has no use.
+    let fits = bytes.first() != Some(&SPECIAL) && bytes.len() <= MAX_TOKEN_BYTES;
+    if fits { bytes } else { Vec::new() }
 }

@@ -67,6 +67,11 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "ConflictError", message)
     }
 
+    /// 400 about adapters, by vLLM's name.
+    pub(crate) fn invalid_user_input(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "InvalidUserInput", message)
+    }
+
     /// 501 for a whole feature; the message names it.
     pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_IMPLEMENTED, "NotImplementedError", message)
@@ -114,11 +119,6 @@ impl ApiError {
         self
     }
 
-    /// What is wrong, and what is allowed.
-    pub(crate) fn message(&self) -> &str {
-        &self.message
-    }
-
     /// The body, also used as a frame of a stream that has begun.
     pub(crate) fn to_json(&self) -> String {
         let error = ErrorDetail {
@@ -128,6 +128,11 @@ impl ApiError {
             code: self.status.as_u16(),
         };
         serde_json::to_string(&ErrorBody { error }).expect("strings and numbers serialise")
+    }
+
+    /// What is wrong, for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// The status to answer with.

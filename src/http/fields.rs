@@ -149,6 +149,17 @@ impl Fields {
         self.errors.extend(nested.errors);
     }
 
+    /// The same for an object whose fields are those of a request: what is refused there is refused here.
+    pub(crate) fn absorb_checked(&mut self, mut nested: Self) {
+        let values = std::mem::take(&mut nested.object.values);
+        for (name, value) in &values {
+            if let Some(why) = unsupported::OPENAI.refusal(name, value) {
+                nested.wrong(name, format!("not supported: {why}"));
+            }
+        }
+        self.absorb(nested);
+    }
+
     /// A value of any type.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.note(name, || json!({}));
@@ -171,6 +182,7 @@ impl Fields {
     /// A field that may be text or token ids, where it is not one of those that [`json`] keeps apart: its values
     /// count against the limit of a body.
     pub(crate) fn text_or_ids(&mut self, name: &str) -> Option<Prompt> {
+        self.note(name, || json!({}));
         let value = self.object.values.remove(name)?;
         match json::prompt(value) {
             Prompt::Invalid { at, message } => {
@@ -203,11 +215,6 @@ impl Fields {
     /// Records what is wrong deep in a field.
     pub(crate) fn wrong_part(&mut self, Wrong { at, message }: Wrong) {
         self.wrong(at, message);
-    }
-
-    /// Whether there are errors already.
-    pub(crate) fn is_wrong(&self) -> bool {
-        !self.errors.is_empty()
     }
 
     /// Records that a field is missing, unless it was there and wrong.

@@ -3,6 +3,7 @@
 //! This module translates: JSON into [`GenerateRequest`]s, output into JSON or server-sent events, errors
 //! into status codes. It decides nothing about scheduling, and nothing behind it knows of HTTP.
 
+mod absent;
 mod admin;
 mod anthropic;
 mod auth;
@@ -11,9 +12,11 @@ mod completions;
 mod error;
 mod events;
 mod fields;
+mod inference;
 mod json;
 mod load_report;
 mod logprobs;
+mod lora;
 mod models;
 mod ollama;
 mod openapi;
@@ -69,8 +72,7 @@ pub fn router(app: Arc<App>) -> Router {
         responses: Arc::default(),
         app,
     });
-    let mut router = routes::router(&state.app.server)
-        .merge(ollama::routes())
+    let mut router = routes::router(&state.app)
         .fallback(no_such_route)
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(from_fn_with_state(state.clone(), load_report::report))
@@ -202,13 +204,14 @@ async fn echo_request_id(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// 404, or for a path with slashes at its end the way to the path without (as vLLM's framework does).
+/// 404, or 501 for what vLLM has there, or for a path with slashes at its end the way to the path without (as vLLM's framework does).
 async fn no_such_route(State(_): State<Arc<HttpState>>, uri: Uri) -> Response {
     let path = uri.path();
     let trimmed = path.trim_end_matches('/');
     // Two slashes at the start would name another host.
     if trimmed.len() == path.len() || trimmed.is_empty() || trimmed.starts_with("//") {
-        return ApiError::no_such_route(path).into_response();
+        let error = absent::refusal(path).unwrap_or_else(|| ApiError::no_such_route(path));
+        return error.into_response();
     }
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, format!("{trimmed}{query}"))]).into_response()

@@ -64,6 +64,11 @@ pub(crate) async fn load(State(state): State<Arc<HttpState>>) -> Response {
     json(&Load { server_load: state.app.engine.num_in_flight() })
 }
 
+/// Where KV events are published: nowhere.
+pub(crate) async fn kv_event_sources() -> Response {
+    json(&serde_json::Map::new())
+}
+
 /// Prometheus' text format.
 pub(crate) async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
     let text = state.app.metrics.render(state.app.engine.stats());

@@ -35,8 +35,13 @@ pub(crate) fn token_id_schema(app: &App) -> Value {
 
 /// The forms a prompt can have, for `/openapi.json`.
 pub(crate) fn prompt_schema(app: &App) -> Value {
+    inputs_schema(app, MAX_PROMPTS)
+}
+
+/// The same for a list of that length at most.
+pub(crate) fn inputs_schema(app: &App, max_items: usize) -> Value {
     let ids = || json!({ "type": "array", "items": token_id_schema(app), "minItems": 1 });
-    let list = |items| json!({ "type": "array", "items": items, "minItems": 1, "maxItems": MAX_PROMPTS });
+    let list = |items| json!({ "type": "array", "items": items, "minItems": 1, "maxItems": max_items });
     json!({ "anyOf": [{ "type": "string" }, list(json!({ "type": "string" })), ids(), list(ids())] })
 }
 

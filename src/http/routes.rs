@@ -10,9 +10,10 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, models, ops, page, pooling, responses, tokenize,
+    HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, pooling,
+    responses, tokenize,
 };
-use crate::config::ServerConfig;
+use crate::app::App;
 
 /// One method of one path.
 #[derive(Debug)]
@@ -25,26 +26,11 @@ pub(crate) struct Route {
     pub(crate) describe: Option<Describe>,
 }
 
-/// Every route of a server with these settings.
-pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
-    let mut routes = vec![
-        post("/v1/completions", completions::completions, completions::describe),
-        post("/v1/chat/completions", chat::chat_completions, chat::describe),
-        post("/v1/responses", responses::create, responses::describe::create),
-        get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
-        delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
-        post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
-        get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
-        post("/v1/messages", anthropic::messages, anthropic::describe_messages),
-        post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
-        plain("/v1/embeddings", pooling::embeddings),
-        plain("/v1/score", pooling::score),
-        plain("/score", pooling::score),
-        plain("/v1/rerank", pooling::rerank),
-        plain("/v2/rerank", pooling::rerank),
-        plain("/rerank", pooling::rerank),
-        plain("/pooling", pooling::pooling),
-        plain("/classify", pooling::classify),
+/// Every route of this server.
+pub(crate) fn routes(app: &App) -> Vec<Route> {
+    let server = &app.server;
+    let mut routes = task_routes(app.pooler.is_some());
+    routes.extend([
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
@@ -56,8 +42,13 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
         get("/version", ops::version, ops::describe_version),
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
-    ];
+        plain(Method::GET, "/kv_event_sources", ops::kv_event_sources),
+        plain(Method::POST, "/v1/load_lora_adapter", lora::load),
+        plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
+    ]);
     routes.extend(admin_routes(server.enable_admin));
+    routes.extend(ollama_routes());
+    routes.extend(scale_out_routes(server.enable_scale_out));
     if server.ui {
         routes.extend([
             get("/", page::index, page::describe_index),
@@ -70,6 +61,37 @@ pub(crate) fn routes(server: &ServerConfig) -> Vec<Route> {
         routes.push(get("/openapi.json", openapi::openapi, openapi::describe));
     }
     routes
+}
+
+/// Those about the one thing that the server does with its model, and those about the other, which answer 404 and
+/// why.
+fn task_routes(pools: bool) -> Vec<Route> {
+    let mut generating = vec![
+        post("/v1/completions", completions::completions, completions::describe),
+        post("/v1/chat/completions", chat::chat_completions, chat::describe),
+        post("/v1/chat/completions/batch", chat::batch::batch, chat::batch::describe),
+        post("/v1/responses", responses::create, responses::describe::create),
+        get("/v1/responses/{id}", responses::retrieve, responses::describe::retrieve),
+        delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
+        post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
+        get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
+        post("/v1/messages", anthropic::messages, anthropic::describe_messages),
+        post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
+    ];
+    let mut pooled = vec![
+        post("/v1/embeddings", pooling::embeddings, pooling::describe_embeddings),
+        post("/pooling", pooling::pooling, pooling::describe_pooling),
+        post("/v1/score", pooling::score, pooling::describe_score),
+        post("/score", pooling::score, pooling::describe_score),
+        post("/v1/rerank", pooling::rerank, pooling::describe_rerank),
+        post("/v2/rerank", pooling::rerank, pooling::describe_rerank),
+        post("/rerank", pooling::rerank, pooling::describe_rerank),
+    ];
+    let others = if pools { &mut generating } else { &mut pooled };
+    others.iter_mut().for_each(|route| route.describe = None);
+    generating.append(&mut pooled);
+    generating.push(plain(Method::POST, "/classify", pooling::classify));
+    generating
 }
 
 /// Those that change the server for everybody.
@@ -94,14 +116,50 @@ fn admin_routes(enabled: bool) -> Vec<Route> {
     routes
 }
 
+/// Those for gateways that bring their own tokenizer.
+fn scale_out_routes(enabled: bool) -> Vec<Route> {
+    let mut routes = vec![
+        post("/inference/v1/generate", inference::generate, inference::describe_generate),
+        post("/inference/v1/abort_requests", inference::abort_requests, inference::describe_abort),
+    ];
+    if !enabled {
+        for route in &mut routes {
+            route.handler = any(inference::forbidden);
+            route.describe = None;
+        }
+    }
+    routes
+}
+
+/// Routes of Ollama's API.
+fn ollama_routes() -> Vec<Route> {
+    let managed = |method, path| plain(method, path, ollama::managed);
+    vec![
+        plain(Method::POST, "/api/chat", ollama::chat),
+        plain(Method::POST, "/api/generate", ollama::generate),
+        plain(Method::GET, "/api/tags", ollama::models::tags),
+        plain(Method::GET, "/api/ps", ollama::models::ps),
+        plain(Method::POST, "/api/show", ollama::models::show),
+        plain(Method::GET, "/api/version", ollama::models::version),
+        managed(Method::POST, "/api/pull"),
+        managed(Method::POST, "/api/push"),
+        managed(Method::POST, "/api/create"),
+        managed(Method::POST, "/api/copy"),
+        managed(Method::DELETE, "/api/delete"),
+        managed(Method::HEAD, "/api/blobs/{digest}"),
+        managed(Method::POST, "/api/blobs/{digest}"),
+    ]
+}
+
 /// The router of the table.
-pub(crate) fn router(server: &ServerConfig) -> Router<Arc<HttpState>> {
-    routes(server).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
+pub(crate) fn router(app: &App) -> Router<Arc<HttpState>> {
+    routes(app).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
 }
 
 /// A route that the document leaves out.
-fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(path: &'static str, handler: H) -> Route {
-    Route { method: Method::POST, path, handler: on(MethodFilter::POST, handler), describe: None }
+fn plain<H: Handler<T, Arc<HttpState>>, T: 'static>(method: Method, path: &'static str, handler: H) -> Route {
+    let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
+    Route { method, path, handler: on(filter, handler), describe: None }
 }
 
 fn get<H: Handler<T, Arc<HttpState>>, T: 'static>(

@@ -58,7 +58,7 @@ impl CommonFields {
             continuous_usage: include_usage && continuous_usage,
             return_token_ids: fields.bool("return_token_ids").unwrap_or(false),
             return_tokens_as_token_ids: fields.bool("return_tokens_as_token_ids").unwrap_or(false),
-            sampling: sampling(fields),
+            sampling: sampling_params(fields),
         };
         describe(fields);
         common
@@ -87,7 +87,8 @@ pub(crate) fn choose_base(header: Option<&str>, field: Option<String>) -> Result
     })
 }
 
-fn sampling(fields: &mut Fields) -> SamplingFields {
+/// The fields of vLLM's `SamplingParams` that every endpoint reads in the same way.
+pub(crate) fn sampling_params(fields: &mut Fields) -> SamplingFields {
     SamplingFields {
         n: fields.int("n"),
         temperature: fields.real("temperature"),
@@ -167,7 +168,8 @@ pub(crate) fn max_tokens_schema(app: &App) -> Value {
     json!({ "minimum": 1, "exclusiveMaximum": app.limits.max_model_len })
 }
 
-fn stream_options(fields: &mut Fields, stream: bool) -> (bool, bool) {
+/// Whether the usage is wanted at the end of a stream, and whether on each chunk.
+pub(crate) fn stream_options(fields: &mut Fields, stream: bool) -> (bool, bool) {
     let Some(mut options) = fields.nested("stream_options") else { return (false, false) };
     let include_usage = options.bool("include_usage").unwrap_or(false);
     let continuous_usage = options.bool("continuous_usage_stats").unwrap_or(false);

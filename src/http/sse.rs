@@ -25,6 +25,7 @@ use crate::engine::{Finish, OutputDelta, OutputStream, PromptOutput};
 use super::chat::ChatWriter;
 use super::completions::CompletionStream;
 use super::error::ApiError;
+use super::inference::TokenWriter;
 use super::reply::{FINGERPRINT, Reply, check_finish};
 use super::usage::Usage;
 
@@ -63,6 +64,7 @@ pub(crate) fn response(
 #[derive(Debug)]
 pub(crate) enum Dialect {
     Completion(CompletionStream),
+    Tokens(TokenWriter),
     Chat(ChatWriter),
 }
 
@@ -192,6 +194,7 @@ impl Frames {
         let usage = Usage { prompt_tokens: reply.prompt_tokens(), ..Usage::default() };
         let object = match &dialect {
             Dialect::Completion(_) => "text_completion",
+            Dialect::Tokens(_) => return Self { pen: Pen::of_tokens(reply), dialect, choices, usage },
             Dialect::Chat(_) => "chat.completion.chunk",
         };
         Self { dialect, pen: Pen::new(reply, object), choices, usage }
@@ -199,13 +202,17 @@ impl Frames {
 
     /// Writes one delta of prompt number `prompt`, or says that the sequence failed.
     fn write(&mut self, prompt: usize, delta: &mut OutputDelta, out: &mut BytesMut) -> Result<(), ApiError> {
-        let Dialect::Completion(stream) = &self.dialect else { unreachable!("chats give chat deltas") };
         let index = prompt * self.pen.reply.n as usize + delta.index as usize;
-        let num_tokens = if stream.echo_only { 0 } else { delta.token_ids.len() };
+        let hidden = matches!(&self.dialect, Dialect::Completion(stream) if stream.echo_only);
+        let num_tokens = if hidden { 0 } else { delta.token_ids.len() };
         let choice = &mut self.choices[index];
         let first = delta.index == 0;
         count(choice, &mut self.usage, first, delta.prompt.as_ref(), num_tokens, &mut delta.finish)?;
-        stream.write(&self.pen, prompt, index, choice, delta, out);
+        match &self.dialect {
+            Dialect::Completion(stream) => stream.write(&self.pen, prompt, index, choice, delta, out),
+            Dialect::Tokens(stream) => stream.write(&self.pen, index, choice, delta, out),
+            Dialect::Chat(_) => unreachable!("chats give chat deltas"),
+        }
         Ok(())
     }
 
@@ -273,11 +280,17 @@ impl Pen {
             created: i64,
             model: &'a str,
         }
-        let head = Head { id: &reply.id, object, created: reply.created, model: &reply.model };
-        let mut envelope = b"data: ".to_vec();
-        envelope.extend(serde_json::to_vec(&head).expect("strings and numbers serialise"));
-        envelope.pop();
-        envelope.extend_from_slice(b",\"choices\":[");
+        let envelope = envelope(&Head { id: &reply.id, object, created: reply.created, model: &reply.model });
+        Self { reply, envelope }
+    }
+
+    /// For streams of tokens, whose chunks say nothing of themselves but the request's id.
+    fn of_tokens(reply: Reply) -> Self {
+        #[derive(Serialize)]
+        struct Head<'a> {
+            request_id: &'a str,
+        }
+        let envelope = envelope(&Head { request_id: &reply.id });
         Self { reply, envelope }
     }
 
@@ -319,6 +332,15 @@ impl Pen {
         }
         out.put_slice(b"}\n\n");
     }
+}
+
+/// A frame up to `"choices":[`, beginning with the fields of `head`.
+fn envelope(head: &impl Serialize) -> Vec<u8> {
+    let mut envelope = b"data: ".to_vec();
+    envelope.extend(serde_json::to_vec(head).expect("strings and numbers serialise"));
+    envelope.pop();
+    envelope.extend_from_slice(b",\"choices\":[");
+    envelope
 }
 
 /// Appends a value as JSON.

@@ -125,7 +125,10 @@ pub(crate) async fn tokenize(
     let shared = state.clone();
     let work = move || -> Result<_, ApiError> {
         let text = match source {
-            Source::Chat(conversation) => conversation.render(shared.chat_template()?)?,
+            Source::Chat(mut conversation) => {
+                shared.app.chat.complete(&mut conversation, true);
+                conversation.render(shared.chat_template()?)?
+            }
             Source::Text(text) => text,
         };
         let tokens = shared.encoder.encode(&text, add_special_tokens, None)?;

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Drives a release binary with clients that know nothing of Quire: the official openai package, and a gRPC
-# client made from server reflection alone. Needs python3 and, once, the Python package registry; the
-# packages, pinned in requirements.txt, go into a virtual environment under target/.
+# Drives a release binary with clients that know nothing of Quire: the official openai and anthropic packages,
+# and a gRPC client made from server reflection alone. Needs python3 and, once, the Python package registry;
+# the packages, pinned in requirements.txt, go into a virtual environment under target/.
 #
 #     tests/clients/run.sh target/release/quire
 set -euo pipefail
@@ -18,4 +18,6 @@ if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
 fi
 export PYTHONDONTWRITEBYTECODE=1
 "$venv/bin/python" "$here/openai_client.py" "$binary"
+"$venv/bin/python" "$here/responses_client.py" "$binary"
+"$venv/bin/python" "$here/anthropic_client.py" "$binary"
 "$venv/bin/python" "$here/reflection_client.py" "$binary"

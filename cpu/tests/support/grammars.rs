@@ -42,6 +42,7 @@ pub(crate) fn config(block_size: usize, num_blocks: u32, max_num_batched_tokens:
         policy: SchedulingPolicy::Fcfs,
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
+        whole_prompts: false,
     }
 }
 

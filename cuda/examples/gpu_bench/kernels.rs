@@ -276,7 +276,7 @@ impl<'a> KernelBench<'a> {
         // A sampler of its own: the backend's samples each row of a step once.
         let (stream, packet) = (self.backend.stream(), &mut self.packet);
         packet.begin()?;
-        self.sampler.upload(stream, packet, logits_rows, slots, rows.len())?;
+        self.sampler.upload(stream, packet, logits_rows, slots)?;
         packet.send(stream)?;
         let sampler = &self.sampler;
         let us = self.timer.time_us(&mut self.backend, &mut |backend, _| {

@@ -17,4 +17,4 @@ mod xml_call;
 pub(crate) use format::ToolFormat;
 pub(crate) use grammar::{grammar, strict_tag, writable};
 pub(super) use reader::ToolReader;
-pub(crate) use tool::{MAX_TOOLS, Tool};
+pub(crate) use tool::{MAX_TOOL_NAME_CHARS, MAX_TOOLS, Tool};

@@ -25,7 +25,7 @@ pub(crate) struct BadTool {
 /// Tools that a request may have (OpenAI's limit).
 pub(crate) const MAX_TOOLS: usize = 128;
 /// Characters of a function's name (OpenAI's limit is 64; tools of agents have longer ones).
-const MAX_NAME_CHARS: usize = 128;
+pub(crate) const MAX_TOOL_NAME_CHARS: usize = 128;
 
 impl Tool {
     /// Reads OpenAI's form: `{"type": "function", "function": {"name", "parameters", "strict"}}`.
@@ -48,9 +48,9 @@ impl Tool {
             _ => return wrong(".function.name", "expected a string"),
         };
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if name.is_empty() || name.len() > MAX_NAME_CHARS || !name.chars().all(allowed) {
+        if name.is_empty() || name.len() > MAX_TOOL_NAME_CHARS || !name.chars().all(allowed) {
             let message = format!(
-                "must be 1 to {MAX_NAME_CHARS} characters: letters, digits, underscores, dashes and dots"
+                "must be 1 to {MAX_TOOL_NAME_CHARS} characters: letters, digits, underscores, dashes and dots"
             );
             return Err(BadTool { at: ".function.name", message });
         }

@@ -15,11 +15,25 @@ fn on_a_small_stack(work: impl FnOnce() + Send + 'static) {
 
 /// Refused or not: if a grammar comes of it, a text can be drawn from it or it says why not.
 fn survive(constraint: &Constraint) {
-    let Ok(grammar) = COMPILER.compile(constraint) else { return };
+    let t0 = std::time::Instant::now();
+    let r = COMPILER.compile(constraint);
+    eprintln!(
+        "COMPILE {:?} {} {}",
+        t0.elapsed(),
+        r.as_ref().map_or_else(|e| e.0.clone(), |_| "ok".into()),
+        format!("{constraint:?}").chars().take(80).collect::<String>()
+    );
+    let Ok(grammar) = r else { return };
     let mut matcher = grammar.matcher();
     let mut mask = vec![0; 66];
     for _ in 0..20 {
-        if matcher.fill_mask(&mut mask).is_err() {
+        let t0 = std::time::Instant::now();
+        let r = matcher.fill_mask(&mut mask);
+        let took = t0.elapsed();
+        if took.as_millis() > 30 {
+            eprintln!("   MASK {took:?} {r:?}");
+        }
+        if r.is_err() {
             return;
         }
         let Some(word) = mask.iter().position(|&word| word != 0) else { return };
@@ -58,6 +72,25 @@ fn large_schemas() {
     survive(&Constraint::JsonSchema(json!({"type": "string", "minLength": 1_000_000_000})));
     survive(&Constraint::JsonSchema(json!({"type": "integer", "minimum": -1e300, "maximum": 1e300})));
     survive(&Constraint::JsonSchema(json!({"type": "number", "multipleOf": 1e-300})));
+}
+
+#[test]
+fn patterns_within_schemas() {
+    on_a_small_stack(|| {
+        for depth in [240, 5000, 50_000] {
+            let pattern = format!("{}a{}", "(".repeat(depth), ")?".repeat(depth));
+            survive(&Constraint::JsonSchema(json!({"type": "string", "pattern": pattern})));
+            survive(&Constraint::JsonSchema(
+                json!({"type": "object", "patternProperties": {pattern.clone(): true}}),
+            ));
+            survive(&Constraint::JsonSchema(
+                json!({"const": 1, "x-guidance": {"whitespace_pattern": pattern}}),
+            ));
+            survive(&Constraint::Grammar(format!("start: /{}a{}/", "[".repeat(depth), "]".repeat(depth))));
+        }
+        survive(&Constraint::JsonSchema(json!({"type": "string", "pattern": "(a{1000}){1000}"})));
+        survive(&Constraint::JsonSchema(json!({"type": "string", "pattern": "(a|b)*a(a|b){40}"})));
+    });
 }
 
 #[test]
@@ -118,8 +151,7 @@ fn choices() {
 fn grammars() {
     let grammar = |text: String| Constraint::Grammar(text);
     on_a_small_stack(move || {
-        for text in
-            ["", "  \n", "\0", "start: ", "root ::=", "no grammar at all", "start: missing", "start: start"]
+        for text in ["", "  \n", "\0", "no grammar at all", "start: missing", "start: start", "root ::= root"]
         {
             assert!(!refusal(&grammar(text.into())).is_empty(), "{text:?}");
         }

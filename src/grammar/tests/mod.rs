@@ -2,15 +2,17 @@
 
 mod bombs;
 mod kinds;
+mod notations;
 mod schemas;
 mod walk;
+mod wrappers;
 
 use std::sync::{Arc, LazyLock};
 
 use quire_model::SamplingDefaults;
 use quire_scheduler::TokenId;
 
-use super::{Constraint, GrammarCompiler};
+use super::{Constraint, GrammarCompiler, GrammarRefusal};
 use crate::demo;
 use crate::text::Tokenizer;
 use crate::validate::RequestLimits;
@@ -36,5 +38,8 @@ static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| {
 
 #[track_caller]
 fn refusal(constraint: &Constraint) -> String {
-    COMPILER.compile(constraint).expect_err("it should be refused").0
+    match COMPILER.compile(constraint) {
+        Ok(_) => panic!("{constraint:?} should be refused"),
+        Err(GrammarRefusal(why)) => why,
+    }
 }

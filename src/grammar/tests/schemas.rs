@@ -1,5 +1,8 @@
 //! JSON schemas of every sort against an outside judge: whatever a schema's masks let through, an independent
 //! validator accepts.
+//!
+//! Two things no automaton of the crate's knows: which years are leap years, and which minutes have a second 60.
+//! The schemas of dates and times exclude February and that second by a pattern.
 
 use boon::{Compiler, Draft, SchemaIndex, Schemas};
 use serde_json::{Value, json};
@@ -66,7 +69,7 @@ fn what_cannot_be_enforced_is_refused_by_name() {
         (json!({"not": {"type": "string"}}), "not"),
         (json!({"if": {"type": "string"}, "then": {"maxLength": 1}}), "if"),
         (json!({"type": "wrong"}), "wrong"),
-        (json!({"type": "string", "pattern": "("}), "pattern"),
+        (json!({"type": "string", "pattern": "("}), "unclosed group"),
         (json!({"type": "string", "pattern": "(?=a)b"}), "look"),
         (json!({"type": "string", "format": "no-such-format"}), "no-such-format"),
         (json!({"$ref": "#/$defs/missing"}), "missing"),

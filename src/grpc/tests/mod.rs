@@ -202,6 +202,7 @@ fn app(options: Options) -> App {
             enable_admin: options.enable_admin,
             disable_fastapi_docs: false,
             ui: true,
+            enable_scale_out: false,
             enable_request_id_headers: false,
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,

@@ -4,6 +4,8 @@ mod conversation;
 mod error;
 mod message;
 mod request;
+#[cfg(test)]
+mod tests;
 mod unsupported;
 
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use super::fields::Fields;
 use super::openapi::Operation;
 use super::reply::json;
 use super::sampling::choose_base;
+use super::structured::Structured;
 use super::{HttpState, RequestName};
 use crate::chat::ToolChoice;
 
@@ -58,13 +61,15 @@ pub(crate) async fn messages(
     let model = state.served_name(request.model)?;
     let base = choose_base(name.sent.as_deref(), request.request_id.or(name.given))?;
     let id = if base.starts_with("msg_") { base } else { format!("msg_{base}") };
+    let (constraint, constraint_param) = request.structured.map(Structured::into_parts).unzip();
     let job = ChatJob {
         id: id.clone(),
         conversation: request.conversation,
         tool_choice: request.tool_choice,
         single_tool_call: request.single_tool_call,
         include_reasoning: request.include_reasoning,
-        constraint: request.constraint,
+        constraint,
+        constraint_param: constraint_param.unwrap_or_default(),
         sampling: request.sampling,
         priority: request.priority,
         cache_salt: request.cache_salt,

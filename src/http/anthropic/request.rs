@@ -10,6 +10,7 @@ use crate::http::error::excerpt;
 use crate::http::fields::{Fields, expected_got};
 use crate::http::part::{Part, Wrong, each, none_of};
 use crate::http::sampling::{self, max_tokens_schema, priority, request_id};
+use crate::http::structured::Structured;
 use crate::validate::{MAX_STOP_STRINGS, SamplingFields};
 
 /// A request, typed but not yet checked against the model.
@@ -21,7 +22,8 @@ pub(super) struct MessageRequest {
     pub(super) tool_choice: ToolChoice,
     pub(super) single_tool_call: bool,
     pub(super) include_reasoning: bool,
-    pub(super) constraint: Option<Constraint>,
+    /// What the answer must look like.
+    pub(super) structured: Option<Structured>,
     pub(super) sampling: SamplingFields,
     pub(super) priority: i32,
     pub(super) cache_salt: Option<String>,
@@ -44,7 +46,7 @@ impl MessageRequest {
     pub(super) fn read_prompt(fields: &mut Fields) -> Self {
         let mut kwargs = fields.map("chat_template_kwargs").unwrap_or_default();
         let include_reasoning = read_thinking(fields, &mut kwargs);
-        let constraint = read_output(fields, &mut kwargs);
+        let structured = read_output(fields, &mut kwargs);
         let tools = read_tools(fields);
         let (tool_choice, single_tool_call) = read_tool_choice(fields, &tools);
         let messages = read_messages(fields);
@@ -72,7 +74,7 @@ impl MessageRequest {
             tool_choice,
             single_tool_call,
             include_reasoning,
-            constraint,
+            structured,
             sampling: read_sampling(fields),
             priority: priority(fields),
             cache_salt: fields.string("cache_salt"),
@@ -187,20 +189,21 @@ fn read_thinking(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> bool {
 }
 
 /// `output_config`, and `output_format` as its part `format` was called first.
-fn read_output(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> Option<Constraint> {
-    let mut constraint = None;
+fn read_output(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> Option<Structured> {
+    let mut structured = None;
     if let Some(mut config) = fields.nested("output_config") {
         if let Some(effort) = config.string("effort") {
             // It is up to the template what comes of it.
             kwargs.entry("reasoning_effort").or_insert(effort.into());
         }
-        constraint = read_format(&mut config, "format");
+        structured = read_format(&mut config, "format", "output_config.format");
         fields.absorb(config);
     }
-    read_format(fields, "output_format").or(constraint)
+    read_format(fields, "output_format", "output_format").or(structured)
 }
 
-fn read_format(fields: &mut Fields, name: &str) -> Option<Constraint> {
+/// The object `name`, which is called `param` in errors.
+fn read_format(fields: &mut Fields, name: &str, param: &str) -> Option<Structured> {
     let mut format = fields.nested(name)?;
     let schema = format.map("schema");
     match format.string("type").as_deref() {
@@ -210,7 +213,8 @@ fn read_format(fields: &mut Fields, name: &str) -> Option<Constraint> {
         None => format.missing("type"),
     }
     fields.absorb(format);
-    schema.map(|schema| Constraint::JsonSchema(Value::Object(schema)))
+    let constraint = Constraint::JsonSchema(Value::Object(schema?));
+    Some(Structured { constraint, param: param.into() })
 }
 
 /// Tools in chat's form.

@@ -50,7 +50,7 @@ impl ChatJob {
     /// Renders, tokenizes and checks, the expensive parts on the text pool.
     pub(crate) async fn prepare(self, state: &Arc<HttpState>) -> Result<PreparedChat, ApiError> {
         let chat = &state.app.chat;
-        let Self { mut conversation, raw_prompt, mut sampling, bad_words, add_special_tokens, .. } = self;
+        let Self { mut conversation, mut sampling, bad_words, add_special_tokens, .. } = self;
         let asked = self.constraint.map(|constraint| Asked { constraint, param: self.constraint_param });
         let calling = Calling {
             tools: conversation.tools.as_deref(),
@@ -60,15 +60,19 @@ impl ChatJob {
         let Reading { mut parser, asked, kept_special_tokens } = calling.reading(asked, &state.app)?;
         chat.complete(&mut conversation, self.tool_choice != ToolChoice::None);
         let truncate = truncation(self.truncate, sampling.max_tokens, &state.app.limits)?;
-        let (shared, include_reasoning) = (state.clone(), self.include_reasoning);
+        let (raw_prompt, include_reasoning) = (self.raw_prompt, self.include_reasoning);
+        let shared = state.clone();
         let work = move || -> Result<_, ApiError> {
             let app = &shared.app;
             let text = match raw_prompt {
                 Some(text) => text,
-                None => conversation.render(shared.chat_template()?)?,
+                None => {
+                    let text = conversation.render(shared.chat_template()?)?;
+                    let continues = conversation.continue_final_message;
+                    parser = parser.with_reasoning(&app.chat, &text, continues, include_reasoning);
+                    text
+                }
             };
-            let continues = conversation.continue_final_message;
-            parser = parser.with_reasoning(&app.chat, &text, continues, include_reasoning);
             let ids = shared.encoder.encode(&text, add_special_tokens, truncate)?;
             let bad_words = shared.encoder.bad_words(&bad_words)?;
             let compiled = asked.map(|asked| compile(&app.grammars, &asked.constraint, &asked.param));

@@ -8,15 +8,20 @@ use crate::http::fields::{Fields, expected_got};
 
 /// Checks and converts; errors go to `fields`.
 pub(crate) fn read_messages(messages: Vec<Value>, fields: &mut Fields) -> Vec<Value> {
+    read_messages_at("messages", messages, fields)
+}
+
+/// The same, for messages that are at `path`.
+pub(super) fn read_messages_at(path: &str, messages: Vec<Value>, fields: &mut Fields) -> Vec<Value> {
     if messages.is_empty() {
-        fields.wrong("messages", "at least one message is required");
+        fields.wrong(path, "at least one message is required");
     }
     let mut converted = Vec::with_capacity(messages.len());
     for (index, message) in messages.into_iter().enumerate() {
         match read_message(message) {
             Ok(message) => converted.push(message),
             Err(Wrong { at, message }) => {
-                fields.wrong(format!("messages[{index}]{at}"), message);
+                fields.wrong(format!("{path}[{index}]{at}"), message);
                 break;
             }
         }

@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`: a conversation in, the next message out.
 
+pub(crate) mod batch;
 mod calling;
 mod job;
 mod messages;
@@ -20,7 +21,6 @@ use super::openapi::Operation;
 use super::reply::{Reply, ReplyPrompt, now};
 use super::sampling::choose_id;
 use super::sse::{self, Dialect, Source};
-use super::structured::Structured;
 use super::{HttpState, RequestName};
 
 pub(crate) use self::job::{ChatJob, PreparedChat};
@@ -46,32 +46,18 @@ pub(crate) async fn chat_completions(
     name: RequestName,
     fields: Fields,
 ) -> Result<Response, ApiError> {
-    let ChatRequest { common, conversation, tool_choice, single_tool_call, include_reasoning } =
-        ChatRequest::read(fields)?;
+    let mut request = ChatRequest::read(fields)?;
+    let conversation = std::mem::take(&mut request.conversation);
+    let common = &mut request.common;
     let app = &*state.app;
-    let model = state.served_name(common.model)?;
-    let id = choose_id("chatcmpl", name.sent.as_deref(), common.request_id.or(name.given))?;
+    let model = state.served_name(common.model.take())?;
+    let id = choose_id("chatcmpl", name.sent.as_deref(), common.request_id.take().or(name.given))?;
     let role = conversation.answer_role().to_owned();
     let echo = common.echo.then(|| conversation.echo(&role)).flatten();
     let wants_logprobs = common.sampling.logprobs.is_some();
     let wants_prompt_logprobs = common.sampling.prompt_logprobs.is_some();
-    let (constraint, constraint_param) = common.structured.map(Structured::into_parts).unzip();
-    let job = ChatJob {
-        id: id.clone(),
-        conversation,
-        tool_choice,
-        single_tool_call,
-        include_reasoning,
-        sampling: common.sampling,
-        bad_words: common.bad_words,
-        constraint,
-        constraint_param: constraint_param.unwrap_or_default(),
-        priority: common.priority,
-        cache_salt: common.cache_salt,
-        truncate: common.truncate,
-        add_special_tokens: common.add_special_tokens.unwrap_or(false),
-        ..ChatJob::default()
-    };
+    let job = request.job(id.clone(), conversation);
+    let common = request.common;
     let prepared = job.prepare(&state).await?;
     let n = prepared.request.n;
     let reply = Reply {
@@ -101,5 +87,5 @@ pub(crate) async fn chat_completions(
         ));
     }
     let answers = collect_chat(stream, n).await?;
-    Ok(response::whole(&reply, &answers, &role))
+    Ok(response::whole(&reply, &answers, &[role]))
 }

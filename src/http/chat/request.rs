@@ -3,13 +3,16 @@
 
 use serde_json::{Value, json};
 
-use crate::chat::{Conversation, ToolChoice};
+use crate::chat::{Conversation, MAX_TOOLS, ToolChoice};
 
-use super::messages::{message_schema, read_messages};
-use super::tools::{read_tool_choice, read_tools};
+use super::job::ChatJob;
+use super::messages::{message_schema, read_messages, read_messages_at};
+use super::tools::{read_tool_choice, read_tools, tool_choice_schema, tool_schema};
 use crate::http::error::ApiError;
-use crate::http::fields::Fields;
+use crate::http::fields::{Fields, expected_got};
+use crate::http::json::MAX_PROMPTS;
 use crate::http::sampling::{CommonFields, logprobs_schema, max_tokens_schema};
+use crate::http::structured::Structured;
 
 /// A request, typed but not yet checked against the model.
 #[derive(Debug)]
@@ -23,7 +26,15 @@ pub(crate) struct ChatRequest {
 
 impl ChatRequest {
     pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
-        let mut common = CommonFields::read(&mut fields);
+        let messages = list_of_messages(&mut fields);
+        let request = Self::read_rest(messages, &mut fields);
+        fields.finish()?;
+        Ok(request)
+    }
+
+    /// Everything but `messages`.
+    fn read_rest(messages: Vec<Value>, fields: &mut Fields) -> Self {
+        let mut common = CommonFields::read(fields);
         let sampling = &mut common.sampling;
         // The newer name counts if both are given.
         if let Some(max_tokens) = fields.int("max_completion_tokens") {
@@ -38,30 +49,116 @@ impl ChatRequest {
             fields.wrong("top_logprobs", "allowed only when logprobs is true");
         }
         sampling.logprobs_param = "top_logprobs";
-        let mut conversation = read_conversation(&mut fields);
-        let tool_choice = read_tool_choice(&mut fields, &mut conversation.tools);
+        let mut conversation = with_messages(messages, fields);
+        let tool_choice = read_tool_choice(fields, &mut conversation.tools);
         let single_tool_call = fields.bool("parallel_tool_calls") == Some(false);
         let include_reasoning = fields.bool("include_reasoning").unwrap_or(true);
         fields.describe("max_tokens", max_tokens_schema);
         fields.describe("max_completion_tokens", max_tokens_schema);
         fields.describe("top_logprobs", logprobs_schema);
-        fields.finish()?;
-        Ok(Self { common, conversation, tool_choice, single_tool_call, include_reasoning })
+        fields.describe("tool_choice", |_| tool_choice_schema());
+        Self { common, conversation, tool_choice, single_tool_call, include_reasoning }
+    }
+
+    /// What is to be done with one conversation.
+    pub(super) fn job(&self, id: String, conversation: Conversation) -> ChatJob {
+        let common = &self.common;
+        let (constraint, constraint_param) = common.structured.clone().map(Structured::into_parts).unzip();
+        ChatJob {
+            id,
+            conversation,
+            tool_choice: self.tool_choice.clone(),
+            single_tool_call: self.single_tool_call,
+            include_reasoning: self.include_reasoning,
+            sampling: common.sampling.clone(),
+            bad_words: common.bad_words.clone(),
+            constraint,
+            constraint_param: constraint_param.unwrap_or_default(),
+            priority: common.priority,
+            cache_salt: common.cache_salt.clone(),
+            truncate: common.truncate,
+            add_special_tokens: common.add_special_tokens.unwrap_or(false),
+            ..ChatJob::default()
+        }
     }
 }
 
-/// Reads `messages` and all that goes to the template with them.
-pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
-    let messages = match fields.list("messages") {
+/// A request with several conversations, alike in all but their messages.
+#[derive(Debug)]
+pub(super) struct BatchRequest {
+    /// Its own conversation has no messages.
+    pub(super) request: ChatRequest,
+    pub(super) conversations: Vec<Vec<Value>>,
+}
+
+impl BatchRequest {
+    pub(super) fn read(mut fields: Fields) -> Result<Self, ApiError> {
+        let conversations = lists_of_messages(&mut fields);
+        let request = ChatRequest::read_rest(Vec::new(), &mut fields);
+        fields.describe("messages", |_| {
+            let conversation = json!({ "type": "array", "items": message_schema(), "minItems": 1 });
+            json!({ "items": conversation, "minItems": 1, "maxItems": MAX_PROMPTS })
+        });
+        let common = &request.common;
+        for (name, asked, why) in [
+            ("stream", common.stream, "batches are not streamed"),
+            ("prompt_logprobs", common.sampling.prompt_logprobs.is_some(), "batches do not score prompts"),
+            ("return_token_ids", common.return_token_ids, "batches do not return tokens"),
+        ] {
+            if asked {
+                fields.wrong(name, format!("not supported: {why}"));
+            }
+        }
+        fields.finish()?;
+        Ok(Self { request, conversations })
+    }
+}
+
+fn lists_of_messages(fields: &mut Fields) -> Vec<Vec<Value>> {
+    let lists = fields.list("messages");
+    if lists.is_none() {
+        fields.missing("messages");
+    }
+    let lists = lists.unwrap_or_default();
+    if lists.len() > MAX_PROMPTS {
+        fields.wrong("messages", format!("at most {MAX_PROMPTS} conversations are allowed in one request"));
+        return Vec::new();
+    }
+    let mut conversations = Vec::with_capacity(lists.len());
+    for (index, list) in lists.into_iter().enumerate() {
+        let at = format!("messages[{index}]");
+        match list {
+            Value::Array(messages) => conversations.push(read_messages_at(&at, messages, fields)),
+            other => fields.wrong(at, expected_got("a list of messages", &other)),
+        }
+    }
+    if conversations.is_empty() {
+        fields.missing("messages");
+    }
+    conversations
+}
+
+fn list_of_messages(fields: &mut Fields) -> Vec<Value> {
+    match fields.list("messages") {
         Some(messages) => read_messages(messages, fields),
         None => {
             fields.missing("messages");
             Vec::new()
         }
-    };
+    }
+}
+
+/// Reads `messages` and all that goes to the template with them.
+pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
+    let messages = list_of_messages(fields);
+    with_messages(messages, fields)
+}
+
+/// Reads all that goes to the template with the messages.
+fn with_messages(messages: Vec<Value>, fields: &mut Fields) -> Conversation {
     let tools = read_tools(fields);
     fields.describe("messages", |_| json!({ "items": message_schema(), "minItems": 1 }));
-    fields.describe("tools", |_| json!({ "items": tool_schema(), "minItems": 1 }));
+    fields.describe("tools", |_| json!({ "items": tool_schema(), "minItems": 1, "maxItems": MAX_TOOLS }));
     let mut kwargs = fields.map("chat_template_kwargs").unwrap_or_default();
     if let Some(effort) = fields.string("reasoning_effort") {
         // It is up to the template what comes of it, as in vLLM.
@@ -80,25 +177,6 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
         continue_final_message,
         kwargs,
     }
-}
-
-fn tool_schema() -> Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "type": { "const": "function" },
-            "function": {
-                "type": "object",
-                "properties": {
-                    "name": { "type": "string", "minLength": 1 },
-                    "description": { "type": "string" },
-                    "parameters": { "type": "object" },
-                },
-                "required": ["name"],
-            },
-        },
-        "required": ["type", "function"],
-    })
 }
 
 #[cfg(test)]

@@ -130,10 +130,11 @@ impl Answer {
     }
 }
 
-/// `answers` has the `n` answers to the one prompt.
-pub(super) fn whole(reply: &Reply, answers: &[Answer], role: &str) -> Response {
+/// `answers` has `n` answers to each prompt in turn, and `roles` says for each prompt whose they are.
+pub(super) fn whole(reply: &Reply, answers: &[Answer], roles: &[String]) -> Response {
     let prompt = &reply.prompts[0];
-    let choice = |(index, answer)| choice(index, reply, answer, role);
+    let n = reply.n as usize;
+    let choice = |(index, answer)| choice(index, reply, answer, &roles[index / n]);
     // The engine scores the prompt once, for the first answer.
     let prompt_logprobs = answers[0].prompt.logprobs.as_deref();
     json(&ChatCompletion {
@@ -146,7 +147,7 @@ pub(super) fn whole(reply: &Reply, answers: &[Answer], role: &str) -> Response {
         system_fingerprint: FINGERPRINT,
         usage: Usage {
             prompt_tokens: reply.prompt_tokens(),
-            cached_tokens: u64::from(answers[0].prompt.num_cached_tokens),
+            cached_tokens: answers.iter().step_by(n).map(|a| u64::from(a.prompt.num_cached_tokens)).sum(),
             completion_tokens: answers.iter().map(|answer| answer.token_ids.len() as u64).sum(),
             reasoning_tokens: answers.iter().map(|answer| u64::from(answer.num_reasoning_tokens)).sum(),
         },
@@ -158,7 +159,7 @@ pub(super) fn whole(reply: &Reply, answers: &[Answer], role: &str) -> Response {
 }
 
 fn choice<'a>(index: usize, reply: &'a Reply, answer: &'a Answer, role: &'a str) -> Choice<'a> {
-    let echo = reply.prompts[0].echo.as_deref().unwrap_or_default();
+    let echo = reply.prompts[index / reply.n as usize].echo.as_deref().unwrap_or_default();
     let content = format!("{echo}{}", answer.content);
     let call = |call: &'a ToolCall| CallBody {
         id: &call.start.id,

@@ -1,8 +1,8 @@
 //! What a client may say of tools: `tools`, `tool_choice` and `parallel_tool_calls`.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::chat::{MAX_TOOLS, Tool, ToolChoice};
+use crate::chat::{MAX_TOOL_NAME_CHARS, MAX_TOOLS, Tool, ToolChoice};
 use crate::http::error::excerpt;
 use crate::http::fields::Fields;
 
@@ -84,6 +84,56 @@ pub(super) fn read_tool_choice(fields: &mut Fields, tools: &mut Option<Vec<Value
         fields.wrong("tool_choice", message);
         ToolChoice::None
     })
+}
+
+/// A tool, for `/openapi.json`.
+pub(super) fn tool_schema() -> Value {
+    let name = json!({
+        "type": "string", "minLength": 1, "maxLength": MAX_TOOL_NAME_CHARS, "pattern": "^[a-zA-Z0-9_.-]+$",
+    });
+    json!({
+        "type": "object",
+        "properties": {
+            "type": { "const": "function" },
+            "function": {
+                "type": "object",
+                "properties": {
+                    "name": name,
+                    "description": { "type": "string" },
+                    "parameters": { "type": "object" },
+                    "strict": { "type": ["boolean", "null"] },
+                },
+                "required": ["name"],
+            },
+        },
+        "required": ["type", "function"],
+    })
+}
+
+/// `tool_choice`, for `/openapi.json`.
+pub(super) fn tool_choice_schema() -> Value {
+    let function = json!({
+        "type": "object",
+        "properties": {
+            "type": { "const": "function" },
+            "function": { "type": "object", "properties": { "name": { "type": "string" } }, "required": ["name"] },
+        },
+        "required": ["type", "function"],
+    });
+    let allowed = json!({
+        "type": "object",
+        "properties": {
+            "mode": { "enum": ["auto", "required"] },
+            "tools": { "type": "array", "items": function, "minItems": 1 },
+        },
+        "required": ["mode", "tools"],
+    });
+    let allowed = json!({
+        "type": "object",
+        "properties": { "type": { "const": "allowed_tools" }, "allowed_tools": allowed },
+        "required": ["type", "allowed_tools"],
+    });
+    json!({ "anyOf": [{ "enum": ["none", "auto", "required"] }, function, allowed] })
 }
 
 /// `{"mode": "auto" | "required", "tools": [{"type": "function", "function": {"name"}}]}`: the model is shown

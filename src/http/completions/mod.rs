@@ -23,7 +23,9 @@ use crate::validate::{RequestFields, generate_request};
 
 pub(crate) use self::stream::CompletionStream;
 
-use self::request::{CompletionRequest, Work};
+pub(crate) use self::request::Work;
+
+use self::request::CompletionRequest;
 
 /// How `/v1/completions` tells of itself.
 pub(crate) fn describe(op: &mut Operation<'_>) {

@@ -6,7 +6,7 @@
 
 mod answer;
 mod error;
-mod models;
+pub(crate) mod models;
 mod ndjson;
 mod options;
 mod request;
@@ -14,12 +14,10 @@ mod request;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::Uri;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
 
 use self::answer::{AnswerWriter, Route};
 use self::error::OllamaError;
@@ -30,24 +28,8 @@ use super::logprobs::TokenNames;
 use super::sampling::choose_id;
 use super::{HttpState, RequestName};
 
-/// All routes under `/api`.
-pub(crate) fn routes() -> Router<Arc<HttpState>> {
-    Router::new()
-        .route("/api/chat", post(chat))
-        .route("/api/generate", post(generate))
-        .route("/api/tags", get(models::tags))
-        .route("/api/ps", get(models::ps))
-        .route("/api/show", post(models::show))
-        .route("/api/version", get(models::version))
-        .route("/api/pull", any(managed))
-        .route("/api/push", any(managed))
-        .route("/api/create", any(managed))
-        .route("/api/copy", any(managed))
-        .route("/api/delete", any(managed))
-        .route("/api/blobs/{digest}", any(managed))
-}
-
-async fn chat(
+/// `POST /api/chat`: a conversation in, the next message out.
+pub(crate) async fn chat(
     State(state): State<Arc<HttpState>>,
     name: RequestName,
     OllamaFields(mut fields): OllamaFields,
@@ -57,7 +39,8 @@ async fn chat(
     answer(&state, name, request, Route::Chat).await
 }
 
-async fn generate(
+/// `POST /api/generate`: a prompt in, the answer out.
+pub(crate) async fn generate(
     State(state): State<Arc<HttpState>>,
     name: RequestName,
     OllamaFields(mut fields): OllamaFields,
@@ -67,8 +50,8 @@ async fn generate(
     answer(&state, name, request, Route::Generate).await
 }
 
-/// Models come with the server and go with it.
-async fn managed(uri: Uri) -> OllamaError {
+/// The routes that fetch, make and remove models: a model comes with the server and goes with it.
+pub(crate) async fn managed(uri: Uri) -> OllamaError {
     let path = excerpt(uri.path());
     let message =
         format!("{path} is not supported: a server has the model that it was started with, and no other");

@@ -76,12 +76,12 @@ struct Shown {
 }
 
 /// `GET /api/version`
-pub(super) async fn version() -> Response {
+pub(crate) async fn version() -> Response {
     json(&Version { version: OLLAMA_VERSION })
 }
 
 /// `GET /api/tags`: every name that clients may use.
-pub(super) async fn tags(State(state): State<Arc<HttpState>>) -> Response {
+pub(crate) async fn tags(State(state): State<Arc<HttpState>>) -> Response {
     let model = &state.app.model;
     let tag = |name: &String| Tag {
         name: tagged(name),
@@ -94,7 +94,7 @@ pub(super) async fn tags(State(state): State<Arc<HttpState>>) -> Response {
 }
 
 /// `GET /api/ps`: the model is loaded, and stays so.
-pub(super) async fn ps(State(state): State<Arc<HttpState>>) -> Response {
+pub(crate) async fn ps(State(state): State<Arc<HttpState>>) -> Response {
     let model = &state.app.model;
     let process = Process {
         name: tagged(model.name()),
@@ -108,7 +108,7 @@ pub(super) async fn ps(State(state): State<Arc<HttpState>>) -> Response {
 }
 
 /// `POST /api/show`
-pub(super) async fn show(
+pub(crate) async fn show(
     State(state): State<Arc<HttpState>>,
     OllamaFields(mut fields): OllamaFields,
 ) -> Result<Response, OllamaError> {

@@ -120,6 +120,7 @@ fn read_job(fields: &mut Fields) -> ChatJob {
         conversation: Conversation { add_generation_prompt: true, kwargs, ..Conversation::default() },
         include_reasoning: think != Some(false),
         constraint: constraint(fields),
+        constraint_param: "format".into(),
         sampling,
         ..ChatJob::default()
     }

@@ -40,7 +40,7 @@ pub(crate) fn document(app: &Arc<App>) -> Value {
     let mut types = settings.into_generator();
     let mut paths = Map::new();
     let guarded = !app.server.api_keys.is_empty();
-    for route in routes(&app.server) {
+    for route in routes(app) {
         let Some(describe) = route.describe else { continue };
         let mut operation = Operation::new(app, &mut types);
         describe(&mut operation);

@@ -6,15 +6,18 @@ use axum::extract::State;
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use super::encoding::{EncodingFormat, Vector};
 use super::request::PoolingFields;
 use crate::chat::Conversation;
-use crate::embed::{EmbedInput, EmbedOptions, Embedding, embed};
+use crate::embed::{EmbedInput, EmbedOptions, Embedding, MAX_INPUTS, embed};
 use crate::http::chat::read_conversation;
 use crate::http::error::{ApiError, excerpt};
 use crate::http::fields::Fields;
 use crate::http::json::Prompt;
+use crate::http::openapi::Operation;
+use crate::http::prompt::inputs_schema;
 use crate::http::reply::{json, now};
 use crate::http::{HttpState, RequestName};
 
@@ -127,6 +130,13 @@ impl PoolingUsage {
     }
 }
 
+/// How the route tells of itself.
+pub(crate) fn describe(op: &mut Operation<'_>) {
+    op.about("A vector for each text")
+        .takes(|mut fields| drop(EmbeddingRequest::read(&mut fields)))
+        .answers::<EmbeddingResponse>();
+}
+
 /// The handler.
 pub(crate) async fn embeddings(
     State(state): State<Arc<HttpState>>,
@@ -147,7 +157,9 @@ pub(crate) async fn embeddings(
 
 /// `input`, in its four forms.
 fn inputs(fields: &mut Fields) -> Vec<EmbedInput> {
-    match fields.text_or_ids("input") {
+    let input = fields.text_or_ids("input");
+    fields.describe("input", |app| inputs_schema(app, MAX_INPUTS));
+    match input {
         Some(Prompt::Text(text)) => vec![EmbedInput::Text(text)],
         Some(Prompt::Texts(texts)) => texts.into_iter().map(EmbedInput::Text).collect(),
         Some(Prompt::Ids(ids)) if ids.is_empty() => Vec::new(),
@@ -168,7 +180,11 @@ fn encoding(fields: &mut Fields) -> EncodingFormat {
     };
     only("embed_dtype", &["float32"]);
     only("endianness", &["native", "little"]);
-    match fields.string("encoding_format").as_deref() {
+    let format = fields.string("encoding_format");
+    fields.describe("embed_dtype", |_| json!({ "enum": ["float32"] }));
+    fields.describe("endianness", |_| json!({ "enum": ["native", "little"] }));
+    fields.describe("encoding_format", |_| json!({ "enum": ["float", "base64"] }));
+    match format.as_deref() {
         None | Some("float") => EncodingFormat::Float,
         Some("base64") => EncodingFormat::Base64,
         Some(other) => {

@@ -10,7 +10,7 @@ mod score;
 mod similarity;
 
 pub(crate) use self::classify::classify;
-pub(crate) use self::embeddings::embeddings;
-pub(crate) use self::pool::pooling;
-pub(crate) use self::rerank::rerank;
-pub(crate) use self::score::score;
+pub(crate) use self::embeddings::{describe as describe_embeddings, embeddings};
+pub(crate) use self::pool::{describe as describe_pooling, pooling};
+pub(crate) use self::rerank::{describe as describe_rerank, rerank};
+pub(crate) use self::score::{describe as describe_score, score};

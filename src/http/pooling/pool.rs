@@ -6,11 +6,13 @@ use axum::extract::State;
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::json;
 
 use super::embeddings::{Embedded, EmbeddingRequest, PoolingUsage};
 use super::encoding::Vector;
 use crate::http::error::{ApiError, excerpt};
 use crate::http::fields::Fields;
+use crate::http::openapi::Operation;
 use crate::http::reply::{json, now};
 use crate::http::{HttpState, RequestName};
 
@@ -34,11 +36,20 @@ struct PoolingData {
 
 /// Reads the fields: those of embeddings, and which kind of pooling.
 pub(crate) fn read(fields: &mut Fields) -> EmbeddingRequest {
-    if let Some(other) = fields.string("task").filter(|task| task != "embed") {
+    let task = fields.string("task");
+    fields.describe("task", |_| json!({ "enum": ["embed"] }));
+    if let Some(other) = task.filter(|task| task != "embed") {
         let message = format!("only \"embed\" (one vector a text) is supported, got {:?}", excerpt(&other));
         fields.wrong("task", message);
     }
     EmbeddingRequest::read(fields)
+}
+
+/// How the route tells of itself.
+pub(crate) fn describe(op: &mut Operation<'_>) {
+    op.about("A vector for each text, in vLLM's form")
+        .takes(|mut fields| drop(read(&mut fields)))
+        .answers::<PoolingResponse>();
 }
 
 /// The handler.

@@ -1,5 +1,7 @@
 //! What requests to be pooled have in common: [`PoolingFields`].
 
+use serde_json::json;
+
 use crate::embed::{EmbedOptions, Truncation};
 use crate::http::error::{ApiError, excerpt};
 use crate::http::fields::Fields;
@@ -54,7 +56,9 @@ impl PoolingFields {
 /// `truncate_prompt_tokens` and `truncation_side`. Unlike prompts to be continued, texts keep their beginning
 /// (as in vLLM).
 fn truncation(fields: &mut Fields) -> Option<Truncation> {
-    let keep_end = match fields.string("truncation_side").as_deref() {
+    let side = fields.string("truncation_side");
+    fields.describe("truncation_side", |_| json!({ "enum": ["left", "right"] }));
+    let keep_end = match side.as_deref() {
         None | Some("right") => false,
         Some("left") => true,
         Some(other) => {

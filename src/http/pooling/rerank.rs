@@ -6,14 +6,15 @@ use axum::extract::State;
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::embeddings::PoolingUsage;
 use super::request::PoolingFields;
 use super::similarity::{Side, cosine, embed_both};
 use crate::http::error::ApiError;
 use crate::http::fields::{Fields, expected_got};
-use crate::http::reply::json;
+use crate::http::openapi::Operation;
+use crate::http::reply;
 use crate::http::{HttpState, RequestName};
 
 /// A request, typed but not yet checked against the model.
@@ -67,7 +68,9 @@ fn documents(fields: &mut Fields) -> Vec<String> {
 
 /// 0 means all, as in vLLM.
 fn top_n(fields: &mut Fields) -> Option<usize> {
-    let top_n = fields.int("top_n")?;
+    let top_n = fields.int("top_n");
+    fields.describe("top_n", |_| json!({ "minimum": 0 }));
+    let top_n = top_n?;
     if top_n < 0 {
         fields.wrong("top_n", format!("must be at least 1, or 0 for all, got {top_n}"));
     }
@@ -99,6 +102,13 @@ struct Document {
     multi_modal: Option<()>,
 }
 
+/// How the route tells of itself.
+pub(crate) fn describe(op: &mut Operation<'_>) {
+    op.about("Documents in the order in which they fit a query")
+        .takes(|mut fields| drop(RerankRequest::read(&mut fields)))
+        .answers::<RerankResponse>();
+}
+
 /// The handler.
 pub(crate) async fn rerank(
     State(state): State<Arc<HttpState>>,
@@ -122,5 +132,5 @@ pub(crate) async fn rerank(
     // Stable: equals stay in the order of the request.
     results.sort_by(|a, b| b.relevance_score.total_cmp(&a.relevance_score));
     results.truncate(top_n.unwrap_or(usize::MAX));
-    Ok(json(&RerankResponse { id: options.request_id, model, usage, results }))
+    Ok(reply::json(&RerankResponse { id: options.request_id, model, usage, results }))
 }

@@ -12,6 +12,7 @@ use super::request::PoolingFields;
 use super::similarity::{Side, cosine, embed_both};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
+use crate::http::openapi::Operation;
 use crate::http::reply::{json, now};
 use crate::http::{HttpState, RequestName};
 
@@ -25,12 +26,8 @@ pub(crate) struct ScoreRequest {
 }
 
 /// The names of the two sides, each with those that it goes with.
-const NAMES: [(&str, &[&str]); 4] = [
-    ("text_1", &["text_2"]),
-    ("data_1", &["data_2"]),
-    ("queries", &["documents", "items"]),
-    ("query", &["documents"]),
-];
+const NAMES: [(&str, &[&str]); 3] =
+    [("text_1", &["text_2"]), ("data_1", &["data_2"]), ("queries", &["documents", "items"])];
 
 impl ScoreRequest {
     /// Reads the fields; errors stay in `fields`.
@@ -75,6 +72,13 @@ struct ScoreData {
     object: &'static str,
     /// -1 to 1.
     score: f64,
+}
+
+/// How the route tells of itself.
+pub(crate) fn describe(op: &mut Operation<'_>) {
+    op.about("How near pairs of texts are: the cosine between their embeddings")
+        .takes(|mut fields| drop(ScoreRequest::read(&mut fields)))
+        .answers::<ScoreResponse>();
 }
 
 /// The handler.

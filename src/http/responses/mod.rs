@@ -7,6 +7,8 @@ mod listing;
 mod object;
 mod request;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tools;
 mod unsupported;
 mod writer;
@@ -29,6 +31,7 @@ use super::fields::Fields;
 use super::logprobs::TokenNames;
 use super::reply::{json, now};
 use super::sampling::choose_base;
+use super::structured::Structured;
 use super::{HttpState, RequestName};
 use crate::chat::{ChatStream, Conversation};
 
@@ -192,6 +195,8 @@ fn chat_job(
         kwargs.entry("reasoning_effort").or_insert(effort.as_str().into());
     }
     let tools = std::mem::take(&mut request.tools.functions);
+    let structured = request.structured.take().map(Structured::into_parts);
+    let (constraint, constraint_param) = structured.unzip();
     Ok(ChatJob {
         id,
         conversation: Conversation {
@@ -204,7 +209,8 @@ fn chat_job(
         tool_choice: std::mem::take(&mut request.tools.choice),
         single_tool_call: !request.parallel_tool_calls,
         include_reasoning: request.include_reasoning,
-        constraint: request.constraint.take(),
+        constraint,
+        constraint_param: constraint_param.unwrap_or_default(),
         sampling: std::mem::take(&mut request.sampling),
         priority: request.priority,
         cache_salt: request.cache_salt.take(),

@@ -10,6 +10,7 @@ use crate::http::fields::{Fields, expected_got};
 use crate::http::part::each;
 use crate::http::prompt::{Truncate, TruncationSide};
 use crate::http::sampling::{logit_bias, priority, request_id};
+use crate::http::structured::{self, Structured};
 use crate::validate::SamplingFields;
 
 /// A request, typed but not yet checked against the model and the store.
@@ -23,9 +24,10 @@ pub(super) struct ResponseRequest {
     pub(super) previous_response_id: Option<String>,
     pub(super) tools: Tools,
     pub(super) parallel_tool_calls: bool,
-    /// `text.format` as it was sent, and what it asks for.
+    /// `text.format` as it was sent.
     pub(super) format: Value,
-    pub(super) constraint: Option<Constraint>,
+    /// What the answer must look like.
+    pub(super) structured: Option<Structured>,
     pub(super) effort: Option<String>,
     pub(super) summary: Option<String>,
     pub(super) include_reasoning: bool,
@@ -70,6 +72,7 @@ impl ResponseRequest {
         }
         let (effort, summary) = read_reasoning(fields);
         let (format, constraint) = read_text(fields);
+        let structured = read_form(fields, constraint);
         let include = read_include(fields);
         let top_logprobs = fields.int("top_logprobs").unwrap_or(0);
         let wants_logprobs = top_logprobs != 0 || include.logprobs;
@@ -85,7 +88,7 @@ impl ResponseRequest {
             tools: Tools::read(fields),
             parallel_tool_calls: fields.bool("parallel_tool_calls").unwrap_or(true),
             format,
-            constraint,
+            structured,
             effort,
             summary,
             include_reasoning: fields.bool("include_reasoning").unwrap_or(true),
@@ -217,6 +220,19 @@ fn read_text(fields: &mut Fields) -> (Value, Option<Constraint>) {
     }
     fields.absorb(text);
     (sent, constraint)
+}
+
+/// What `text.format` asks for, or vLLM's own fields.
+fn read_form(fields: &mut Fields, format: Option<Constraint>) -> Option<Structured> {
+    let extra = structured::read(fields);
+    match (format, extra) {
+        (Some(_), Some(Structured { param, .. })) => {
+            fields.wrong("text.format", format!("it and {param} are given; an answer has one form"));
+            None
+        }
+        (Some(constraint), None) => Some(Structured { constraint, param: "text.format".into() }),
+        (None, extra) => extra,
+    }
 }
 
 /// The format to say back, and the schema in it. Answers always follow it, strict or not.

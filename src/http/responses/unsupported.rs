@@ -19,7 +19,6 @@ pub(super) static RESPONSES: Table = Table {
         refused("moderation", Harmless::Empty, "nothing here judges what is said"),
         refused("n", Harmless::Number(1.0), "a response has one answer"),
         refused("previous_input_messages", Harmless::Empty, "see previous_response_id"),
-        refused("response_format", Harmless::TextType, "here it is called text.format"),
         refused("vllm_xargs", Harmless::Empty, "there are no samplers that take extra arguments"),
     ],
     labels: &["client_metadata", "prompt_cache_options", "prompt_cache_retention", "session_id"],

@@ -189,3 +189,43 @@ async fn without_a_limit_the_context_is_the_limit() {
     let usage = server.post("/v1/chat/completions", &body).await.json()["usage"].clone();
     assert_eq!(usage["total_tokens"], MAX_MODEL_LEN);
 }
+
+#[tokio::test]
+async fn a_batch_answers_each_conversation_as_if_alone() {
+    let server = start(Settings::default()).await;
+    let conversation = |text: &str| json!([{"role": "user", "content": text}]);
+    let fields = json!({"n": 2, "temperature": 1.0, "echo": false, "logprobs": true});
+    let mut body = with(fields.clone());
+    body["messages"] = json!([conversation("hi"), conversation("ho"), conversation("hi")]);
+    let answer = server.post("/v1/chat/completions/batch", &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let batch = answer.json();
+    let choices = batch["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 6);
+    let mut total = 0;
+    for (i, text) in ["hi", "ho", "hi"].iter().enumerate() {
+        let mut body = with(fields.clone());
+        body["messages"] = conversation(text);
+        let alone = server.post("/v1/chat/completions", &body).await.json();
+        total += alone["usage"]["total_tokens"].as_u64().unwrap();
+        for j in 0..2 {
+            let choice = &choices[2 * i + j];
+            assert_eq!(choice["index"], 2 * i + j);
+            assert_eq!(choice["message"], alone["choices"][j]["message"]);
+            assert_eq!(choice["logprobs"], alone["choices"][j]["logprobs"]);
+        }
+    }
+    assert_eq!(batch["usage"]["total_tokens"], total);
+    for (fields, param) in [
+        (json!({"messages": []}), "messages"),
+        (json!({"messages": [[]]}), "messages[0]"),
+        (json!({"messages": [{"role": "user"}]}), "messages[0]"),
+        (json!({"messages": [conversation("hi"), [{"role": "user"}]]}), "messages[1][0].content"),
+        (json!({"messages": [conversation("hi")], "stream": true}), "stream"),
+        (json!({"messages": [conversation("hi")], "prompt_logprobs": 1}), "prompt_logprobs"),
+    ] {
+        let error = server.post("/v1/chat/completions/batch", &with(fields)).await.error();
+        assert_eq!(error, (400, param.into()));
+    }
+    server.wait_until_idle().await;
+}

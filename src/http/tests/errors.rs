@@ -216,3 +216,24 @@ async fn failed_requests_are_500_or_an_error_frame() {
     assert_eq!(events.last().unwrap()["error"]["code"], 500);
     server.wait_until_idle().await;
 }
+
+#[tokio::test]
+async fn what_vllm_has_and_quire_has_not_is_501() {
+    let server = start(Settings::default()).await;
+    for path in ["/v1/audio/transcriptions", "/v1/decisions", "/cohere/v2/chat", "/generative_scoring"] {
+        let answer = server.post(path, &json!({})).await;
+        assert_eq!(answer.error(), (501, "null".into()), "{path}");
+        assert_eq!(answer.json()["error"]["type"], "NotImplementedError");
+        assert!(answer.text.contains(path), "{}", answer.text);
+    }
+    assert_eq!(server.get("/kv_event_sources").await.json(), json!({}));
+    for (path, body, status) in [
+        ("/v1/load_lora_adapter", json!({"lora_name": "a"}), 400),
+        ("/v1/load_lora_adapter", json!({"lora_name": "a", "lora_path": 1}), 400),
+        ("/v1/load_lora_adapter", json!({"lora_name": "a", "lora_path": "/a"}), 501),
+        ("/v1/unload_lora_adapter", json!({}), 400),
+        ("/v1/unload_lora_adapter", json!({"lora_name": "a", "lora_int_id": 1}), 501),
+    ] {
+        assert_eq!(server.post(path, &body).await.error().0, status, "{path} {body}");
+    }
+}

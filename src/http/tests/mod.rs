@@ -1,15 +1,21 @@
 //! The whole front end over real sockets: engine and output threads run, only the model is simulated.
 
 mod admin;
+mod anthropic;
 mod chat;
 mod completions;
 mod errors;
+mod inference;
+mod mutations;
 mod ollama;
 mod openapi;
 mod ops;
 mod page;
+mod pooling;
+mod responses;
 mod streams;
 mod tools;
+pub(crate) mod typed_events;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -70,6 +76,7 @@ impl Default for Settings {
                 enable_admin: false,
                 disable_fastapi_docs: false,
                 ui: true,
+                enable_scale_out: false,
                 enable_request_id_headers: false,
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
@@ -93,7 +100,7 @@ pub(crate) struct Server {
     app: Arc<App>,
 }
 
-fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/pebble/model");
     Tokenizer::from_dir(dir.as_ref()).unwrap()
 }
