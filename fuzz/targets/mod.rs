@@ -3,7 +3,6 @@
 #![allow(dead_code, reason = "each fuzzer uses one of them")]
 
 pub mod chat_parser;
-pub mod chat_parser;
 pub mod detokenizer;
 pub mod grpc_request;
 pub mod http_request;

@@ -355,7 +355,8 @@ async fn operators_flush_the_cache_if_they_may() {
     assert_eq!((cached().await, cached().await), (0, 80));
     assert!(client(&server).flush_cache(flush(10.0)).await.unwrap().into_inner().success);
     assert_eq!(cached().await, 0);
-    let _running = client(&server).generate(asks(&[1], 4000)).await.unwrap();
+    let mut running = client(&server).generate(asks(&[1], 4000)).await.unwrap().into_inner();
+    running.message().await.unwrap().expect("it has begun, and holds blocks");
     assert!(!client(&server).flush_cache(flush(0.0)).await.unwrap().into_inner().success);
     for bad in [-1.0, f32::NAN, f32::INFINITY, 1e9] {
         assert_invalid(&client(&server).flush_cache(flush(bad)).await.unwrap_err(), "timeout_s");
