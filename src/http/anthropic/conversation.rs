@@ -90,14 +90,14 @@ fn without_billing(text: &str) -> String {
 
 fn push_user(content: Value, messages: &mut Vec<Value>) -> Result<(), Wrong> {
     let mut texts = Vec::new();
-    for block in read_blocks(content)? {
+    for (index, block) in read_blocks(content)?.enumerate() {
         match block? {
             Block::Text(text) => texts.push(text),
             Block::ToolResult { id, content } => {
                 push_text("user", &mut texts, messages);
                 messages.push(json!({"role": "tool", "tool_call_id": id, "content": content}));
             }
-            other => return Err(other.misplaced()),
+            other => return Err(other.misplaced().within(&format!("[{index}]"))),
         }
     }
     push_text("user", &mut texts, messages);
@@ -113,14 +113,16 @@ fn push_text(role: &str, texts: &mut Vec<String>, messages: &mut Vec<Value>) {
 
 fn push_assistant(content: Value, messages: &mut Vec<Value>) -> Result<(), Wrong> {
     let (mut texts, mut thoughts, mut calls) = (Vec::new(), Vec::new(), Vec::new());
-    for block in read_blocks(content)? {
+    for (index, block) in read_blocks(content)?.enumerate() {
         match block? {
             Block::Text(text) => texts.push(text),
             Block::Thinking(text) => thoughts.push(text),
             Block::ToolUse { id, name, input } => calls
                 .push(json!({"id": id, "type": "function", "function": {"name": name, "arguments": input}})),
             Block::Hidden => (),
-            other @ (Block::ToolResult { .. } | Block::ToolChange(_)) => return Err(other.misplaced()),
+            other @ (Block::ToolResult { .. } | Block::ToolChange(_)) => {
+                return Err(other.misplaced().within(&format!("[{index}]")));
+            }
         }
     }
     let mut message = json!({"role": "assistant", "content": texts.join("\n")});

@@ -53,6 +53,7 @@ pub(super) enum Block {
 /// What is new in a block.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[allow(clippy::enum_variant_names, reason = "the names are the wire's")]
 enum BlockDelta<'a> {
     ThinkingDelta { thinking: &'a str },
     SignatureDelta { signature: &'a str },

@@ -49,8 +49,7 @@ pub(super) fn name_in(namespace: Option<&str>, name: &str) -> String {
 impl Tools {
     /// Reads `tools` and `tool_choice`; errors stay in `fields`.
     pub(super) fn read(fields: &mut Fields) -> Self {
-        let mut tools = Self::default();
-        tools.sent = fields.list("tools").unwrap_or_default();
+        let mut tools = Self { sent: fields.list("tools").unwrap_or_default(), ..Self::default() };
         if let Err(wrong) = each("tools", tools.sent.clone(), |tool| tools.add(tool, None)) {
             fields.wrong_part(wrong);
         }

@@ -84,7 +84,7 @@ impl Answer {
         if last.is_none() || mixed || self.rng.random_bool(0.7) {
             let num_tokens = self.rng.random_range(0..3);
             let prompt =
-                self.deltas.is_empty().then(|| PromptOutput { num_cached_tokens: 3, logprobs: None });
+                self.deltas.is_empty().then_some(PromptOutput { num_cached_tokens: 3, logprobs: None });
             self.deltas.push(ChatDelta { prompt, token_ids: vec![5; num_tokens], ..ChatDelta::default() });
         }
         self.deltas.last_mut().unwrap()
