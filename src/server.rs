@@ -110,7 +110,8 @@ impl Serving {
             tokio::spawn(listen::serve(listener, tls.clone(), protocol, router, stopped.clone()))
         };
         let http = spawn(http, Protocol::Http, http::router(app.clone()));
-        let grpc = grpc.map(|listener| spawn(listener, Protocol::Grpc, grpc::router(app.clone())));
+        let grpc = grpc
+            .map(|listener| spawn(listener, Protocol::Grpc, grpc::routes(app.clone()).into_axum_router()));
         Self { stop, http, grpc }
     }
 

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use bytes::{Buf, BufMut, Bytes};
 use quire::app::App;
-use quire::grpc::router;
+use quire::grpc::routes;
 use quire::listen::{Protocol, bind, serve};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -72,7 +72,7 @@ fn channel(app: &Arc<App>) -> Channel {
         let listener = bind(([127, 0, 0, 1], 0).into()).expect("loopback has a port");
         let address = listener.local_addr().expect("a bound port");
         let (stop, stopped) = tokio::sync::watch::channel(false);
-        let serving = serve(listener, None, Protocol::Grpc, router(app.clone()), stopped);
+        let serving = serve(listener, None, Protocol::Grpc, routes(app.clone()).into_axum_router(), stopped);
         tokio::spawn(async move {
             // The server would end with it.
             let _stop = stop;

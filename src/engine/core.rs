@@ -206,7 +206,7 @@ impl EngineCore {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Add(request) => self.pause.add(request, &mut self.scheduler),
+            Command::Add(request) => self.pause.add(*request, &mut self.scheduler),
             Command::Abort(id) => self.pause.abort(id, &mut self.scheduler),
             Command::AbortAll => self.pause.abort_all(&mut self.scheduler),
             Command::ResetPrefixCache(answer) => drop(answer.send(self.scheduler.reset_prefix_cache())),

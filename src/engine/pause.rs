@@ -24,7 +24,7 @@ pub enum PauseMode {
 pub(super) struct Pause {
     mode: Option<PauseMode>,
     /// Arrived during the pause, in order.
-    held: Vec<Box<Request>>,
+    held: Vec<Request>,
     /// Who wants to know that the engine stands still.
     askers: Vec<oneshot::Sender<()>>,
     /// The server shuts down: what there is must be able to end.
@@ -50,7 +50,7 @@ impl Pause {
     pub(super) fn end(&mut self, scheduler: &mut Scheduler) {
         self.mode = None;
         self.askers.clear();
-        self.held.drain(..).for_each(|request| scheduler.add(*request));
+        self.held.drain(..).for_each(|request| scheduler.add(request));
     }
 
     /// Ends the pause, and there will be no other.
@@ -83,22 +83,22 @@ impl Pause {
     }
 
     /// Lets a new request in, or holds it.
-    pub(super) fn add(&mut self, request: Box<Request>, scheduler: &mut Scheduler) {
-        if self.is_on() { self.held.push(request) } else { scheduler.add(*request) }
+    pub(super) fn add(&mut self, request: Request, scheduler: &mut Scheduler) {
+        if self.is_on() { self.held.push(request) } else { scheduler.add(request) }
     }
 
     /// Ends one request, wherever it is.
     pub(super) fn abort(&mut self, id: RequestId, scheduler: &mut Scheduler) {
         if let Some(at) = self.held.iter().position(|request| request.id == id) {
             // The scheduler says of each request how it ended, so it must have seen it.
-            scheduler.add(*self.held.remove(at));
+            scheduler.add(self.held.remove(at));
         }
         scheduler.abort(id);
     }
 
     /// Ends all requests.
     pub(super) fn abort_all(&mut self, scheduler: &mut Scheduler) {
-        self.held.drain(..).for_each(|request| scheduler.add(*request));
+        self.held.drain(..).for_each(|request| scheduler.add(request));
         scheduler.end_all(&FinishReason::Abort);
     }
 }

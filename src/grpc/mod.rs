@@ -21,7 +21,6 @@ mod vllm_engine;
 
 use std::sync::Arc;
 
-use axum::middleware::from_fn_with_state;
 use quire_proto::openengine::v1::control_server::ControlServer as OpenEngineControlServer;
 use quire_proto::openengine::v1::inference_server::InferenceServer as OpenEngineInferenceServer;
 use quire_proto::vllm::control_server::ControlServer;
@@ -35,6 +34,7 @@ use self::auth::Guard;
 use self::control::Control;
 use self::health::Health;
 use self::inference::Inference;
+use self::load_report::Reporting;
 use self::vllm_engine::VllmEngine;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
@@ -47,7 +47,7 @@ pub const MAX_MESSAGE_BYTES: usize = 32 << 20;
 /// Health follows the engine by itself: it says NOT_SERVING from
 /// [`start_draining`](crate::engine::EngineHandle::start_draining) on, or when the engine died or stalls,
 /// and its watches end when draining starts, so that they do not hold up a graceful shutdown.
-pub fn router(app: Arc<App>) -> axum::Router {
+pub fn routes(app: Arc<App>) -> Routes {
     let keys = InterceptorLayer::new(Guard::new(ApiKeys::new(&app.server.api_keys)));
     let inference =
         InferenceServer::new(Inference::new(app.clone())).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -58,19 +58,16 @@ pub fn router(app: Arc<App>) -> axum::Router {
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let open_control = OpenEngineControlServer::new(openengine::Control::new(app.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let reports = app.clone();
     Routes::default()
-        .add_service(keys.layer(open_inference))
+        .add_service(keys.layer(Reporting::new(open_inference, app.clone())))
         .add_service(keys.layer(open_control))
-        .add_service(keys.layer(engine))
-        .add_service(keys.layer(inference))
+        .add_service(keys.layer(Reporting::new(engine, app.clone())))
+        .add_service(keys.layer(Reporting::new(inference, app.clone())))
         .add_service(keys.layer(control))
         .add_service(HealthServer::new(Health::new(app)))
         // grpcurl and others still speak only v1alpha.
         .add_service(keys.layer(reflection().build_v1().expect("our descriptors are valid")))
         .add_service(keys.layer(reflection().build_v1alpha().expect("our descriptors are valid")))
-        .into_axum_router()
-        .layer(from_fn_with_state(reports, load_report::report))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

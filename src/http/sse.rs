@@ -70,6 +70,7 @@ pub(crate) enum Dialect {
 
 /// What one prompt gives.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are a few a stream, and a chat has just one")]
 pub(crate) enum Source {
     /// Text as it is.
     Output(OutputStream),

@@ -113,9 +113,10 @@ impl Server {
         let tls = Arc::new(Tls::load(config).unwrap());
         let (stop, stopped) = watch::channel(false);
         let mut addresses = Vec::new();
-        for (protocol, router) in
-            [(Protocol::Http, http::router(app.clone())), (Protocol::Grpc, grpc::router(app.clone()))]
-        {
+        for (protocol, router) in [
+            (Protocol::Http, http::router(app.clone())),
+            (Protocol::Grpc, grpc::routes(app.clone()).into_axum_router()),
+        ] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             addresses.push(listener.local_addr().unwrap());
             tokio::spawn(listen::serve(listener, Some(tls.clone()), protocol, router, stopped.clone()));

@@ -80,7 +80,7 @@ impl TestServer {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = tokio::sync::watch::channel(false);
-        let router = super::router(app.clone());
+        let router = super::routes(app.clone()).into_axum_router();
         tokio::spawn(listen::serve(listener, None, Protocol::Grpc, router, stopped));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
         let channel = endpoint.initial_stream_window_size(window).connect().await.unwrap();

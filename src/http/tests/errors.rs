@@ -110,7 +110,10 @@ async fn wrong_chats_are_named() {
         (json!({"max_completion_tokens": 0}), "max_completion_tokens"),
         (json!({"top_logprobs": 2}), "top_logprobs"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
-        (json!({"response_format": {"type": "json_schema", "json_schema": {}}}), "response_format"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {}}}),
+            "response_format.json_schema.schema",
+        ),
         (json!({"chat_template": "{{ messages }}"}), "chat_template"),
         (json!({"audio": {"voice": "a"}}), "audio"),
         (json!({"modalities": ["audio"]}), "modalities"),

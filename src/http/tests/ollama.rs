@@ -38,7 +38,9 @@ fn error(answer: &Answer) -> (u16, String) {
 
 #[tokio::test]
 async fn streams_are_lines_and_add_up_to_the_whole_answer() {
-    let server = start(Settings::default()).await;
+    // Slow enough that tokens do not grow together before they are read.
+    let cost = StepCost { step_us: 5000.0, token_us: 0.0, sleep: true };
+    let server = start(Settings { cost: Some(cost), ..Settings::default() }).await;
     for (path, body, text) in [
         ("/api/chat", chat(json!({})), "/message/content"),
         ("/api/generate", generate(json!({"system": "Be brief."})), "/response"),
