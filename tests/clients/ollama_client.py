@@ -23,7 +23,7 @@ def check_chat():
         assert whole.done and whole.done_reason == "stop" and whole.eval_count > 0
         assert whole.total_duration == whole.prompt_eval_duration + whole.eval_duration
         pieces = list(api.chat(model="pebble:latest", messages=QUESTION, options=GREEDY, stream=True, keep_alive="5m"))
-        assert len(pieces) > 3 and "".join(piece.message.content for piece in pieces) == whole.message.content
+        assert len(pieces) >= 2 and "".join(piece.message.content for piece in pieces) == whole.message.content
         assert [piece.done for piece in pieces] == [False] * (len(pieces) - 1) + [True]
         assert pieces[-1].eval_count == whole.eval_count and pieces[-1].prompt_eval_count == whole.prompt_eval_count
         scored = api.chat(model="pebble", messages=QUESTION, options=GREEDY, logprobs=True, top_logprobs=2)

@@ -51,7 +51,8 @@ async fn streams_are_lines_and_add_up_to_the_whole_answer() {
         let whole = server.post(path, &whole).await.json();
         // Streaming is the default.
         let lines = lines(&server.post(path, &body).await);
-        assert!(lines.len() > 2);
+        // What has come by the time the socket is written to is one line, and the end is one of its own.
+        assert!(lines.len() >= 2);
         let pieces = lines.iter().map(|line| line.pointer(text).unwrap().as_str().unwrap());
         assert_eq!(pieces.collect::<String>(), whole.pointer(text).unwrap().as_str().unwrap());
         let end = lines.last().unwrap();
