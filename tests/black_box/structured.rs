@@ -12,6 +12,9 @@ use crate::{grpc, http};
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
 
+/// Whether a text has the form that was asked for.
+type HasForm<'a> = &'a dyn Fn(&str) -> bool;
+
 /// A schema whose texts are short, and an answer's check against it.
 fn schema() -> Value {
     json!({
@@ -99,7 +102,7 @@ async fn every_kind_has_its_form() {
         text.strip_prefix("<n>").and_then(|rest| rest.strip_suffix("</n>")?.parse::<u8>().ok()).is_some()
     };
     let is_object = |text: &str| serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object());
-    let kinds: [(Value, &dyn Fn(&str) -> bool); 9] = [
+    let kinds: [(Value, HasForm); 9] = [
         (json!({"structured_outputs": {"regex": "[0-9]{3}"}}), &is_number),
         (json!({"guided_regex": "[0-9]{3}"}), &is_number),
         (json!({"structured_outputs": {"choice": ["red", "green", "blue"]}}), &is_colour),
