@@ -82,6 +82,20 @@ impl EngineHandle {
         Self(Arc::new(Door { commands, output, stats, admission, next_id, seed, epoch, external }))
     }
 
+    /// Whether `n` sequences would be taken now: for those who have more than one request to submit, or much to do
+    /// before they can. `pooled` as in [`Pooling`](quire_scheduler::Pooling).
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn check_room(&self, n: usize, pooled: bool) -> Result<(), SubmitError> {
+        self.0.check(pooled)?;
+        let (queued, limit) = (self.num_in_flight(), self.0.admission.limit);
+        match queued.checked_add(n) {
+            Some(total) if total <= limit => Ok(()),
+            _ => Err(SubmitError::Overloaded { queued, limit }),
+        }
+    }
+
     /// Takes a request, or says at once why not. Its sequences count as one each against the limit.
     pub fn submit(&self, request: GenerateRequest) -> Result<OutputStream, SubmitError> {
         let door = &*self.0;
@@ -194,8 +208,8 @@ impl EngineHandle {
 }
 
 impl Door {
-    fn admit(&self, n: usize, pooled: bool) -> Result<(), SubmitError> {
-        let Admission { in_flight, limit, pools, draining } = &*self.admission;
+    fn check(&self, pooled: bool) -> Result<(), SubmitError> {
+        let Admission { pools, draining, .. } = &*self.admission;
         if pooled != *pools {
             return Err(SubmitError::WrongTask { pools: *pools });
         }
@@ -205,6 +219,12 @@ impl Door {
         if draining.load(Ordering::Relaxed) {
             return Err(SubmitError::Draining);
         }
+        Ok(())
+    }
+
+    fn admit(&self, n: usize, pooled: bool) -> Result<(), SubmitError> {
+        self.check(pooled)?;
+        let Admission { in_flight, limit, .. } = &*self.admission;
         let fits = |queued: usize| queued.checked_add(n).filter(|total| total <= limit);
         in_flight
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)

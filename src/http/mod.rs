@@ -118,12 +118,15 @@ impl HttpState {
     /// Hands requests to the engine; all or none.
     fn submit(&self, requests: Vec<GenerateRequest>) -> Result<Vec<OutputStream>, ApiError> {
         let engine = &self.app.engine;
+        let total = requests.iter().map(|request| request.n as usize).sum();
+        let pooled = requests.iter().any(|request| request.sampling.pooling.is_some());
+        engine.check_room(total, pooled).inspect_err(|error| self.app.metrics.on_refusal(error))?;
         let mut streams = Vec::with_capacity(requests.len());
         for request in requests {
             if self.app.server.enable_log_requests {
                 log_request(&request);
             }
-            // Those taken before a refusal are aborted as their streams are dropped.
+            // Others may have come in between: those taken before a refusal are aborted as their streams are dropped.
             streams.push(engine.submit(request).inspect_err(|error| self.app.metrics.on_refusal(error))?);
         }
         Ok(streams)

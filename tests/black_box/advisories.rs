@@ -27,7 +27,8 @@ const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
 const JSON: (&str, &str) = ("content-type", "application/json");
 /// What answers without a key: probes and metrics, and the page that asks for the key.
-const OPEN: &[&str] = &["/health", "/ready", "/ping", "/version", "/metrics", "/"];
+const OPEN: &[&str] =
+    &["/health", "/ready", "/ping", "/version", "/metrics", "/", "/quire/page.css", "/quire/page.js"];
 
 async fn assert_serves(server: &Server) {
     let body = json!({"prompt": "Hello", "max_tokens": 3});

@@ -48,7 +48,9 @@ async fn a_format_is_kept() {
     let server = Server::shared(&[]);
     let schema = json!({"type": "object", "properties": {"sky": {"enum": ["blue", "grey"]}},
         "required": ["sky"], "additionalProperties": false});
-    let lines = lines(&server, &body("How is the sky?", json!({"format": schema}))).await;
+    // The model likes to put blanks between the parts, and a schema allows them.
+    let options = json!({"temperature": 0, "num_predict": 600});
+    let lines = lines(&server, &body("How is the sky?", json!({"format": schema, "options": options}))).await;
     let text: String = lines.iter().map(|line| line["message"]["content"].as_str().unwrap()).collect();
     let answer: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
     assert!(["blue", "grey"].contains(&answer["sky"].as_str().unwrap()), "{answer}");

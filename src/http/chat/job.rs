@@ -49,6 +49,8 @@ pub(crate) struct PreparedChat {
 impl ChatJob {
     /// Renders, tokenizes and checks, the expensive parts on the text pool.
     pub(crate) async fn prepare(self, state: &Arc<HttpState>) -> Result<PreparedChat, ApiError> {
+        // Before its template, which a model that is pooled need not have.
+        state.app.engine.check_room(1, false)?;
         let chat = &state.app.chat;
         let Self { mut conversation, mut sampling, bad_words, add_special_tokens, .. } = self;
         let asked = self.constraint.map(|constraint| Asked { constraint, param: self.constraint_param });
