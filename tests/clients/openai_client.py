@@ -97,7 +97,7 @@ def check_errors_have_their_classes():
         assert error.param == "model"
         raises(openai.BadRequestError, lambda: create(model="pebble", messages=[]))
         raises(openai.BadRequestError,
-               lambda: create(model="pebble", messages=QUESTION, response_format={"type": "json_object"}))
+               lambda: create(model="pebble", messages=QUESTION, response_format={"type": "json_schema"}))
         raises(openai.BadRequestError, lambda: list(create(model="pebble", messages=QUESTION, n=0, stream=True)))
         raises(openai.NotFoundError, lambda: api.embeddings.create(model="pebble", input="text"))
 

@@ -141,7 +141,8 @@ def check_refusals():
         channel = grpc.insecure_channel(server.grpc)
         raw = channel.unary_unary("/vllm.Inference/Generate")
         assert refused(lambda: raw(b"\x1a\x01a", timeout=10)) == grpc.StatusCode.UNAUTHENTICATED
-        assert raw(b"\x1a\x01a", timeout=10, metadata=with_key)
+        # A prompt, and a limit of four tokens.
+        assert raw(b"\x1a\x01a\x42\x02\x08\x04", timeout=10, metadata=with_key)
 
 
 def check_control_and_health():
