@@ -74,8 +74,8 @@ fn bind(addr: SocketAddr) -> Result<TcpListener, ListenError> {
 }
 
 /// Serves until the process is told to end, or the engine dies. Returns whether the end was orderly.
-pub async fn serve(app: Arc<App>, listeners: Listeners) -> std::io::Result<bool> {
-    let mut signals = Signals::new()?;
+/// `signals` are listened to from the moment they were made.
+pub async fn serve(app: Arc<App>, listeners: Listeners, mut signals: Signals) -> std::io::Result<bool> {
     let serving = Serving::start(&app, listeners);
     let orderly = tokio::select! {
         () = told_to_end(&app, &mut signals) => {
@@ -172,13 +172,16 @@ async fn engine_death(app: &App) {
     }
 }
 
-struct Signals {
+/// The signals that end a server. Until they are made, such a signal ends the process at once.
+#[derive(Debug)]
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// Listens from now on. Inside a tokio runtime.
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 

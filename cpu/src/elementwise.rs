@@ -143,7 +143,7 @@ fn gelu_lanes<V: Lanes>(x: V) -> V {
     half.mul(erf(x.mul(V::splat(std::f32::consts::FRAC_1_SQRT_2)))).add(half)
 }
 
-/// The error function to 1e-7: `x * p(x²) / q(x²)` within ±4 and constant beyond, where it is 1 to that
+/// The error function to 3e-7: `x * p(x²) / q(x²)` within ±4 and constant beyond, where it is 1 to that
 /// accuracy. The polynomials are those of Eigen's and XLA's `erf` for float32.
 #[inline(always)]
 fn erf<V: Lanes>(x: V) -> V {
@@ -192,8 +192,10 @@ mod tests {
                 // The series does not reach further out, and there the function is 1 to 1e-9.
                 let erf = if x.abs() < 5.5 { exact_erf(x / std::f64::consts::SQRT_2) } else { x.signum() };
                 let exact = x * (1.0 + erf) / 2.0;
+                // What the error function is off by, and rounding.
+                let bound = 3e-7 * (x.abs() / 2.0) + 2e-7;
                 assert!(
-                    (f64::from(*found) - exact).abs() < 5e-7,
+                    (f64::from(*found) - exact).abs() < bound,
                     "{isa:?}: gelu({x}) = {found}, not {exact}"
                 );
             }

@@ -33,7 +33,7 @@ use tokio::runtime::Runtime;
 use self::args::{Cli, Command, LogFormat, ServeArgs};
 use self::layers::UsageError;
 use crate::load;
-use crate::server::{self, Listeners};
+use crate::server::{self, Listeners, Signals};
 
 /// Exit status of a command line that is not understood, as clap's.
 const USAGE: u8 = 2;
@@ -90,8 +90,13 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     };
     let loaded = load::start(&engine_config, server_config.enable_log_requests, loading_bar())?;
     let (engine, app) = loaded.into_app(server_config);
+    // Before anybody is told that we are here.
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::new()?
+    };
     announce(&app, &listeners)?;
-    let orderly = runtime.block_on(server::serve(Arc::new(app), listeners))?;
+    let orderly = runtime.block_on(server::serve(Arc::new(app), listeners, signals))?;
     // What is still running holds doors to the engine; without them its threads end.
     runtime.shutdown_background();
     if orderly {

@@ -177,7 +177,11 @@ impl Block {
         let mut block = Part::new(block)?;
         Ok(match block.required_string("type")?.as_str() {
             "text" => Self::Text(block.required_string("text")?),
-            "thinking" => Self::Thinking(block.required_string("thinking")?),
+            "thinking" => {
+                // Nobody has to be convinced by it; but it is a string.
+                block.string("signature")?;
+                Self::Thinking(block.required_string("thinking")?)
+            }
             "redacted_thinking" => Self::Hidden,
             "tool_use" => Self::ToolUse {
                 id: block.name("id")?,
