@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Schemathesis reads /openapi.json and makes requests from it, right and wrong ones, to find answers that the
 # document does not allow. That every request of the document's shape is accepted is not checked: some rules join
-# fields (stream_options needs stream, min_tokens is at most max_tokens), which no schema here says. Needs python3 and, once, the Python package registry.
+# fields (stream_options needs stream, min_tokens is at most max_tokens), which no schema here says. Needs python3 and,
+# once, the Python package registry.
 #
 #     tests/clients/schemathesis/run.sh target/release/quire [options of schemathesis]
 set -euo pipefail
