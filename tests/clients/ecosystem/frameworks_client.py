@@ -11,13 +11,15 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from server import run_checks, serve
 
 
 class City(BaseModel):
-    """A city of the world. Bounded, because the demo model does not know when to end a string."""
+    """A city of the world. Bounded, because the demo model does not know when to end a string or an object."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(max_length=20)
     inhabitants: int = Field(ge=0, le=10_000_000)
