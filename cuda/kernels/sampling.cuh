@@ -124,7 +124,8 @@ struct RowView {
     float* logits;
     const uint32_t* counts;   // null: no penalties
     const uint32_t* allowed;  // null: all are
-    const uint32_t* mask;     // null: the grammar, if any, allows all
+    const uint32_t* masks;    // of the step: a parameter of the launch, which takes no register
+    uint32_t mask_start;      // the first word of the row's own; NO_MASK: the grammar, if any, allows all
     float repetition_penalty;
     float frequency_penalty;
     float presence_penalty;
@@ -138,7 +139,8 @@ DEVICE RowView raw_view(const SampleParams& p, uint32_t launch_row) {
     view.logits = p.logits + (int64_t)launch_row * p.arrays.vocab;
     view.counts = nullptr;
     view.allowed = nullptr;
-    view.mask = nullptr;
+    view.masks = p.arrays.masks;
+    view.mask_start = NO_MASK;
     view.repetition_penalty = 1.0f;
     view.frequency_penalty = 0.0f;
     view.presence_penalty = 0.0f;
@@ -154,7 +156,7 @@ DEVICE RowView processed_view(const SampleParams& p, uint32_t launch_row, const 
     const int64_t mask_words = (a.vocab + 31) / 32;
     if (how.flags & HAS_PENALTIES) view.counts = a.counts + (int64_t)row.slot * a.vocab;
     if (how.flags & HAS_ALLOWED) view.allowed = a.allowed + row.slot * mask_words;
-    if (row.mask != NO_MASK) view.mask = a.masks + row.mask * mask_words;
+    if (row.mask != NO_MASK) view.mask_start = row.mask * (uint32_t)mask_words;
     view.repetition_penalty = how.repetition_penalty;
     view.frequency_penalty = how.frequency_penalty;
     view.presence_penalty = how.presence_penalty;
@@ -192,9 +194,10 @@ DEVICE void read_logits(const RowView& view, uint32_t first, uint32_t end, float
         for (int i = 0; i < 4; i++) out[i] = penalised(view, out[i], counts[i]);
     }
     // `first` is a multiple of 4, so the four bits are in one word.
-    if ((view.allowed || view.mask) && first < end) {
+    const bool masked = view.mask_start != NO_MASK;
+    if ((view.allowed || masked) && first < end) {
         uint32_t bits = view.allowed ? view.allowed[first / 32] : 0xffffffffu;
-        if (view.mask) bits &= view.mask[first / 32];
+        if (masked) bits &= view.masks[view.mask_start + first / 32];
         bits >>= first % 32;
         for (int i = 0; i < 4; i++) {
             if (!(bits >> i & 1)) out[i] = -INFINITY_F;
