@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use quire_model::RowFailure;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
@@ -86,12 +87,17 @@ pub(crate) async fn collect(mut stream: OutputStream, n: u32) -> Result<Vec<Gene
     Ok(all)
 }
 
-/// A failed sequence fails the request.
+/// A failed sequence fails the request: with a 400 if its own parameters left nothing to sample, else with a 500.
 pub(crate) fn check_finish(finish: Finish) -> Result<Finish, ApiError> {
-    match finish.kind {
-        FinishKind::Error => Err(ApiError::internal(finish.error.as_deref().unwrap_or("the request failed"))),
-        _ => Ok(finish),
+    if finish.kind != FinishKind::Error {
+        return Ok(finish);
     }
+    let error = finish.error.as_deref().unwrap_or("the request failed");
+    let contradictions = [RowFailure::NothingAllowed, RowFailure::NothingLeftOfGrammar];
+    if contradictions.iter().any(|contradiction| contradiction.to_string() == error) {
+        return Err(ApiError::bad_body(error));
+    }
+    Err(ApiError::internal(error))
 }
 
 /// Counts what a whole answer took.

@@ -236,3 +236,19 @@ async fn grpc_has_all_kinds() {
         assert!(forms.contains(&text.as_str()), "{kind:?}: {text}");
     }
 }
+
+/// What contradicts itself is the client's doing, and is told so.
+#[tokio::test]
+async fn parameters_that_leave_nothing_are_refused() {
+    let server = Server::shared(&[]);
+    for fields in [
+        json!({"structured_outputs": {"regex": "[0-9]{3}"}, "allowed_token_ids": [2000]}),
+        json!({"allowed_token_ids": [2000], "bad_words": ["x"], "logit_bias": {"2000": -100}, "min_tokens": 2,
+            "stop_token_ids": [2000]}),
+    ] {
+        let mut body = json!({"prompt": "a", "max_tokens": 4});
+        body.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        let answer = http::post(server.http, COMPLETIONS, &body).await;
+        assert_eq!(answer.status, 400, "{fields}: {}", answer.text());
+    }
+}
