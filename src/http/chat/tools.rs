@@ -106,7 +106,7 @@ pub(super) fn tool_schema() -> Value {
                 "required": ["name"],
             },
         },
-        "required": ["type", "function"],
+        "required": ["function"],
     })
 }
 
