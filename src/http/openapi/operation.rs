@@ -76,7 +76,13 @@ impl<'a> Operation<'a> {
 
     /// 200 with server-sent events, if the body says `"stream": true`.
     pub(crate) fn streams(&mut self, events: &str) -> &mut Self {
-        self.answers_as("text/event-stream", json!({ "type": "string", "description": events }))
+        // The schema is that of one event, as tools read it.
+        let event = json!({
+            "type": "object",
+            "properties": { "event": { "type": "string" }, "data": { "type": "string" } },
+            "description": events,
+        });
+        self.answers_as("text/event-stream", event)
     }
 
     /// 200 with text of this media type.
