@@ -12,6 +12,9 @@ use tokio::task::JoinHandle;
 use crate::http;
 use crate::server::Server;
 
+/// How often the crowd is looked at before it counts as gone; they take a minute and more.
+const NUM_LOOKS: usize = 12_000;
+
 /// Requests that are started again as soon as they end; they leave when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Crowd<'s> {
@@ -39,19 +42,25 @@ impl<'s> Crowd<'s> {
             })
         };
         let crowd = Self { server, size, tasks: (0..size).map(member).collect(), finished };
-        while crowd.num_present().await < size as f64 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        crowd.assert_present().await;
         crowd
     }
 
-    /// Fails if the crowd is not there, or was not real.
+    /// Returns when all are seen in flight together; fails if one of them failed, or if they never are.
+    ///
+    /// One look proves nothing: at any moment a member may be between two requests.
     pub(crate) async fn assert_present(&self) {
-        assert!(self.tasks.iter().all(|task| !task.is_finished()), "a member of the crowd failed");
-        // A few may be between two requests.
-        let present = self.num_present().await;
-        assert!(present >= self.size as f64 * 0.8, "{present} of {} were in flight", self.size);
-        eprintln!("the crowd finished {} requests meanwhile", self.finished.load(Ordering::Relaxed));
+        let mut present = 0.0;
+        for _ in 0..NUM_LOOKS {
+            assert!(self.tasks.iter().all(|task| !task.is_finished()), "a member of the crowd failed");
+            present = self.num_present().await;
+            if present >= self.size as f64 {
+                eprintln!("the crowd finished {} requests so far", self.finished.load(Ordering::Relaxed));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{present} of {} were in flight at the last of {NUM_LOOKS} looks", self.size);
     }
 
     async fn num_present(&self) -> f64 {
