@@ -248,6 +248,7 @@ fn sampling_params(
         logprobs: logprobs(f.logprobs_param, f.logprobs, limits)?,
         prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
         pooling: None,
+        second_text_start: None,
     })
 }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 use crate::hf_config::parse;
+use crate::labels::Labels;
 use crate::spec::ModelSpec;
 
 /// The way from hidden states to an embedding.
@@ -22,6 +23,8 @@ pub struct PoolerSpec {
     pub max_seq_length: Option<usize>,
     /// Whether the first numbers of a vector are an embedding by themselves.
     pub matryoshka: Matryoshka,
+    /// What the numbers mean, if they are a classifier's and no embedding.
+    pub labels: Option<Labels>,
 }
 
 /// Lengths to which a vector may be cut (Matryoshka representation learning).
@@ -44,8 +47,9 @@ impl PoolerSpec {
             normalize: true,
             max_seq_length: None,
             matryoshka: matryoshka(config)?,
+            labels: spec.classifier.map(|head| Labels::of(config, head.num_labels)).transpose()?,
         };
-        if let Some(dir) = dir.filter(|dir| is_sentence_transformer(dir)) {
+        if let Some(dir) = dir.filter(|dir| spec.classifier.is_none() && is_sentence_transformer(dir)) {
             pooler.read_modules(dir)?;
         }
         Ok(pooler)

@@ -13,7 +13,7 @@ use super::*;
 
 /// A server whose vectors are those of the simulated model.
 fn pooling(normalize: bool, matryoshka: Matryoshka) -> Settings {
-    let spec = PoolerSpec { pooling: Pooling::Last, normalize, max_seq_length: None, matryoshka };
+    let spec = PoolerSpec { pooling: Pooling::Last, normalize, max_seq_length: None, matryoshka, labels: None };
     Settings { pooler: Some(Pooler { spec, width: POOLED_WIDTH }), ..Settings::default() }
 }
 
