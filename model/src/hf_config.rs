@@ -13,7 +13,8 @@ use crate::encoder_config::{ENCODERS, encoder_spec};
 use crate::error::ModelError;
 use crate::labels::num_labels;
 use crate::spec::{
-    Activation, AttentionSpec, ClassifierForm, ClassifierSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms, Positions, RopeScaling, RopeSpec,
+    Activation, AttentionSpec, ClassifierForm, ClassifierSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms,
+    Positions, RopeScaling, RopeSpec,
 };
 
 impl ModelSpec {

@@ -48,7 +48,8 @@ pub use sampler::{RowFailure, SamplerScratch, sample_row};
 pub use sampling_defaults::SamplingDefaults;
 pub use slot::{Slot, UNKNOWN_TOKEN};
 pub use spec::{
-    Activation, AttentionSpec, ClassifierForm, ClassifierSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms, Positions, RopeScaling, RopeSpec,
+    Activation, AttentionSpec, ClassifierForm, ClassifierSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms,
+    Positions, RopeScaling, RopeSpec,
 };
 pub use step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, PoolRow, RowResult, StepInputs};
 pub use weights::{Model, Progress};

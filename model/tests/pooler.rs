@@ -1,5 +1,6 @@
 //! Encoders and the files of sentence-transformers: what is understood, and what is refused by name.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use quire_model::{
@@ -97,6 +98,7 @@ fn folders_of_sentence_transformers_say_how() {
         max_seq_length: Some(32),
         matryoshka: Matryoshka::Lengths(vec![8, 16]),
         labels: None,
+        prompts: BTreeMap::new(),
     };
     assert_eq!(pooler(&all.0, &bert(json!({ "matryoshka_dimensions": [8, 16] }))).unwrap(), expected);
 

@@ -191,6 +191,8 @@ pub(crate) async fn start(settings: Settings) -> Server {
 struct Answer {
     status: StatusCode,
     headers: HeaderMap,
+    bytes: Bytes,
+    /// Empty if the bytes are none.
     text: String,
 }
 
@@ -231,8 +233,9 @@ impl Server {
         let client = Client::builder(TokioExecutor::new()).build_http();
         let response = client.request(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        Answer { status, headers, text: String::from_utf8(body.to_vec()).unwrap() }
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap_or_default();
+        Answer { status, headers, bytes, text }
     }
 
     fn request(
