@@ -147,6 +147,9 @@ pub enum EmbedError {
     /// The engine did not take an input.
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// An input was taken, and somebody ended it: an operator, or the shutdown of the server.
+    #[error("the request was aborted")]
+    Aborted,
     /// An input was taken and then failed.
     #[error("{0}")]
     Failed(Arc<str>),
@@ -276,7 +279,7 @@ async fn vector_of(mut stream: OutputStream) -> Result<Vec<f32>, EmbedError> {
         if let Some(vector) = vector.filter(|_| finish.kind == FinishKind::Stop) {
             return Ok(vector);
         }
-        return Err(EmbedError::Failed(finish.error.unwrap_or_else(|| "the request was aborted".into())));
+        return Err(finish.error.map_or(EmbedError::Aborted, EmbedError::Failed));
     }
     Err(EmbedError::Failed("the request ended without an answer".into()))
 }

@@ -187,6 +187,7 @@ impl From<EmbedError> for ApiError {
             EmbedError::Param(error) => error.into(),
             EmbedError::Text(error) => error.into(),
             EmbedError::Submit(error) => error.into(),
+            EmbedError::Aborted => Self::unavailable(error.to_string()),
             EmbedError::Failed(_) => Self::internal(error.to_string()),
         }
     }

@@ -29,6 +29,7 @@ mod invariance;
 mod lifecycle;
 mod ollama;
 mod overload;
+mod pooled_requests;
 mod shutdown;
 mod soak;
 mod structured;
