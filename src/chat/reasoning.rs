@@ -19,6 +19,8 @@ pub(crate) struct ReasoningFormat {
     also_ends: &'static [&'static str],
     /// Tags around the answer proper, which are left out.
     around_answer: &'static [&'static str],
+    /// The whole answer comes in channels, one of which is for thoughts.
+    channels: bool,
 }
 
 /// Thoughts between tags; nothing else is special.
@@ -29,6 +31,7 @@ const TAGS: ReasoningFormat = ReasoningFormat {
     starts_inside: false,
     also_ends: &[],
     around_answer: &[],
+    channels: false,
 };
 
 /// Every format. Examples are in the tests.
@@ -68,6 +71,22 @@ const FORMATS: &[ReasoningFormat] = &[
         end: &["Here's my response:", "Here is my response:"],
         ..TAGS
     },
+    // `<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>`
+    ReasoningFormat {
+        names: &["openai_gptoss"],
+        begin: &["<|channel|>analysis<|message|>"],
+        end: &["<|end|>"],
+        around_answer: &[
+            "<|start|>assistant",
+            "<|channel|>final<|message|>",
+            "<|channel|>commentary<|message|>",
+            "<|channel|>final <|constrain|>json<|message|>",
+            "<|call|>",
+            "<|return|>",
+        ],
+        channels: true,
+        ..TAGS
+    },
 ];
 
 impl ReasoningFormat {
@@ -81,6 +100,11 @@ impl ReasoningFormat {
         let mut names: Vec<_> = FORMATS.iter().flat_map(|format| format.names).copied().collect();
         names.sort_unstable();
         names
+    }
+
+    /// Whether the whole answer comes in channels.
+    pub(crate) fn is_in_channels(&self) -> bool {
+        self.channels
     }
 
     /// All markers.

@@ -7,6 +7,7 @@ use quire_scheduler::TokenId;
 
 use super::conversation::Conversation;
 use super::reasoning::ReasoningFormat;
+use super::thought_count::ThoughtMarks;
 use super::tools::ToolFormat;
 use crate::config::ChatConfig;
 use crate::text::Tokenizer;
@@ -23,8 +24,7 @@ pub struct ChatSetup {
     pub(crate) tool_tokens: Arc<[TokenId]>,
     /// Special tokens that mark thoughts.
     pub(crate) reasoning_tokens: Arc<[TokenId]>,
-    /// The tokens that begin and end thoughts, where they are one token each.
-    pub(crate) reasoning_ends: (Option<TokenId>, Option<TokenId>),
+    pub(super) thought_marks: ThoughtMarks,
     config: ChatConfig,
 }
 
@@ -87,11 +87,10 @@ impl ChatSetup {
             let ids = markers.flat_map(|marker| tokenizer.encode(marker, false).unwrap_or_default());
             ids.filter(|&id| tokenizer.is_special(id)).collect()
         };
-        let token = |markers: &[&str]| markers.iter().find_map(|marker| tokenizer.token_to_id(marker));
         Ok(Self {
             tool_tokens: tools.map_or_else(|| [].into(), |format| special(&mut format.markers())),
             reasoning_tokens: reasoning.map_or_else(|| [].into(), |format| special(&mut format.markers())),
-            reasoning_ends: reasoning.map_or((None, None), |f| (token(f.begins()), token(f.ends()))),
+            thought_marks: reasoning.map(|format| thought_marks(format, tokenizer)).unwrap_or_default(),
             tools,
             reasoning,
             tool_name: tool_name.map(String::from),
@@ -118,6 +117,21 @@ impl ChatSetup {
     /// vLLM's name for how the model marks thoughts; empty if it has none or that is not known.
     pub fn reasoning_parser(&self) -> &str {
         self.reasoning_name.as_deref().unwrap_or_default()
+    }
+}
+
+fn thought_marks(format: &ReasoningFormat, tokenizer: &Tokenizer) -> ThoughtMarks {
+    let begin = |marker: &&str| {
+        if let Some(id) = tokenizer.token_to_id(marker) {
+            return Some(vec![id]);
+        }
+        let ids = tokenizer.encode(marker, false).unwrap_or_default();
+        // Text after a special token is always cut alike.
+        Some(ids).filter(|ids| ids.first().is_some_and(|id| tokenizer.is_special(*id)))
+    };
+    ThoughtMarks {
+        begin: format.begins().iter().find_map(begin).unwrap_or_default().into(),
+        ends: format.ends().iter().filter_map(|marker| tokenizer.token_to_id(marker)).collect(),
     }
 }
 

@@ -61,9 +61,17 @@ pub(super) enum Kind {
     Xml(&'static XmlTags),
     /// See [`PythonCall`].
     Python,
+    /// Calls are messages to a function: the whole answer is read by
+    /// [`HarmonyReader`](crate::chat::harmony::HarmonyReader).
+    Channels,
 }
 
 impl ToolFormat {
+    /// Whether the whole answer comes in channels, its calls with it.
+    pub(crate) fn is_in_channels(&self) -> bool {
+        matches!(self.kind, Kind::Channels)
+    }
+
     /// Every marker.
     pub(crate) fn markers(&self) -> impl Iterator<Item = &'static str> {
         self.openers()
@@ -89,6 +97,7 @@ impl ToolFormat {
             Kind::Json => text.starts_with('{'),
             Kind::Python => text.starts_with(|c: char| c.is_alphabetic() || c == '_'),
             Kind::Headed(_) | Kind::JsonOrHeaded(_) | Kind::Xml(_) => true,
+            Kind::Channels => false,
         }
     }
 
@@ -100,6 +109,7 @@ impl ToolFormat {
             Kind::Headed(head) | Kind::JsonOrHeaded(head) => Body::Headed(HeadedCall::new(head)),
             Kind::Xml(tags) => Body::Xml(XmlCall::new(tags, tools.clone())),
             Kind::Python => Body::Python(PythonCall::default()),
+            Kind::Channels => unreachable!("no marker begins a call"),
         }
     }
 }

@@ -326,6 +326,19 @@ static FORMATS: &[ToolFormat] = &[
         writes: &[Writes { first: "[", last: "]", ..LIST }],
         ..JSON
     },
+    // <|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}<|call|>
+    ToolFormat {
+        names: &["openai"],
+        between: &[],
+        kind: Kind::Channels,
+        writes: &[Writes {
+            needs: "<|channel|>",
+            call: ["<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", "<|call|>"],
+            between: "<|start|>assistant",
+            ..Writes::NONE
+        }],
+        ..JSON
+    },
 ];
 
 const FUNCTION_TAGS: XmlTags = XmlTags {

@@ -14,6 +14,7 @@ mod tests;
 mod tool;
 mod xml_call;
 
+pub(super) use calls::Calls;
 pub(crate) use format::ToolFormat;
 pub(crate) use grammar::{grammar, strict_tag, writable};
 pub(super) use reader::ToolReader;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::formats::JSON_LIST;
 use super::*;
+use crate::chat::delta::{ChatDelta, Pieces, ToolCallDelta};
 
 /// What a text was taken apart into, without the ids, which are drawn.
 #[derive(Debug, Default, PartialEq, Clone)]
@@ -31,10 +32,13 @@ fn tools() -> Arc<[Tool]> {
 fn read_pieces<'a>(format: &'static ToolFormat, pieces: impl IntoIterator<Item = &'a str>) -> Read {
     let mut reader = ToolReader::new(format, tools(), false);
     let (mut read, mut news) = (Read::default(), Vec::new());
+    let mut out = Pieces::default();
     for piece in pieces {
-        reader.push(piece, &mut read.content, &mut news);
+        reader.push(piece, &mut out);
+        tell(&mut out, &mut read.content, &mut news);
     }
-    reader.finish(&mut read.content, &mut news);
+    reader.finish(&mut out);
+    tell(&mut out, &mut read.content, &mut news);
     for piece in news {
         if let Some(start) = piece.start {
             assert_eq!((piece.index as usize, &*piece.arguments), (read.calls.len(), ""));
@@ -46,6 +50,26 @@ fn read_pieces<'a>(format: &'static ToolFormat, pieces: impl IntoIterator<Item =
     }
     assert_eq!(reader.num_calls() as usize, read.calls.len());
     read
+}
+
+fn tell(out: &mut Pieces, content: &mut String, calls: &mut Vec<ToolCallDelta>) {
+    while !out.is_empty() {
+        let mut delta = ChatDelta::default();
+        out.tell(&mut delta);
+        content.push_str(&delta.content);
+        calls.append(&mut delta.tool_calls);
+    }
+}
+
+/// What calls a text tells, the reader's number of calls and the content.
+fn told(mut reader: ToolReader, text: &str, finish: bool) -> (String, Vec<ToolCallDelta>, u32) {
+    let (mut out, mut content, mut news) = (Pieces::default(), String::new(), Vec::new());
+    reader.push(text, &mut out);
+    if finish {
+        reader.finish(&mut out);
+    }
+    tell(&mut out, &mut content, &mut news);
+    (content, news, reader.num_calls())
 }
 
 fn read(name: &str, text: &str) -> Read {
@@ -230,7 +254,8 @@ fn every_format_reads_its_example() {
     let tested: Vec<_> = EXAMPLES.iter().map(|(name, ..)| *name).chain(["pythonic"]).collect();
     for name in ToolFormat::names() {
         let format = ToolFormat::named(name).unwrap();
-        assert!(format.names.iter().any(|name| tested.contains(name)), "{name} has no example");
+        let tested = format.names.iter().any(|name| tested.contains(name));
+        assert!(tested || format.is_in_channels(), "{name} has no example");
     }
 }
 
@@ -354,9 +379,8 @@ fn python_becomes_json() {
 #[test]
 fn ids_are_what_templates_want() {
     let id = |name: &str, text: &str| {
-        let mut reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), false);
-        let (mut content, mut news) = (String::new(), Vec::new());
-        reader.push(text, &mut content, &mut news);
+        let reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), false);
+        let (_, news, _) = told(reader, text, false);
         news[0].start.clone().unwrap().id
     };
     let hermes = id("hermes", "<tool_call>{\"name\": \"f\", \"arguments\": {");
@@ -371,11 +395,9 @@ fn ids_are_what_templates_want() {
 #[test]
 fn only_the_first_call_if_asked_for() {
     for (name, text, arguments) in EXAMPLES {
-        let mut reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), true);
-        let (mut content, mut news) = (String::new(), Vec::new());
-        reader.push(text, &mut content, &mut news);
-        reader.finish(&mut content, &mut news);
-        assert_eq!((reader.num_calls(), &*content), (1, "Let me see."), "{name}");
+        let reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), true);
+        let (content, news, num_calls) = told(reader, text, true);
+        assert_eq!((num_calls, &*content), (1, "Let me see."), "{name}");
         let told: String = news.iter().map(|piece| &*piece.arguments).collect();
         assert_eq!(told, *arguments, "{name}");
     }
@@ -385,10 +407,9 @@ fn only_the_first_call_if_asked_for() {
 fn arguments_stream_as_they_come() {
     for (name, text, arguments) in EXAMPLES.iter().filter(|(name, ..)| !matches!(*name, "jamba" | "longcat"))
     {
-        let mut reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), false);
-        let (mut content, mut news) = (String::new(), Vec::new());
+        let reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), false);
         let paris = text.find("Paris").unwrap();
-        reader.push(&text[..paris + 3], &mut content, &mut news);
+        let (_, news, _) = told(reader, &text[..paris + 3], false);
         let told: String = news.iter().map(|piece| &*piece.arguments).collect();
         let expected = &arguments[..arguments.find("Paris").unwrap() + 3];
         assert_eq!(told, expected, "{name}");
