@@ -262,3 +262,33 @@ impl ThoughtReading {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is told of a text that comes at once, as one letter a piece.
+    fn told(text: &str) -> (String, u32) {
+        let mut reading = ChatParser::named(Some("hermes"), Some("qwen3")).unwrap().start();
+        reading.push(text, &[], true);
+        let (mut letters, mut more) = (String::new(), true);
+        let mut delta = ChatDelta::default();
+        while more {
+            delta = ChatDelta::default();
+            more = !reading.tell(&mut delta);
+            letters.push_str(if delta.reasoning.is_empty() { "" } else { "r" });
+            letters.push_str(if delta.content.is_empty() { "" } else { "c" });
+            letters.extend(delta.tool_calls.iter().filter(|call| call.start.is_some()).map(|_| 'f'));
+            letters.push('.');
+        }
+        (letters, delta.num_tool_calls)
+    }
+
+    #[test]
+    fn what_comes_at_once_is_told_in_its_order() {
+        let call = "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
+        assert_eq!(told("a"), ("c.".into(), 0));
+        assert_eq!(told(&format!("<think>a</think>b{call}{call}")), ("rcff.".into(), 2));
+        assert_eq!(told(&format!("a{call}b{call}{call}c")), ("cf.cff.c.".into(), 3));
+    }
+}

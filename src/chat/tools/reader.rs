@@ -37,6 +37,8 @@ pub(in crate::chat) struct ToolReader {
 enum At {
     Text,
     Section,
+    /// After the marker of a call, before anything of it.
+    Opened,
     /// `begun` = it is certain that this is a call.
     Call {
         body: Box<Body>,
@@ -78,7 +80,7 @@ impl ToolReader {
             At::Text => (),
             At::Section => self.leave_section(),
             At::Call { mut body, begun: true } => body.finish(&mut self.calls),
-            At::Call { begun: false, .. } => self.give_up(),
+            At::Opened | At::Call { begun: false, .. } => self.give_up(),
         }
         let held = self.window.take();
         self.content(&held);
@@ -93,6 +95,11 @@ impl ToolReader {
         match &self.at {
             At::Text => self.feed_text(c),
             At::Section => self.feed_section(c),
+            At::Opened if c.is_whitespace() => self.raw.push(c),
+            At::Opened => {
+                self.at = At::Call { body: Box::new(self.format.body(c, &self.tools)), begun: false };
+                self.feed_call(c);
+            }
             At::Call { .. } => self.feed_call(c),
         }
     }
@@ -138,7 +145,7 @@ impl ToolReader {
         self.calls.names = None;
         self.at = At::Section;
         if self.format.call_open.contains(&marker) {
-            self.begin_call(None);
+            self.begin_call();
         }
     }
 
@@ -157,7 +164,7 @@ impl ToolReader {
                 }
                 let held = self.window.take();
                 if self.format.call_open.is_empty() && self.format.may_begin(&held) {
-                    self.begin_call(held.chars().next());
+                    self.begin_call();
                 } else {
                     self.leave_section();
                 }
@@ -171,7 +178,7 @@ impl ToolReader {
         let held = self.window.take();
         self.raw.push_str(marker);
         if self.format.call_open.contains(&marker) {
-            self.begin_call(None);
+            self.begin_call();
         } else if self.format.close == marker {
             if self.has_called {
                 self.raw.clear();
@@ -181,12 +188,12 @@ impl ToolReader {
         self.feed_all(&held[marker.len()..]);
     }
 
-    fn begin_call(&mut self, first: Option<char>) {
+    fn begin_call(&mut self) {
         if self.has_called {
             // Separators after a call: nobody's text.
             self.raw.clear();
         }
-        self.at = At::Call { body: Box::new(self.format.body(first, &self.tools)), begun: false };
+        self.at = At::Opened;
     }
 
     fn feed_call(&mut self, c: char) {
