@@ -149,8 +149,19 @@ pub struct ChatConfig {
     pub enable_auto_tool_choice: bool,
     /// Tools are not shown to the model when it must not call them.
     pub exclude_tools_when_tool_choice_none: bool,
+    /// Markers of reasoning besides those of the model's format.
+    pub reasoning: Option<ReasoningConfig>,
     /// Variables for the chat template where the request does not set them.
     pub default_chat_template_kwargs: Map<String, Value>,
+}
+
+/// Markers around reasoning, where budgets for it are concerned (vLLM's `--reasoning-config`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReasoningConfig {
+    /// A text that begins reasoning.
+    pub begin: String,
+    /// A text that ends it; what the server writes where a budget is spent.
+    pub end: String,
 }
 
 /// How KV events are kept.

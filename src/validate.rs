@@ -12,7 +12,7 @@ use quire_model::SamplingDefaults;
 use quire_scheduler::{ALL_LOGPROBS, Grammar, SamplingParams, TokenId};
 
 use crate::engine::{GenerateRequest, TextOptions};
-use crate::grammar;
+use crate::grammar::{self, ThinkingMarks, ThinkingStart};
 
 /// One field of a request is wrong. Becomes a 400 with `param`, or INVALID_ARGUMENT.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +44,8 @@ pub struct RequestLimits {
     pub eos_token_ids: Arc<[TokenId]>,
     /// From generation_config.json.
     pub defaults: SamplingDefaults,
+    /// How the model marks its thoughts, if that is known.
+    pub thinking: Option<ThinkingMarks>,
 }
 
 /// Sequences one request may ask for. vLLM allows 16384, which one request can use to fill the server.
@@ -99,6 +101,10 @@ pub struct SamplingFields {
     pub bad_words_token_ids: Vec<Vec<TokenId>>,
     /// Already compiled by the text pool.
     pub grammar: Option<Grammar>,
+    /// -1 = no limit.
+    pub thinking_token_budget: Option<i64>,
+    /// Where the output begins, if more is known of that than the prompt's tokens tell.
+    pub thinking_start: Option<ThinkingStart>,
     /// -1 = the whole vocabulary.
     pub logprobs: Option<i64>,
     /// The field that `logprobs` came from (`logprobs` or `top_logprobs`).
@@ -132,7 +138,8 @@ pub fn generate_request(
     let seeded = sampling.seed.is_some_and(|seed| seed != -1);
     let n = ranged("n", sampling.n, 1, &N)? as u32;
     let text = text_options(&sampling)?;
-    let params = sampling_params(sampling, prompt_len, limits)?;
+    let budget = thinking_budget(&sampling, &fields.prompt_token_ids, limits)?;
+    let params = sampling_params(sampling, prompt_len, budget, limits)?;
     if n > 1 && params.temperature == 0.0 {
         return Err(ParamError::new("n", format!("n must be 1 when temperature is 0 (greedy), got {n}")));
     }
@@ -205,6 +212,7 @@ fn text_options(f: &SamplingFields) -> Result<TextOptions, ParamError> {
 fn sampling_params(
     f: SamplingFields,
     prompt_len: u32,
+    budget: Option<Budget<'_>>,
     limits: &RequestLimits,
 ) -> Result<SamplingParams, ParamError> {
     let defaults = &limits.defaults;
@@ -226,6 +234,11 @@ fn sampling_params(
         (Some(grammar), true) => Some(grammar::late_end(&grammar, &limits.eos_token_ids)),
         (grammar, _) => grammar,
     };
+    let ignore_eos = f.ignore_eos && grammar.is_none();
+    let grammar = match budget {
+        Some(Budget { tokens, start, marks }) => Some(marks.within(tokens, start, grammar.as_ref())),
+        None => grammar,
+    };
     let min_tokens = ranged("min_tokens", f.min_tokens, 0, &(0..=i64::from(max_tokens)))? as u32;
     Ok(SamplingParams {
         temperature: normal_temperature(temperature),
@@ -238,7 +251,7 @@ fn sampling_params(
         seed: f.seed.unwrap_or(0) as u64,
         max_tokens,
         min_tokens,
-        ignore_eos: f.ignore_eos && grammar.is_none(),
+        ignore_eos,
         eos_token_ids: limits.eos_token_ids.clone(),
         stop_token_ids: token_list("stop_token_ids", f.stop_token_ids, limits.vocab_size)?,
         logit_bias: logit_bias(&f.logit_bias, limits.vocab_size)?,
@@ -249,6 +262,48 @@ fn sampling_params(
         prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
         pooling: None,
     })
+}
+
+/// A limit to the thoughts of a request.
+struct Budget<'a> {
+    tokens: u32,
+    start: ThinkingStart,
+    marks: &'a ThinkingMarks,
+}
+
+fn thinking_budget<'a>(
+    f: &SamplingFields,
+    prompt: &[TokenId],
+    limits: &'a RequestLimits,
+) -> Result<Option<Budget<'a>>, ParamError> {
+    let param = "thinking_token_budget";
+    let tokens = match f.thinking_token_budget {
+        None | Some(-1) => return Ok(None),
+        Some(budget @ 0..) => u32::try_from(budget).unwrap_or(u32::MAX),
+        Some(budget) => {
+            let message = format!("{param} must be at least 0, or -1 for no limit, got {budget}");
+            return Err(ParamError::new(param, message));
+        }
+    };
+    let marks = limits.thinking.as_ref().ok_or_else(|| {
+        let message = "thinking_token_budget is set, but it is not known how this model marks its reasoning; start \
+                       the server with --reasoning-parser";
+        ParamError::new(param, message)
+    })?;
+    if let Some(allowed) = &f.allowed_token_ids
+        && marks.forced().iter().any(|&id| !allowed.contains(&id.into()))
+    {
+        let message = "thinking_token_budget needs the tokens that end the reasoning, and allowed_token_ids has not all";
+        return Err(ParamError::new(param, message));
+    }
+    // A grammar that begins with the output leaves no room for thoughts; chats, whose grammars begin behind them, say
+    // themselves where they are.
+    let start = match (f.thinking_start, &f.grammar) {
+        (Some(start), _) => start,
+        (None, Some(_)) => ThinkingStart::Never,
+        (None, None) => marks.start_after(prompt),
+    };
+    Ok(Some(Budget { tokens, start, marks }))
 }
 
 /// vLLM's rule: below 1e-5 is greedy, and what is left below 0.01 becomes 0.01, where logits divided by

@@ -141,6 +141,7 @@ fn chat_config(c: ChatFormatArgs) -> Result<ChatConfig, ConfigError> {
     Ok(ChatConfig {
         tool_call_parser: c.tool_call_parser,
         reasoning_parser: c.reasoning_parser,
+        reasoning: c.reasoning_config,
         enable_auto_tool_choice: c.enable_auto_tool_choice,
         exclude_tools_when_tool_choice_none: c.exclude_tools_when_tool_choice_none,
         default_chat_template_kwargs: kwargs.transpose()?.unwrap_or_default(),

@@ -34,7 +34,6 @@ pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status
     if !request.lora_name.is_empty() {
         return Err(Status::failed_precondition("lora_name: LoRA adapters are not supported by this server"));
     }
-    let stopping = request.stopping.as_ref();
     let kv = request.kv.as_ref();
     let refusals = [
         ("media", !request.media.is_empty(), "this model takes text only"),
@@ -48,11 +47,6 @@ pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status
             "engine_reasoning_gate",
             request.engine_reasoning_gate.is_some(),
             "the engine runs no reasoning parser",
-        ),
-        (
-            "stopping.thinking_token_budget",
-            stopping.is_some_and(|s| s.thinking_token_budget.is_some_and(|budget| budget != -1)),
-            "a budget for reasoning is not supported; leave it out or set it to -1",
         ),
         (
             "kv.kv_transfer_params",
@@ -103,6 +97,8 @@ pub(super) fn sampling(
         default_max_tokens: None,
         min_tokens: Some(stopping.min_new_tokens.into()),
         ignore_eos: stopping.ignore_eos,
+        thinking_token_budget: stopping.thinking_token_budget,
+        thinking_start: None,
         stop: stopping.stop_strings,
         stop_token_ids: stopping.stop_token_ids.into_iter().map(i64::from).collect(),
         include_stop_str_in_output: stopping.include_stop_strings,
@@ -284,6 +280,7 @@ pub(super) fn field_path(param: &str) -> &str {
         "allowed_token_ids" => "decoding.allowed_token_ids",
         "bad_words" => "decoding.bad_words_token_ids",
         "min_tokens" => "stopping.min_new_tokens",
+        "thinking_token_budget" => "stopping.thinking_token_budget",
         "stop" => "stopping.stop_strings",
         "stop_token_ids" => "stopping.stop_token_ids",
         "prompt_logprobs" => "response.prompt_candidates",

@@ -204,6 +204,7 @@ mod tests {
             max_logprobs: Some(20),
             eos_token_ids: Arc::new([2]),
             defaults: SamplingDefaults::default(),
+            thinking: None,
         }
     }
 

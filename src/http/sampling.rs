@@ -109,6 +109,7 @@ pub(crate) fn sampling_params(fields: &mut Fields) -> SamplingFields {
         logit_bias: logit_bias(fields),
         allowed_token_ids: fields.ints("allowed_token_ids"),
         prompt_logprobs: fields.int("prompt_logprobs"),
+        thinking_token_budget: fields.int("thinking_token_budget"),
         skip_special_tokens: fields.bool("skip_special_tokens"),
         spaces_between_special_tokens: fields.bool("spaces_between_special_tokens"),
         // The rest is the endpoint's: it differs, or needs the tokenizer.
@@ -133,6 +134,10 @@ pub(crate) fn describe(fields: &Fields) {
     fields.describe("top_p", |_| json!({ "exclusiveMinimum": SHARE.start(), "maximum": SHARE.end() }));
     range("repetition_penalty", json!(REPETITION_PENALTY.start()), json!(REPETITION_PENALTY.end()));
     fields.describe("min_tokens", |_| json!({ "minimum": 0 }));
+    fields.describe("thinking_token_budget", |app| match app.limits.thinking {
+        Some(_) => json!({ "minimum": -1 }),
+        None => json!({ "const": -1 }),
+    });
     fields.describe("model", |app| json!({ "enum": app.model.served_names }));
     fields.describe("request_id", |_| json!({ "minLength": 1, "maxLength": MAX_REQUEST_ID_CHARS }));
     fields.describe("prompt_logprobs", logprobs_schema);

@@ -109,7 +109,6 @@ pub(crate) const fn refused(name: &'static str, unless: Harmless, why: &'static 
 
 pub(crate) const TEXT_ONLY: &str = "this server reads and writes text only";
 const OLD_TOOLS: &str = "it was replaced by tools and tool_choice, which are supported";
-const NO_BUDGET: &str = "reasoning is not cut short; see max_completion_tokens";
 const OF_COMPLETIONS: &str = "this field belongs to /v1/completions";
 const OF_CHAT: &str = "this field belongs to /v1/chat/completions";
 
@@ -143,7 +142,6 @@ const REFUSED: &[Refused] = &[
     refused("stream_interval", Harmless::Number(1.0), "tokens are sent as they come"),
     refused("structural_tag", Harmless::Empty, "it belongs in structured_outputs or response_format"),
     refused("suffix", Harmless::Empty, "the model cannot fill in the middle of a text"),
-    refused("thinking_token_budget", Harmless::Number(-1.0), NO_BUDGET),
     refused("parallel_tool_calls", Harmless::Bool(true), OF_CHAT),
     refused("tool_choice", Harmless::Word("none"), OF_CHAT),
     refused("tools", Harmless::Empty, OF_CHAT),

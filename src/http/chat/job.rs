@@ -83,6 +83,11 @@ impl ChatJob {
             Ok((ids, bad_words, grammar, parser))
         };
         let (ids, bad_words, grammar, parser) = state.app.text_pool.run(work).await??;
+        if sampling.thinking_token_budget.is_some()
+            && let Some(marks) = &state.app.limits.thinking
+        {
+            sampling.thinking_start = Some(parser.thinking_start(marks, &ids, grammar.is_some()));
+        }
         sampling.bad_words_token_ids = bad_words;
         sampling.grammar = grammar;
         sampling.kept_special_tokens = kept_special_tokens;

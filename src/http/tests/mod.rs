@@ -14,6 +14,7 @@ mod page;
 mod pooling;
 mod responses;
 mod streams;
+mod thinking;
 mod tools;
 pub(crate) mod typed_events;
 
@@ -149,12 +150,15 @@ fn app(settings: Settings) -> Arc<App> {
         max_logprobs: Some(20),
         eos_token_ids: Arc::new([EOS]),
         defaults: SamplingDefaults::default(),
+        thinking: None,
     };
+    let chat = ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap();
+    let limits = RequestLimits { thinking: chat.thinking_marks(&tokenizer).unwrap(), ..limits };
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
         chat_template: Some(ChatTemplate::new(&template, tokenizer.special_tokens()).unwrap()),
-        chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
+        chat,
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: settings.pooler,
