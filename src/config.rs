@@ -130,6 +130,8 @@ pub struct EngineConfig {
     pub batch_invariant: bool,
     /// `--max-logprobs`; `None` = no limit.
     pub max_logprobs: Option<u32>,
+    /// Tokens of a stream to send together, at least 1.
+    pub stream_interval: u32,
     /// Replaces the model's chat template: the template itself (a file has been read by now).
     pub chat_template: Option<String>,
     /// Replaces the folder's tokenizer.

@@ -467,6 +467,7 @@ fn request_limits(
         max_logprobs: config.max_logprobs,
         eos_token_ids: eos_token_ids.into(),
         defaults,
+        stream_interval: config.stream_interval,
         thinking: None,
     }
 }

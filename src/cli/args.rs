@@ -131,6 +131,9 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "N", default_value_t = 20, allow_hyphen_values = true,
           value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
     pub(super) max_logprobs: i64,
+    /// Tokens of a stream to send together; the first is sent at once. Requests can ask for more
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) stream_interval: u32,
 }
 
 /// Tools and reasoning.

@@ -127,6 +127,7 @@ pub(super) fn engine_config(
         enforce_eager: m.enforce_eager,
         batch_invariant: m.batch_invariant,
         max_logprobs: u32::try_from(m.max_logprobs).ok(),
+        stream_interval: m.stream_interval,
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
         chat: ChatConfig::default(),

@@ -33,6 +33,7 @@ static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| {
         max_logprobs: None,
         eos_token_ids: Arc::new(ENDS),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
         thinking: None,
     };
     GrammarCompiler::new(&TOKENIZER, &limits)

@@ -43,6 +43,8 @@ pub(crate) struct ChatJob {
 #[derive(Debug)]
 pub(crate) struct PreparedChat {
     pub(crate) request: GenerateRequest,
+    /// What the template made of the conversation.
+    pub(crate) prompt_text: String,
     parser: ChatParser,
 }
 
@@ -80,9 +82,9 @@ impl ChatJob {
             let compiled = asked.map(|asked| compile(&app.grammars, &asked.constraint, &asked.param));
             let grammar =
                 compiled.transpose()?.map(|grammar| parser.after_reasoning(grammar, &app.tokenizer));
-            Ok((ids, bad_words, grammar, parser))
+            Ok((ids, bad_words, grammar, parser, text))
         };
-        let (ids, bad_words, grammar, parser) = state.app.text_pool.run(work).await??;
+        let (ids, bad_words, grammar, parser, prompt_text) = state.app.text_pool.run(work).await??;
         if sampling.thinking_token_budget.is_some()
             && let Some(marks) = &state.app.limits.thinking
         {
@@ -99,7 +101,7 @@ impl ChatJob {
             bypass_prefix_cache: false,
         };
         let request = generate_request(fields, sampling, &state.app.limits)?;
-        Ok(PreparedChat { request, parser })
+        Ok(PreparedChat { request, prompt_text, parser })
     }
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod anthropic;
 mod chat;
 mod completions;
+mod engine_fields;
 mod errors;
 mod inference;
 mod mutations;
@@ -150,6 +151,7 @@ fn app(settings: Settings) -> Arc<App> {
         max_logprobs: Some(20),
         eos_token_ids: Arc::new([EOS]),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
         thinking: None,
     };
     let chat = ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap();
