@@ -123,7 +123,8 @@ pub fn start(
     }
     let scheduler = scheduler_config(config, &spec, &device)?;
     let model = model_info(config, &spec, &scheduler);
-    let limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults.unwrap_or_default());
+    let mut limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults.unwrap_or_default());
+    limits.thinking = chat.thinking_marks(&tokenizer)?;
     let cache = CacheInfo {
         block_size: scheduler.block_size,
         enable_prefix_caching: scheduler.enable_prefix_caching,
@@ -466,5 +467,7 @@ fn request_limits(
         max_logprobs: config.max_logprobs,
         eos_token_ids: eos_token_ids.into(),
         defaults,
+        stream_interval: config.stream_interval,
+        thinking: None,
     }
 }

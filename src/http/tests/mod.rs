@@ -4,6 +4,7 @@ mod admin;
 mod anthropic;
 mod chat;
 mod completions;
+mod engine_fields;
 mod errors;
 mod inference;
 mod mutations;
@@ -14,6 +15,7 @@ mod page;
 mod pooling;
 mod responses;
 mod streams;
+mod thinking;
 mod tools;
 pub(crate) mod typed_events;
 
@@ -149,12 +151,16 @@ fn app(settings: Settings) -> Arc<App> {
         max_logprobs: Some(20),
         eos_token_ids: Arc::new([EOS]),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
+        thinking: None,
     };
+    let chat = ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap();
+    let limits = RequestLimits { thinking: chat.thinking_marks(&tokenizer).unwrap(), ..limits };
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
         chat_template: Some(ChatTemplate::new(&template, tokenizer.special_tokens()).unwrap()),
-        chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
+        chat,
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: settings.pooler,
