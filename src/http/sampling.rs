@@ -209,19 +209,22 @@ pub(crate) fn stream_options(fields: &mut Fields, stream: bool) -> (bool, bool) 
 }
 
 pub(crate) fn logit_bias(fields: &mut Fields) -> Vec<(i64, f64)> {
+    const MAX_NAMED: usize = 10;
     let mut biases = Vec::new();
+    let mut bad_keys = Vec::new();
     for (key, value) in fields.map("logit_bias").unwrap_or_default() {
         match (key.parse(), value.as_f64()) {
             (Ok(id), Some(bias)) => biases.push((id, bias)),
-            (Err(_), _) => {
-                fields.wrong("logit_bias", format!("keys must be token ids, got {:?}", excerpt(&key)));
-                break;
-            }
+            (Err(_), _) if bad_keys.len() < MAX_NAMED => bad_keys.push(format!("{:?}", excerpt(&key))),
+            (Err(_), _) => break,
             (_, None) => {
                 fields.wrong(format!("logit_bias.{key}"), "expected a number");
                 break;
             }
         }
+    }
+    if !bad_keys.is_empty() {
+        fields.wrong("logit_bias", format!("keys must be token ids, got {}", bad_keys.join(", ")));
     }
     biases
 }

@@ -300,7 +300,7 @@ mod tests {
         .unwrap()
         .conversation;
         assert!(!conversation.add_generation_prompt);
-        assert_eq!(conversation.answer_role(), "assistant");
+        assert_eq!(conversation.answer_role("model"), "assistant");
         assert_eq!(conversation.echo("assistant").as_deref(), Some("b"));
         assert_eq!(conversation.echo("user"), None);
         let both = r#""continue_final_message":true,"add_generation_prompt":true"#;

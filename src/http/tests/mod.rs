@@ -1,6 +1,7 @@
 //! The whole front end over real sockets: engine and output threads run, only the model is simulated.
 
 mod admin;
+mod answers;
 mod anthropic;
 mod chat;
 mod completions;
@@ -37,7 +38,7 @@ use tokio::net::TcpListener;
 
 use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
-use crate::config::{ChatConfig, ServerConfig};
+use crate::config::{AnswerConfig, ChatConfig, ServerConfig};
 use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
@@ -83,6 +84,7 @@ impl Default for Settings {
                 sse_keep_alive_interval: Duration::ZERO,
                 stall_timeout: Duration::from_secs(60),
                 tls: None,
+                answers: AnswerConfig::default(),
             },
             failures: SimFailures::default(),
             cost: None,
@@ -192,6 +194,11 @@ pub(crate) async fn start(settings: Settings) -> Server {
     let router = super::router(app.clone());
     tokio::spawn(async move { axum::serve(listener, router).await });
     Server { address, app }
+}
+
+/// Of the server that tests start.
+fn fingerprint() -> String {
+    format!("quire-{}-0a6d5ffc", env!("CARGO_PKG_VERSION"))
 }
 
 struct Answer {
