@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod fields;
 mod inference;
+mod invocations;
 mod json;
 mod load_report;
 mod logprobs;

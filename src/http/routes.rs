@@ -10,8 +10,8 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, pooling,
-    responses, tokenize,
+    HttpState, admin, anthropic, chat, completions, inference, invocations, lora, models, ollama, ops, page,
+    pooling, responses, tokenize,
 };
 use crate::app::App;
 use crate::embed::{PoolTask, Pooler};
@@ -43,6 +43,7 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/version", ops::version, ops::describe_version),
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
+        plain(Method::POST, "/invocations", invocations::invocations),
         plain(Method::GET, "/kv_event_sources", ops::kv_event_sources),
         plain(Method::POST, "/v1/load_lora_adapter", lora::load),
         plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
