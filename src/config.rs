@@ -134,6 +134,8 @@ pub struct EngineConfig {
     pub override_generation_config: Map<String, Value>,
     /// `--max-logprobs`; `None` = no limit.
     pub max_logprobs: Option<u32>,
+    /// Tokens of a stream to send together, at least 1.
+    pub stream_interval: u32,
     /// Replaces the model's chat template: the template itself (a file has been read by now).
     pub chat_template: Option<String>,
     /// Replaces the folder's tokenizer.
@@ -164,8 +166,19 @@ pub struct ChatConfig {
     pub enable_auto_tool_choice: bool,
     /// Tools are not shown to the model when it must not call them.
     pub exclude_tools_when_tool_choice_none: bool,
+    /// Markers of reasoning besides those of the model's format.
+    pub reasoning: Option<ReasoningConfig>,
     /// Variables for the chat template where the request does not set them.
     pub default_chat_template_kwargs: Map<String, Value>,
+}
+
+/// Markers around reasoning, where budgets for it are concerned (vLLM's `--reasoning-config`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReasoningConfig {
+    /// A text that begins reasoning.
+    pub begin: String,
+    /// A text that ends it; what the server writes where a budget is spent.
+    pub end: String,
 }
 
 /// How KV events are kept.

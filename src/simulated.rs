@@ -46,6 +46,8 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         max_logprobs: Some(20),
         eos_token_ids: tokenizer.eos_token_id().into_iter().collect(),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
+        thinking: None,
     };
     let cache = CacheInfo {
         block_size: BLOCK_SIZE,

@@ -75,7 +75,6 @@ const ACCEPTED: &[Accepted] = &[
         &["raw_logprobs"],
         "log-probabilities are those before penalties and temperature",
     ),
-    one_of("stream-interval", &["1"], "every step's tokens are sent at once"),
     one_of("prefill-schedule-interval", &["1"], "prompts may start in every step"),
     one_of("swap-space", &["0"], "KV blocks are computed again, not swapped"),
     one_of("cpu-offload-gb", &["0"], "weights stay where they are computed"),

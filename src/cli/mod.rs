@@ -17,6 +17,7 @@ mod layers;
 mod logging;
 mod numbers;
 mod pooler_config;
+mod reasoning_config;
 mod resolve;
 mod sse;
 

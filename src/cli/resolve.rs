@@ -134,6 +134,7 @@ pub(super) fn engine_config(
         },
         override_generation_config: override_generation_config(m.override_generation_config.as_deref())?,
         max_logprobs: u32::try_from(m.max_logprobs).ok(),
+        stream_interval: m.stream_interval,
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
         chat: ChatConfig::default(),
@@ -148,6 +149,7 @@ fn chat_config(c: ChatFormatArgs) -> Result<ChatConfig, ConfigError> {
     Ok(ChatConfig {
         tool_call_parser: c.tool_call_parser,
         reasoning_parser: c.reasoning_parser,
+        reasoning: c.reasoning_config,
         enable_auto_tool_choice: c.enable_auto_tool_choice,
         exclude_tools_when_tool_choice_none: c.exclude_tools_when_tool_choice_none,
         default_chat_template_kwargs: kwargs.transpose()?.unwrap_or_default(),

@@ -93,6 +93,8 @@ pub enum FinishKind {
     Abort,
     /// The request failed.
     Error,
+    /// The same tokens came again and again (`repetition_detection`).
+    Repetition,
 }
 
 impl FinishKind {
@@ -103,6 +105,7 @@ impl FinishKind {
             Self::Length => "length",
             Self::Abort => "abort",
             Self::Error => "error",
+            Self::Repetition => "repetition",
         }
     }
 }
@@ -202,14 +205,16 @@ impl Mailbox {
         }
     }
 
-    /// Adds news of sequence `index` by `write` and wakes the reader.
-    pub(super) fn put(&self, index: u32, write: impl FnOnce(&mut OutputDelta)) {
+    /// Adds news of sequence `index` by `write`, which says whether the reader is to be told of it now.
+    pub(super) fn put(&self, index: u32, write: impl FnOnce(&mut OutputDelta) -> bool) {
         let mut places = self.lock();
         let (full, delta) = &mut places[index as usize];
-        write(delta);
-        *full = true;
+        let is_due = write(delta);
+        *full |= is_due;
         drop(places);
-        self.waker.wake();
+        if is_due {
+            self.waker.wake();
+        }
     }
 
     /// Whether the reader has gone.

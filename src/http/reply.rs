@@ -69,6 +69,8 @@ pub(crate) struct ReplyPrompt {
     pub(crate) ids: Arc<[u32]>,
     /// Text to repeat before the answer.
     pub(crate) echo: Option<String>,
+    /// The prompt as text, if the client wants to see it.
+    pub(crate) text: Option<String>,
 }
 
 impl Reply {
@@ -145,11 +147,15 @@ pub(crate) fn usage(reply: &Reply, prompts: &[Vec<Generated>]) -> Usage {
     }
 }
 
-/// `stop_reason`: null for the model's own end, else the token or the text that stopped it.
+/// `stop_reason`: null for the model's own end, else the token or the text that stopped it, or vLLM's word for
+/// what did.
 pub(crate) struct StopReason<'a>(pub(crate) Option<&'a Finish>);
 
 impl Serialize for StopReason<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.is_some_and(|finish| finish.kind == FinishKind::Repetition) {
+            return serializer.serialize_str("repetition_detected");
+        }
         match self.0.and_then(|finish| finish.stop.as_ref()) {
             None | Some(StopCause::Eos(_)) => serializer.serialize_none(),
             Some(StopCause::Token(token)) => serializer.serialize_u32(*token),

@@ -222,6 +222,8 @@ fn limits() -> RequestLimits {
         max_logprobs: Some(20),
         eos_token_ids: [2, 0].into(),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
+        thinking: None,
     }
 }
 

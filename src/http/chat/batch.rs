@@ -47,6 +47,7 @@ pub(crate) async fn batch(
     let prompt = |(chat, echo): (&super::PreparedChat, Option<String>)| ReplyPrompt {
         ids: chat.request.prompt_token_ids.clone(),
         echo,
+        text: None,
     };
     let prompts = prepared.iter().zip(echoes).map(prompt).collect();
     // Those taken before a refusal are aborted as their streams are dropped.

@@ -58,15 +58,16 @@ pub(crate) async fn chat_completions(
     let wants_logprobs = common.sampling.logprobs.is_some();
     let wants_prompt_logprobs = common.sampling.prompt_logprobs.is_some();
     let job = request.job(id.clone(), conversation);
-    let common = request.common;
-    let prepared = job.prepare(&state).await?;
+    let (common, return_prompt_text) = (request.common, request.return_prompt_text);
+    let mut prepared = job.prepare(&state).await?;
     let n = prepared.request.n;
+    let text = return_prompt_text.then(|| std::mem::take(&mut prepared.prompt_text));
     let reply = Reply {
         id,
         created: now(),
         model,
         n,
-        prompts: vec![ReplyPrompt { ids: prepared.request.prompt_token_ids.clone(), echo }],
+        prompts: vec![ReplyPrompt { ids: prepared.request.prompt_token_ids.clone(), echo, text }],
         names: TokenNames {
             tokenizer: app.tokenizer.clone(),
             as_token_ids: common.return_tokens_as_token_ids || answers.tokens_as_token_ids,

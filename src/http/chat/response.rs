@@ -25,6 +25,7 @@ pub(super) struct ChatCompletion<'a> {
     metrics: Option<RequestMetrics>,
     prompt_logprobs: Option<PromptLogprobs<'a>>,
     prompt_token_ids: Option<&'a [u32]>,
+    prompt_text: Option<&'a str>,
     kv_transfer_params: Option<()>,
 }
 
@@ -158,6 +159,7 @@ pub(super) fn whole(reply: &Reply, answers: &[Answer], roles: &[String]) -> Resp
         prompt_logprobs: prompt_logprobs
             .map(|entries| PromptLogprobs { entries, tokenizer: &reply.names.tokenizer }),
         prompt_token_ids: reply.return_token_ids.then_some(&*prompt.ids),
+        prompt_text: prompt.text.as_deref(),
         kv_transfer_params: None,
     })
 }

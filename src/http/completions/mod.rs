@@ -71,7 +71,11 @@ pub(crate) async fn completions(
             bypass_prefix_cache: false,
         };
         let request = generate_request(fields, sampling.clone(), &app.limits)?;
-        reply_prompts.push(ReplyPrompt { ids: request.prompt_token_ids.clone(), echo: prompt.echo });
+        reply_prompts.push(ReplyPrompt {
+            ids: request.prompt_token_ids.clone(),
+            echo: prompt.echo,
+            text: None,
+        });
         requests.push(request);
     }
     let n = requests[0].n;

@@ -86,7 +86,7 @@ pub(crate) async fn generate(
         created: now(),
         model,
         n,
-        prompts: vec![ReplyPrompt { ids: prepared.prompt_token_ids.clone(), echo: None }],
+        prompts: vec![ReplyPrompt { ids: prepared.prompt_token_ids.clone(), echo: None, text: None }],
         names: TokenNames { tokenizer: app.tokenizer.clone(), as_token_ids: !request.text },
         wants_logprobs,
         wants_prompt_logprobs,

@@ -5,6 +5,7 @@ mod answers;
 mod anthropic;
 mod chat;
 mod completions;
+mod engine_fields;
 mod errors;
 mod inference;
 mod mutations;
@@ -15,6 +16,7 @@ mod page;
 mod pooling;
 mod responses;
 mod streams;
+mod thinking;
 mod tools;
 pub(crate) mod typed_events;
 
@@ -154,12 +156,16 @@ fn app(settings: Settings) -> Arc<App> {
         max_logprobs: Some(20),
         eos_token_ids: Arc::new([EOS]),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
+        thinking: None,
     };
+    let chat = ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap();
+    let limits = RequestLimits { thinking: chat.thinking_marks(&tokenizer).unwrap(), ..limits };
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
         chat_template: Some(ChatTemplate::new(&template, tokenizer.special_tokens()).unwrap()),
-        chat: ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap(),
+        chat,
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: settings.pooler,
@@ -201,6 +207,8 @@ fn fingerprint() -> String {
 struct Answer {
     status: StatusCode,
     headers: HeaderMap,
+    bytes: Bytes,
+    /// Empty if the bytes are none.
     text: String,
 }
 
@@ -241,8 +249,9 @@ impl Server {
         let client = Client::builder(TokioExecutor::new()).build_http();
         let response = client.request(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        Answer { status, headers, text: String::from_utf8(body.to_vec()).unwrap() }
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap_or_default();
+        Answer { status, headers, bytes, text }
     }
 
     fn request(
