@@ -138,7 +138,7 @@ impl ChatParser {
             None | Some(Thoughts { start: Start::Inside, .. }) => marks.start_after(prompt),
             Some(Thoughts { start: Start::InsideOrMarker, .. }) => ThinkingStart::Inside { spent: 0 },
             // The grammar holds from the beginning: see `after_reasoning`.
-            Some(Thoughts { start: Start::Marker, ends: (None, _), .. }) if constrained => {
+            Some(Thoughts { start: Start::Marker, marks, .. }) if constrained && marks.begin.is_empty() => {
                 ThinkingStart::Never
             }
             Some(Thoughts { start: Start::Marker, .. }) => ThinkingStart::Marker,
