@@ -276,7 +276,9 @@ async fn vector_of(mut stream: OutputStream) -> Result<Vec<f32>, EmbedError> {
         if let Some(vector) = vector.filter(|_| finish.kind == FinishKind::Stop) {
             return Ok(vector);
         }
-        return Err(EmbedError::Failed(finish.error.unwrap_or_else(|| "the request was aborted".into())));
+        return Err(EmbedError::Failed(
+            finish.error.map_or_else(|| "the request was aborted".into(), |error| error.to_string().into()),
+        ));
     }
     Err(EmbedError::Failed("the request ended without an answer".into()))
 }
