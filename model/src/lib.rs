@@ -38,7 +38,7 @@ pub use error::ModelError;
 pub use input_batch::InputBatch;
 pub use kv_layout::KvLayout;
 pub use labels::{LabelActivation, Labels};
-pub use logprobs::{RankedLogprob, capture_logprob};
+pub use logprobs::{RankedLogprob, capture_logprob, capture_logprobs_of};
 pub use philox::{philox4x32, uniform};
 pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
 pub use quire_scheduler::Pooling;

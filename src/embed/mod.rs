@@ -11,7 +11,7 @@ use quire_model::{LabelActivation, Labels, Matryoshka, PoolerSpec};
 use quire_scheduler::{SamplingParams, TokenId};
 
 use crate::app::App;
-use crate::engine::{FinishKind, GenerateRequest, OutputStream, SubmitError, TextOptions};
+use crate::engine::{FinishError, FinishKind, GenerateRequest, OutputStream, SubmitError, TextOptions};
 use crate::text::{TextError, Tokens};
 use crate::validate::{ParamError, check_cache_salt};
 
@@ -279,7 +279,8 @@ async fn vector_of(mut stream: OutputStream) -> Result<Vec<f32>, EmbedError> {
         if let Some(vector) = vector.filter(|_| finish.kind == FinishKind::Stop) {
             return Ok(vector);
         }
-        return Err(finish.error.map_or(EmbedError::Aborted, EmbedError::Failed));
+        let failed = |error: FinishError| EmbedError::Failed(error.to_string().into());
+        return Err(finish.error.map_or(EmbedError::Aborted, failed));
     }
     Err(EmbedError::Failed("the request ended without an answer".into()))
 }

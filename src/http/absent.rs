@@ -38,7 +38,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("/start_profile", PROFILER),
     ("/start_weight_update", WEIGHTS),
     ("/stop_profile", PROFILER),
-    ("/tokenizer_info", "the tokenizer's files are not shown; see /tokenize"),
     ("/update_weight_version", WEIGHTS),
     ("/update_weights", WEIGHTS),
     ("/v1/audio/transcriptions", SPEECH),
