@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the ecosystem's clients against a release binary; see README.md beside this file.
 #
-#     tests/clients/ecosystem/run.sh target/release/quire [frameworks|instructor|litellm|node|load|smg]...
+#     tests/clients/ecosystem/run.sh target/release/quire [frameworks|instructor|litellm|node|load|smg|sentences]...
 set -euo pipefail
 
 binary=$(realpath "${1:?the path of the quire binary}")
