@@ -128,14 +128,31 @@ pub struct EngineConfig {
     pub enforce_eager: bool,
     /// On a GPU too, a result does not depend on the batch it is computed in.
     pub batch_invariant: bool,
+    /// Whence the defaults of sampling parameters come.
+    pub generation_config: GenerationConfig,
+    /// What goes before those: fields of generation_config.json.
+    pub override_generation_config: Map<String, Value>,
     /// `--max-logprobs`; `None` = no limit.
     pub max_logprobs: Option<u32>,
+    /// Tokens of a stream to send together, at least 1.
+    pub stream_interval: u32,
     /// Replaces the model's chat template: the template itself (a file has been read by now).
     pub chat_template: Option<String>,
     /// Replaces the folder's tokenizer.
     pub tokenizer: Option<PathBuf>,
     /// Tools and reasoning.
     pub chat: ChatConfig,
+}
+
+/// Whence the defaults of sampling parameters come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GenerationConfig {
+    /// The model's generation_config.json.
+    Model,
+    /// Nowhere: those of the API.
+    Api,
+    /// The generation_config.json of another folder.
+    Folder(PathBuf),
 }
 
 /// How answers of chats are read, and what chats get that clients did not ask for.
@@ -149,8 +166,19 @@ pub struct ChatConfig {
     pub enable_auto_tool_choice: bool,
     /// Tools are not shown to the model when it must not call them.
     pub exclude_tools_when_tool_choice_none: bool,
+    /// Markers of reasoning besides those of the model's format.
+    pub reasoning: Option<ReasoningConfig>,
     /// Variables for the chat template where the request does not set them.
     pub default_chat_template_kwargs: Map<String, Value>,
+}
+
+/// Markers around reasoning, where budgets for it are concerned (vLLM's `--reasoning-config`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReasoningConfig {
+    /// A text that begins reasoning.
+    pub begin: String,
+    /// A text that ends it; what the server writes where a budget is spent.
+    pub end: String,
 }
 
 /// How KV events are kept.
@@ -167,6 +195,8 @@ pub struct ServerConfig {
     pub host: IpAddr,
     /// HTTP; 0 = the system chooses.
     pub port: u16,
+    /// HTTP on this file, a Unix socket, instead of a port.
+    pub uds: Option<PathBuf>,
     /// gRPC; 0 = the system chooses. `None` = no gRPC.
     pub grpc_port: Option<u16>,
     /// If any: requests must bear one of these.
@@ -177,8 +207,12 @@ pub struct ServerConfig {
     pub enable_log_requests: bool,
     /// Bytes of a request body at most.
     pub max_body_bytes: usize,
-    /// Origins allowed by CORS; empty = none.
-    pub allowed_origins: Vec<String>,
+    /// What browsers may do on other sites.
+    pub cors: CorsConfig,
+    /// Every route is there under this path too: `/llm`. Empty = no.
+    pub root_path: String,
+    /// Open `/tokenizer_info`.
+    pub enable_tokenizer_info_endpoint: bool,
     /// Open the routes that change the server for everybody.
     pub enable_admin: bool,
     /// No `/openapi.json`.
@@ -195,6 +229,62 @@ pub struct ServerConfig {
     pub stall_timeout: Duration,
     /// TLS on both ports; `None` = plain.
     pub tls: Option<TlsConfig>,
+    /// What answers tell.
+    pub answers: AnswerConfig,
+}
+
+/// CORS: from where, and with what, browsers may call. `*` in a list is all there are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CorsConfig {
+    /// Origins; empty = no CORS at all.
+    pub origins: Vec<String>,
+    /// Methods.
+    pub methods: Vec<String>,
+    /// Headers of requests.
+    pub headers: Vec<String>,
+    /// Cookies and other credentials may be sent.
+    pub credentials: bool,
+}
+
+/// What answers tell beyond what clients ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnswerConfig {
+    /// Streams tell the usage, on every chunk and at the end, whether asked to or not.
+    pub force_include_usage: bool,
+    /// The usage tells how many tokens of the prompt were in the prefix cache.
+    pub prompt_tokens_details: bool,
+    /// Answers of a single choice tell how long they took.
+    pub request_metrics: bool,
+    /// Tokens in log-probabilities are written as `token_id:7`, whether asked for or not.
+    pub tokens_as_token_ids: bool,
+    /// `system_fingerprint`.
+    pub fingerprint: Fingerprint,
+    /// The role of answers in chats that continue no message.
+    pub response_role: String,
+}
+
+impl Default for AnswerConfig {
+    fn default() -> Self {
+        Self {
+            force_include_usage: false,
+            prompt_tokens_details: true,
+            request_metrics: false,
+            tokens_as_token_ids: false,
+            fingerprint: Fingerprint::Hash,
+            response_role: "assistant".into(),
+        }
+    }
+}
+
+/// What `system_fingerprint` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fingerprint {
+    /// The program's version, and a hash of the model and the limits it is served with.
+    Hash,
+    /// The operator's own words.
+    Custom(String),
+    /// Null.
+    None,
 }
 
 /// Certificates of the server and of its clients.

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use quire_scheduler::{
-    GrammarError, ModelRunner, ModelRunnerOutput, RequestId, RunnerError, SchedulerOutput, StepTicket,
-    TokenLogprob,
+    FinishReason, GrammarError, ModelRunner, ModelRunnerOutput, RequestId, RunnerError, SchedulerOutput,
+    StepTicket, TokenLogprob,
 };
 
 use crate::backend::{Backend, BackendError, StepLimits};
@@ -90,11 +90,12 @@ impl<B: Backend> Runner<B> {
         let mut workspace = Workspace::new(&mut backend, &model.spec, &limits, config.num_blocks)?;
         record_decode_steps(&mut backend, &model, &mut workspace, &limits)?;
         let max_in_flight = backend.max_in_flight();
+        let second_text_offset = model.spec.second_text_offset();
         Ok(Self {
             backend,
             model,
             workspace,
-            batch: InputBatch::new(limits),
+            batch: InputBatch::new(limits).with_second_texts_at(second_text_offset),
             masks: Masks::new(limits.max_num_seqs, limits.vocab_size),
             stuck: Vec::new(),
             sampled: Vec::with_capacity(limits.max_num_seqs),
@@ -211,8 +212,8 @@ impl<B: Backend> ModelRunner for Runner<B> {
                     }
                 }
             }
-            let failure = result.failure.map(|failure| failure.to_string().into());
-            if let Some(reason) = stuck.map(|(_, error)| error.0.clone()).or(failure) {
+            let stuck = stuck.map(|(_, error)| error.clone().into());
+            if let Some(reason) = stuck.or(result.failure.map(FinishReason::from)) {
                 if output.failed_rows.last().is_none_or(|(last, _)| *last != row.plan_row) {
                     output.failed_rows.push((row.plan_row, reason));
                 }
@@ -229,11 +230,20 @@ impl<B: Backend> ModelRunner for Runner<B> {
                 });
             }
         }
-        output.pooled.extend_from_slice(self.backend.pooled());
-        let width = self.model.spec.hidden_size;
+        match &mut self.model.classifier {
+            None => output.pooled.extend_from_slice(self.backend.pooled()),
+            Some(head) => {
+                let vectors = self.backend.pooled().chunks_exact(self.model.spec.hidden_size);
+                vectors.for_each(|vector| head.classify(vector, &mut output.pooled));
+            }
+        }
+        let width = self.model.spec.pooled_width();
         for (plan_row, vector) in pending.pooled.iter().zip(output.pooled.chunks_exact(width)) {
             if vector.iter().any(|x| !x.is_finite()) {
-                output.failed_rows.push((*plan_row, "the model's hidden states are not finite".into()));
+                output.failed_rows.push((
+                    *plan_row,
+                    FinishReason::Error("the model's hidden states are not finite".into()),
+                ));
             }
         }
         self.accept_sampled();
@@ -254,7 +264,7 @@ impl<B: Backend> Runner<B> {
                 output.forced_rows.push((sampled.row, first..output.forced.len() as u32));
                 batch.push_forced(sampled.slot, forced);
             }
-            Err(error) => output.failed_rows.push((sampled.row, error.0)),
+            Err(error) => output.failed_rows.push((sampled.row, error.into())),
         });
     }
 }

@@ -1,9 +1,9 @@
 //! The rule by which a token is chosen from a row of logits: vLLM's order of processing, on the host. A
 //! backend that samples on its device must agree with this.
 
-use quire_scheduler::{NOTHING_LEFT, SamplingParams, TokenId};
+use quire_scheduler::{FinishReason, NOTHING_ALLOWED, NOTHING_LEFT, SamplingParams, TokenId};
 
-use crate::logprobs::{by_preference, capture_logprob};
+use crate::logprobs::{by_preference, capture_logprob, capture_logprobs_of};
 use crate::philox::uniform;
 use crate::slot::Slot;
 use crate::step_inputs::{LogitsRow, LogitsTask, RowResult};
@@ -15,11 +15,21 @@ pub enum RowFailure {
     #[error("the model's logits are not finite")]
     NotFinite,
     /// `allowed_token_ids`, `bad_words`, `logit_bias` and `min_tokens` together leave nothing to sample.
-    #[error("the sampling parameters exclude every token")]
+    #[error("{NOTHING_ALLOWED}")]
     NothingAllowed,
     /// The same, of what the request's grammar allows.
     #[error("{NOTHING_LEFT}")]
     NothingLeftOfGrammar,
+}
+
+impl From<RowFailure> for FinishReason {
+    fn from(failure: RowFailure) -> Self {
+        let reason = failure.to_string().into();
+        match failure {
+            RowFailure::NotFinite => Self::Error(reason),
+            RowFailure::NothingAllowed | RowFailure::NothingLeftOfGrammar => Self::Impossible(reason),
+        }
+    }
 }
 
 impl RowFailure {
@@ -66,10 +76,7 @@ pub fn sample_row(
         result.failure = Some(RowFailure::NotFinite);
         return;
     }
-    let num_top = match row.task {
-        LogitsTask::Prompt { .. } => slot.params().prompt_logprobs,
-        LogitsTask::Sample => slot.params().logprobs,
-    };
+    let num_top = row.wanted_top(slot);
     scratch.raw.clear();
     if num_top.is_some() {
         scratch.raw.extend_from_slice(logits);
@@ -91,7 +98,10 @@ pub fn sample_row(
         }
     }
     if let Some(num_top) = num_top {
-        let own = capture_logprob(&scratch.raw, result.token, num_top, &mut result.top);
+        let own = match row.wanted_ids(slot) {
+            Some(ids) => capture_logprobs_of(&scratch.raw, result.token, ids, &mut result.top),
+            None => capture_logprob(&scratch.raw, result.token, num_top, &mut result.top),
+        };
         (result.logprob, result.rank) = (own.logprob, own.rank);
     }
 }

@@ -1,10 +1,11 @@
 //! Encoders and the files of sentence-transformers: what is understood, and what is refused by name.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use quire_model::{
-    Activation, LmHead, Matryoshka, ModelError, ModelSpec, Norms, PoolerSpec, Pooling, Positions,
-    is_sentence_transformer,
+    Activation, ClassifierForm, LabelActivation, Labels, LmHead, Matryoshka, ModelError, ModelSpec, Norms,
+    PoolerSpec, Pooling, Positions, is_sentence_transformer,
 };
 use serde_json::{Value, json};
 
@@ -26,11 +27,11 @@ fn encoders_are_the_same_line_with_other_settings() {
     let plain = spec(&bert(json!({}))).unwrap();
     assert_eq!((plain.norms, plain.activation, plain.causal), (Norms::LayerAfter, Activation::Gelu, false));
     assert_eq!((plain.lm_head, plain.norm_eps, plain.max_position_embeddings), (LmHead::None, 1e-12, 40));
-    assert_eq!(plain.positions, Positions::Learned { rows: 40, first: 0 });
+    assert_eq!(plain.positions, Positions::Learned { rows: 40, first: 0, types: 2 });
     assert_eq!(plain.default_pooling(), Pooling::Cls);
     for architecture in ["RobertaModel", "XLMRobertaModel"] {
         let roberta = spec(&bert(json!({ "architectures": [architecture], "pad_token_id": 1 }))).unwrap();
-        assert_eq!(roberta.positions, Positions::Learned { rows: 40, first: 2 });
+        assert_eq!(roberta.positions, Positions::Learned { rows: 40, first: 2, types: 2 });
         assert_eq!(roberta.max_position_embeddings, 38);
     }
     for (fields, named) in [
@@ -38,10 +39,48 @@ fn encoders_are_the_same_line_with_other_settings() {
         (json!({ "position_embedding_type": "relative_key" }), "position_embedding_type"),
         (json!({ "is_decoder": true }), "is_decoder"),
         (json!({ "num_attention_heads": 7 }), "num_attention_heads"),
-        (json!({ "architectures": ["BertForSequenceClassification"] }), "BertForSequenceClassification"),
+        (json!({ "architectures": ["BertForMaskedLM"] }), "BertForMaskedLM"),
     ] {
         let error = spec(&bert(fields)).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn classifiers_name_their_labels_and_what_becomes_of_logits() {
+    let labels = |fields: Value| -> Result<Labels, ModelError> {
+        let mut config = bert(json!({ "architectures": ["BertForSequenceClassification"] }));
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let spec = spec(&config)?;
+        assert_eq!(spec.classifier.unwrap().form, ClassifierForm::Pooler);
+        assert_eq!(spec.pooled_width(), spec.classifier.unwrap().num_labels);
+        Ok(PoolerSpec::of(&spec, &config.to_string(), None)?.labels.unwrap())
+    };
+    let named = |names: &[&str]| names.iter().map(|name| Some((*name).to_owned())).collect::<Vec<_>>();
+    let plain = labels(json!({})).unwrap();
+    assert_eq!((plain.names, plain.activation), (named(&["LABEL_0", "LABEL_1"]), LabelActivation::Softmax));
+    let one = labels(json!({ "id2label": { "0": "fits" } })).unwrap();
+    assert_eq!((one.names, one.activation), (named(&["fits"]), LabelActivation::Sigmoid));
+    for (fields, expected) in [
+        (
+            json!({ "num_labels": 1, "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity" }),
+            LabelActivation::Identity,
+        ),
+        (
+            json!({ "sentence_transformers": { "activation_fn": "torch.nn.modules.activation.Sigmoid" } }),
+            LabelActivation::Softmax,
+        ),
+        (json!({ "problem_type": "multi_label_classification" }), LabelActivation::Sigmoid),
+        (json!({ "problem_type": "regression", "num_labels": 1 }), LabelActivation::Identity),
+    ] {
+        assert_eq!(labels(fields.clone()).unwrap().activation, expected, "{fields}");
+    }
+    for (fields, told) in [
+        (json!({ "problem_type": "other" }), "problem_type"),
+        (json!({ "sbert_ce_default_activation_function": "torch.nn.modules.activation.Tanh" }), "Tanh"),
+        (json!({ "id2label": {} }), "id2label"),
+    ] {
+        assert!(labels(fields).unwrap_err().to_string().contains(told), "{told}");
     }
 }
 
@@ -96,6 +135,8 @@ fn folders_of_sentence_transformers_say_how() {
         normalize: true,
         max_seq_length: Some(32),
         matryoshka: Matryoshka::Lengths(vec![8, 16]),
+        labels: None,
+        prompts: BTreeMap::new(),
     };
     assert_eq!(pooler(&all.0, &bert(json!({ "matryoshka_dimensions": [8, 16] }))).unwrap(), expected);
 

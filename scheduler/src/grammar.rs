@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::request::TokenId;
+use crate::request::{FinishReason, TokenId};
 
 /// A compiled grammar, shared by the sequences that must follow it.
 #[derive(Clone)]
@@ -40,7 +40,8 @@ impl PartialEq for Grammar {
 }
 
 /// One sequence's place in its grammar. Runners call it through [`crate::Matching`], on threads of their own and
-/// from one at a time. Nothing is asked of it any more after an error, nor after an end token of the model.
+/// from one at a time. Nothing is asked of it any more after an error, nor after an end token of the model, unless it
+/// [outlives](Self::outlives_end) that.
 ///
 /// A step waits for these calls, those of all its sequences: an implementation bounds its own work, and gives
 /// an error when that is not enough.
@@ -56,9 +57,29 @@ pub trait GrammarMatcher: fmt::Debug + Send {
     /// Takes in the tokens that must come next whatever the model thinks of them, and appends them to `out`.
     /// If the output can only end, that is an end token.
     fn take_forced(&mut self, out: &mut Vec<TokenId>) -> Result<(), GrammarError>;
+
+    /// Whether it goes on to be asked after an end token of the model that the request ignores.
+    fn outlives_end(&self) -> bool {
+        false
+    }
 }
 
 /// Why a sequence cannot go on under its grammar: a sentence for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct GrammarError(pub Arc<str>);
+pub enum GrammarError {
+    /// The grammar lets nothing follow, or takes more than it may. A request with this grammar ends so every time.
+    #[error("{0}")]
+    Stuck(Arc<str>),
+    /// A defect of the matcher, or of who asks it.
+    #[error("{0}")]
+    Broken(Arc<str>),
+}
+
+impl From<GrammarError> for FinishReason {
+    fn from(error: GrammarError) -> Self {
+        match error {
+            GrammarError::Stuck(reason) => Self::Impossible(reason),
+            GrammarError::Broken(reason) => Self::Error(reason),
+        }
+    }
+}

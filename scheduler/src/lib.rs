@@ -19,6 +19,7 @@ mod matching;
 mod output;
 mod preemption;
 mod queue;
+mod repetition;
 mod request;
 mod runner;
 mod scheduler;
@@ -28,8 +29,9 @@ mod update;
 
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use grammar::{Grammar, GrammarError, GrammarMatcher};
-pub use matching::{Matching, NOTHING_LEFT};
+pub use matching::{Matching, NOTHING_ALLOWED, NOTHING_LEFT};
 pub use output::*;
+pub use repetition::RepetitionDetection;
 pub use request::*;
 pub use runner::*;
 pub use scheduler::Scheduler;

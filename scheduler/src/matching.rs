@@ -15,7 +15,7 @@
 //! # The end
 //!
 //! An end token ends the grammar. If the request goes on nevertheless (`ignore_eos`), anything may follow, as
-//! in vLLM.
+//! in vLLM, unless the matcher [outlives](GrammarMatcher::outlives_end) it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -26,6 +26,10 @@ use crate::request::{SamplingParams, TokenId};
 /// Why a request ends whose grammar allows only what its other parameters exclude.
 pub const NOTHING_LEFT: &str = "the grammar allows no token here that the other sampling parameters \
      (allowed_token_ids, bad_words, logit_bias, min_tokens) leave";
+
+/// Why a request ends without a grammar whose parameters together leave nothing to sample.
+pub const NOTHING_ALLOWED: &str = "the sampling parameters (allowed_token_ids, bad_words, logit_bias, min_tokens) \
+     exclude every token";
 
 /// See the module's text. A panic of the matcher is an error of this sequence, no more.
 #[derive(Debug)]
@@ -100,7 +104,7 @@ impl Matching {
         if let Some(forced) = self.untaken().first() {
             if token != *forced {
                 let reason = format!("token {token} came where the grammar forces {forced}");
-                return Err(GrammarError(reason.into()));
+                return Err(GrammarError::Broken(reason.into()));
             }
             self.num_untaken -= 1;
             return Ok(());
@@ -138,7 +142,7 @@ impl Matching {
             let token = self.output[at];
             if token as usize >= self.vocab_size {
                 let reason = format!("the grammar forces token {token} of {}", self.vocab_size);
-                return Err(GrammarError(reason.into()));
+                return Err(GrammarError::Broken(reason.into()));
             }
             if self.sampling.excludes(&self.output[..at], token) {
                 self.place = Place::DeadEnd;
@@ -159,7 +163,11 @@ impl Matching {
 
     /// Whether an output of this length ends with this token.
     fn end_by(&mut self, token: TokenId, len: usize) {
-        if len >= self.sampling.max_tokens as usize || self.sampling.eos_token_ids.contains(&token) {
+        let ends = || {
+            self.sampling.eos_token_ids.contains(&token)
+                && !(self.sampling.ignore_eos && self.matcher.outlives_end())
+        };
+        if len >= self.sampling.max_tokens as usize || ends() {
             self.place = Place::Over;
         }
     }
@@ -173,6 +181,6 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, GrammarError>) -> Result<T, Gramm
         let text = panic.downcast_ref::<&str>().copied();
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         let reason = format!("the grammar's matcher panicked: {}", text.unwrap_or("no message"));
-        Err(GrammarError(reason.into()))
+        Err(GrammarError::Broken(reason.into()))
     })
 }

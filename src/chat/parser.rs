@@ -10,7 +10,7 @@ use super::reasoning::{ReasoningFormat, ReasoningReader, Start};
 use super::setup::ChatSetup;
 use super::thought_count::{ThoughtCount, ThoughtMarks};
 use super::tools::{Tool, ToolFormat, ToolReader};
-use crate::grammar::{after_text, after_tokens};
+use crate::grammar::{ThinkingMarks, ThinkingStart, after_text, after_tokens};
 use crate::text::Tokenizer;
 
 /// What the request says of its tools.
@@ -126,6 +126,27 @@ impl ChatParser {
             (Start::Marker, Some(begin)) => after_text(&grammar, end, Some(begin), tokenizer),
             // A marker of several tokens would have to be allowed letter by letter.
             (Start::Marker, None) | (Start::Outside, _) => grammar,
+        }
+    }
+
+    /// Where answers to the prompt begin, for a budget of thoughts. `marks` reads how much of them is in the prompt
+    /// already, `constrained` = there is a grammar for the answer.
+    pub(crate) fn thinking_start(
+        &self,
+        marks: &ThinkingMarks,
+        prompt: &[TokenId],
+        constrained: bool,
+    ) -> ThinkingStart {
+        match &self.thoughts {
+            None if constrained => ThinkingStart::Never,
+            None | Some(Thoughts { start: Start::Inside, .. }) => marks.start_after(prompt),
+            Some(Thoughts { start: Start::InsideOrMarker, .. }) => ThinkingStart::Inside { spent: 0 },
+            // The grammar holds from the beginning: see `after_reasoning`.
+            Some(Thoughts { start: Start::Marker, marks, .. }) if constrained && marks.begin.is_empty() => {
+                ThinkingStart::Never
+            }
+            Some(Thoughts { start: Start::Marker, .. }) => ThinkingStart::Marker,
+            Some(Thoughts { start: Start::Outside, .. }) => ThinkingStart::Never,
         }
     }
 

@@ -212,6 +212,11 @@ impl ReasoningFormat {
         self.end
     }
 
+    /// Everything that ends the thoughts.
+    pub(crate) fn all_ends(&self) -> impl Iterator<Item = &'static str> {
+        self.end.iter().chain(self.also_ends).copied()
+    }
+
     /// Where an answer to this prompt begins. `continues` = the prompt ends within a message.
     pub(crate) fn start_after(&self, prompt: &str, continues: bool) -> Start {
         let prompt = prompt.trim_end();

@@ -11,7 +11,8 @@ use super::reasoning::ReasoningFormat;
 use super::thought_count::ThoughtMarks;
 use super::tools::ToolFormat;
 use crate::config::ChatConfig;
-use crate::text::Tokenizer;
+use crate::grammar::ThinkingMarks;
+use crate::text::{TextError, Tokenizer};
 
 /// The formats of the served model's answers, and the operator's settings.
 #[derive(Debug, Clone, Default)]
@@ -133,6 +134,24 @@ impl ChatSetup {
         if self.config.exclude_tools_when_tool_choice_none && !calls {
             conversation.tools = None;
         }
+    }
+
+    /// How thoughts are told from the rest, where they have a limit; `None` if the model has none.
+    ///
+    /// # Errors
+    /// If the end marker cannot be tokenised.
+    pub fn thinking_marks(&self, tokenizer: &Tokenizer) -> Result<Option<ThinkingMarks>, TextError> {
+        let format = self.reasoning.into_iter();
+        let begins: Vec<_> =
+            format.clone().flat_map(|format| format.begins()).copied().map(String::from).collect();
+        let ends: Vec<_> = format.clone().flat_map(|format| format.all_ends()).map(String::from).collect();
+        let forced = format.clone().find_map(|format| format.ends().last().copied());
+        let (begin, forced) = match (&self.config.reasoning, forced) {
+            (Some(config), _) => (Some(config.begin.clone()), &*config.end),
+            (None, Some(end)) => (None, end),
+            (None, None) => return Ok(None),
+        };
+        ThinkingMarks::new(begins.into_iter().chain(begin), ends.into_iter(), forced, tokenizer).map(Some)
     }
 
     /// vLLM's name for how the model writes tool calls; empty if that is not known.

@@ -56,7 +56,6 @@ const ACCEPTED: &[Accepted] = &[
     on("disable-uvicorn-access-log", NO_ACCESS_LOG),
     on("disable-frontend-multiprocessing", "everything is one process"),
     on("enable-server-load-tracking", "/load always answers"),
-    on("enable-prompt-tokens-details", "usage always tells the cached tokens"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
     any("max-log-len", TEXT_IS_NOT_LOGGED),
     off("enable-log-outputs", TEXT_IS_NOT_LOGGED),
@@ -65,9 +64,8 @@ const ACCEPTED: &[Accepted] = &[
     one_of("data-parallel-size", &["1"], ONE_DEVICE),
     one_of("nnodes", &["1"], ONE_DEVICE),
     one_of("node-rank", &["0"], ONE_DEVICE),
-    one_of("api-server-count", &["1"], "one process answers on all cores"),
+    any("api-server-count", "one process answers on all cores, as many servers would"),
     one_of("distributed-executor-backend", &["uni"], ONE_DEVICE),
-    one_of("generation-config", &["auto"], "sampling defaults come from the model's generation_config.json"),
     one_of("model-impl", &["auto"], "there is one implementation"),
     one_of("tokenizer-mode", &["auto", "hf"], "tokenizer.json is used"),
     one_of("config-format", &["auto", "hf"], "config.json is used"),
@@ -77,7 +75,6 @@ const ACCEPTED: &[Accepted] = &[
         &["raw_logprobs"],
         "log-probabilities are those before penalties and temperature",
     ),
-    one_of("stream-interval", &["1"], "every step's tokens are sent at once"),
     one_of("prefill-schedule-interval", &["1"], "prompts may start in every step"),
     one_of("swap-space", &["0"], "KV blocks are computed again, not swapped"),
     one_of("cpu-offload-gb", &["0"], "weights stay where they are computed"),
@@ -87,14 +84,16 @@ const ACCEPTED: &[Accepted] = &[
         &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
         "there is one backend for the forms of answers, whatever it is called",
     ),
-    one_of("response-role", &["assistant"], "answers have the role assistant"),
+    one_of(
+        "structured-outputs-config.backend",
+        &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
+        "there is one backend for the forms of answers, whatever it is called",
+    ),
     one_of("chat-template-content-format", &["auto"], "the template's own form of content is used"),
-    one_of("root-path", &["", "/"], "routes begin at /"),
     off("trust-request-chat-template", "templates in requests are refused"),
     off("enable-lora", "there are no adapters"),
     off("enable-sleep-mode", "there is no sleep mode"),
     off("enable-expert-parallel", ONE_DEVICE),
-    off("allow-credentials", "CORS answers never allow credentials"),
 ];
 
 const NO_ADAPTERS: &str = "adapters (LoRA) are not supported";
@@ -114,7 +113,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("download-dir", NO_DOWNLOAD),
     ("hf-token", NO_DOWNLOAD),
     ("hf-overrides", "the model is what its config.json says"),
-    ("override-generation-config", "edit the model's generation_config.json, or set it in the request"),
     ("model-loader-extra-config", "loading has nothing to configure"),
     ("num-gpu-blocks-override", "give --kv-cache-memory-bytes"),
     ("max-num-active-seqs", "give --max-num-seqs"),
@@ -151,17 +149,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("trust-request-mm-kwargs", TEXT_ONLY),
     ("allowed-local-media-path", TEXT_ONLY),
     ("allowed-media-domains", TEXT_ONLY),
-    ("enable-force-include-usage", "set stream_options.include_usage in the request"),
-    ("return-tokens-as-token-ids", "set return_tokens_as_token_ids in the request"),
-    ("enable-per-request-metrics", "metrics are at /metrics"),
-    ("fingerprint-mode", "the fingerprint in answers is the program's version"),
     ("log-error-stack", "errors name their cause in one line"),
     ("log-config-file", "use QUIRE_LOG and --log-format"),
     ("uvicorn-log-level", "use QUIRE_LOG or VLLM_LOGGING_LEVEL"),
-    ("uds", "servers listen on TCP"),
     ("ssl-ciphers", "the suites of TLS 1.2 and 1.3 are those of rustls, all of them safe"),
-    ("allowed-methods", "CORS allows the methods that there are"),
-    ("allowed-headers", "CORS allows every header"),
     ("headless", NO_PARALLEL),
     ("data-parallel-size-local", NO_PARALLEL),
     ("data-parallel-rank", NO_PARALLEL),
@@ -329,7 +320,8 @@ mod tests {
         assert_eq!(long_form("-tp").as_deref(), Some("--tensor-parallel-size"));
         assert_eq!(long_form("-tp=2").as_deref(), Some("--tensor-parallel-size=2"));
         assert_eq!(long_form("-q"), None);
-        for flag in ["--quantization", "--no-async-scheduling", "--compilation-config.mode", "--uds=/x"] {
+        for flag in ["--quantization", "--no-async-scheduling", "--compilation-config.mode", "--middleware=x"]
+        {
             assert!(refusal(flag).is_some(), "{flag}");
         }
         assert_eq!(refusal("--max-num-sqes"), None);

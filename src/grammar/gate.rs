@@ -93,7 +93,7 @@ impl GrammarMatcher for Gate {
             }
             _ => match &mut self.inner {
                 Some(inner) => inner.accept(token),
-                None => Err(GrammarError("the output cannot go on under its grammar".into())),
+                None => Err(GrammarError::Broken("a token that the mask forbids was taken".into())),
             },
         }
     }
@@ -129,7 +129,7 @@ impl GrammarMatcher for Header {
                 self.num_come += 1;
                 Ok(())
             }
-            Some(_) => Err(GrammarError("the output cannot go on under its grammar".into())),
+            Some(_) => Err(GrammarError::Broken("a token that the mask forbids was taken".into())),
         }
     }
 

@@ -10,10 +10,11 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, pooling,
-    responses, tokenize,
+    HttpState, admin, anthropic, chat, completions, inference, invocations, lora, models, ollama, ops, page,
+    pooling, responses, tokenize, tokenizer_info,
 };
 use crate::app::App;
+use crate::embed::{PoolTask, Pooler};
 
 /// One method of one path.
 #[derive(Debug)]
@@ -29,12 +30,13 @@ pub(crate) struct Route {
 /// Every route of this server.
 pub(crate) fn routes(app: &App) -> Vec<Route> {
     let server = &app.server;
-    let mut routes = task_routes(app.pooler.is_some());
+    let mut routes = task_routes(app.pooler.as_ref());
     routes.extend([
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
         post("/detokenize", tokenize::detokenize, tokenize::describe_detokenize),
+        tokenizer_info_route(server.enable_tokenizer_info_endpoint),
         get("/health", ops::health, ops::describe_health),
         get("/ready", ops::ready, ops::describe_ready),
         get("/ping", ops::health, ops::describe_health),
@@ -42,6 +44,7 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/version", ops::version, ops::describe_version),
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
+        plain(Method::POST, "/invocations", invocations::invocations),
         plain(Method::GET, "/kv_event_sources", ops::kv_event_sources),
         plain(Method::POST, "/v1/load_lora_adapter", lora::load),
         plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
@@ -63,9 +66,9 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
     routes
 }
 
-/// Those about the one thing that the server does with its model, and those about the other, which answer 404 and
+/// Those about the one thing that the server does with its model, and those about the others, which answer 404 and
 /// why.
-fn task_routes(pools: bool) -> Vec<Route> {
+fn task_routes(pooler: Option<&Pooler>) -> Vec<Route> {
     let mut generating = vec![
         post("/v1/completions", completions::completions, completions::describe),
         post("/v1/chat/completions", chat::chat_completions, chat::describe),
@@ -78,20 +81,37 @@ fn task_routes(pools: bool) -> Vec<Route> {
         post("/v1/messages", anthropic::messages, anthropic::describe_messages),
         post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
     ];
-    let mut pooled = vec![
+    let mut embedding = vec![
         post("/v1/embeddings", pooling::embeddings, pooling::describe_embeddings),
-        post("/pooling", pooling::pooling, pooling::describe_pooling),
+        post("/v2/embed", pooling::cohere_embed, pooling::describe_cohere),
+        post("/api/embed", ollama::embed::embeddings, ollama::describe::embeddings),
+        post("/api/embeddings", ollama::embed::old_embeddings, ollama::describe::old_embeddings),
+    ];
+    let mut classifying = vec![post("/classify", pooling::classify, pooling::describe_classify)];
+    let mut scoring = vec![
         post("/v1/score", pooling::score, pooling::describe_score),
         post("/score", pooling::score, pooling::describe_score),
         post("/v1/rerank", pooling::rerank, pooling::describe_rerank),
         post("/v2/rerank", pooling::rerank, pooling::describe_rerank),
         post("/rerank", pooling::rerank, pooling::describe_rerank),
     ];
-    let others = if pools { &mut generating } else { &mut pooled };
-    others.iter_mut().for_each(|route| route.describe = None);
-    generating.append(&mut pooled);
-    generating.push(plain(Method::POST, "/classify", pooling::classify));
-    generating
+    let mut pooling = vec![post("/pooling", pooling::pooling, pooling::describe_pooling)];
+    let embeds = pooler.is_some_and(|pooler| pooler.task() == PoolTask::Embed);
+    let classifies = pooler.is_some_and(|pooler| pooler.task() == PoolTask::Classify);
+    let scores = embeds || pooler.is_some_and(|pooler| pooler.width == 1);
+    let mut all = Vec::new();
+    for (routes, is_there) in [
+        (&mut generating, pooler.is_none()),
+        (&mut pooling, pooler.is_some()),
+        (&mut embedding, embeds),
+        (&mut classifying, classifies),
+        (&mut scoring, scores),
+    ] {
+        let hidden = routes.iter_mut().filter(|_| !is_there);
+        hidden.for_each(|route| route.describe = None);
+        all.append(routes);
+    }
+    all
 }
 
 /// Those that change the server for everybody.
@@ -116,6 +136,13 @@ fn admin_routes(enabled: bool) -> Vec<Route> {
     routes
 }
 
+fn tokenizer_info_route(enabled: bool) -> Route {
+    match enabled {
+        true => get("/tokenizer_info", tokenizer_info::tokenizer_info, tokenizer_info::describe),
+        false => plain(Method::GET, "/tokenizer_info", tokenizer_info::closed),
+    }
+}
+
 /// Those for gateways that bring their own tokenizer.
 fn scale_out_routes(enabled: bool) -> Vec<Route> {
     let mut routes = vec![
@@ -137,8 +164,6 @@ fn ollama_routes() -> Vec<Route> {
     vec![
         post("/api/chat", ollama::chat, ollama::describe::chat),
         post("/api/generate", ollama::generate, ollama::describe::generate),
-        plain(Method::POST, "/api/embed", ollama::embed::embeddings),
-        plain(Method::POST, "/api/embeddings", ollama::embed::old_embeddings),
         get("/api/tags", ollama::models::tags, ollama::describe::tags),
         get("/api/ps", ollama::models::ps, ollama::describe::ps),
         post("/api/show", ollama::models::show, ollama::describe::show),
@@ -156,6 +181,14 @@ fn ollama_routes() -> Vec<Route> {
 /// The router of the table.
 pub(crate) fn router(app: &App) -> Router<Arc<HttpState>> {
     routes(app).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
+}
+
+/// The same routes, and all of them under another path too: a proxy may have taken that away, or not.
+pub(crate) fn under(root_path: &str, router: Router) -> Router {
+    if root_path.is_empty() {
+        return router;
+    }
+    Router::new().nest(root_path, router.clone()).merge(router)
 }
 
 /// A route that the document leaves out.

@@ -17,9 +17,9 @@ use super::model::SimModel;
 use super::rng::{fold, mix};
 use crate::grammar::GrammarError;
 use crate::kv::BlockId;
-use crate::matching::{Matching, NOTHING_LEFT};
+use crate::matching::{Matching, NOTHING_ALLOWED, NOTHING_LEFT};
 use crate::output::{AdmittedRequest, ModelRunnerOutput, ScheduledRow, SchedulerOutput, TokenLogprob};
-use crate::request::{RequestId, SamplingParams, TokenId};
+use crate::request::{FinishReason, RequestId, SamplingParams, TokenId};
 use crate::runner::{ModelRunner, RunnerError, StepTicket};
 
 /// How long a step takes: `step_us + token_us * tokens`.
@@ -96,22 +96,22 @@ impl Slot {
         model: &SimModel,
         mask: &mut [u32],
         forced: &mut Vec<TokenId>,
-    ) -> Result<TokenId, Arc<str>> {
+    ) -> Result<TokenId, FinishReason> {
         let Some(matching) = &mut self.matching else {
             let chosen = model.sample(self.hash, &self.sampling, &self.outputs, None);
-            return chosen.ok_or_else(|| "the model has no tokens".into());
+            return chosen.ok_or_else(|| FinishReason::Impossible(NOTHING_ALLOWED.into()));
         };
-        let matching = matching.as_mut().map_err(|error| error.0.clone())?;
+        let matching = matching.as_mut().map_err(|error| error.clone())?;
         let mut next = || {
             let masked = matching.fill_mask(mask)?.then_some(&*mask);
             let Some(token) = model.sample(self.hash, &self.sampling, &self.outputs, masked) else {
-                return Err(GrammarError(NOTHING_LEFT.into()));
+                return Err(GrammarError::Stuck(NOTHING_LEFT.into()));
             };
             matching.accept(token)?;
             matching.take_forced(forced);
             Ok(token)
         };
-        next().map_err(|error| error.0)
+        Ok(next()?)
     }
 
     fn go_on(&mut self, model: &SimModel, token: TokenId, keeps_prefix: bool) {
@@ -252,12 +252,12 @@ impl SimRunner {
         for (at, row) in plan.rows.iter().enumerate() {
             let Some(slot) = &mut self.slots[row.slot as usize] else { continue };
             if fails > 0 && happens(model.seed, plan.step, row.id.0, fails) {
-                output.failed_rows.push((at as u32, "injected failure of a row".into()));
+                output.failed_rows.push((at as u32, FinishReason::Error("injected failure of a row".into())));
             }
             if slot.sampling.prompt_logprobs.is_some() {
                 let told = row.start as usize + 1..(row.start + row.num_tokens) as usize + 1;
                 for position in told.take_while(|&position| position < slot.prompt.len()) {
-                    push_logprob(output, at, position, slot.prompt[position]);
+                    push_logprob(output, at, position, slot.prompt[position], &[]);
                 }
             }
             if slot.sampling.pooling.is_some() {
@@ -274,7 +274,8 @@ impl SimRunner {
             match slot.choose(model, &mut self.mask, &mut output.forced) {
                 Ok(token) => {
                     if slot.sampling.logprobs.is_some() {
-                        push_logprob(output, at, position, token);
+                        let told = slot.sampling.logprob_token_ids.as_deref().unwrap_or_default();
+                        push_logprob(output, at, position, token, told);
                     }
                     slot.go_on(model, token, self.memory.is_some());
                     output.sampled.push(token);
@@ -331,6 +332,7 @@ impl ModelRunner for SimRunner {
         output.forced_rows.clear();
         output.logprobs.clear();
         output.top.clear();
+        output.top.clear();
         output.pooled.clear();
         output.failed_rows.clear();
         self.sample(plan, &mut output);
@@ -372,10 +374,21 @@ fn check_row(row: &ScheduledRow, slot: &Slot) -> Result<(), String> {
     Ok(())
 }
 
-/// Alternatives are left out: nothing about scheduling depends on them.
-fn push_logprob(output: &mut ModelRunnerOutput, row: usize, position: usize, token: TokenId) {
-    let (row, position) = (row as u32, position as u32);
-    let entry = TokenLogprob { row, position, token, logprob: -1.0, rank: 1, top: 0..0 };
+/// The best alternatives are left out: nothing about scheduling depends on them.
+fn push_logprob(
+    output: &mut ModelRunnerOutput,
+    row: usize,
+    position: usize,
+    token: TokenId,
+    told: &[TokenId],
+) {
+    let (row, position, from) = (row as u32, position as u32, output.top.len() as u32);
+    if !told.is_empty() {
+        output.top.push((token, -1.0));
+        output.top.extend(told.iter().filter(|told| **told != token).map(|told| (*told, -2.0)));
+    }
+    let top = from..output.top.len() as u32;
+    let entry = TokenLogprob { row, position, token, logprob: -1.0, rank: 1, top };
     output.logprobs.push(entry);
 }
 

@@ -4,6 +4,7 @@ mod bombs;
 mod kinds;
 mod notations;
 mod schemas;
+mod thinking;
 mod walk;
 mod wrappers;
 
@@ -32,6 +33,8 @@ static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| {
         max_logprobs: None,
         eos_token_ids: Arc::new(ENDS),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
+        thinking: None,
     };
     GrammarCompiler::new(&TOKENIZER, &limits)
 });

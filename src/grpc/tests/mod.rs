@@ -25,7 +25,7 @@ use tonic_types::StatusExt;
 
 use crate::app::{App, ModelInfo as AppModel};
 use crate::chat::ChatSetup;
-use crate::config::ServerConfig;
+use crate::config::{AnswerConfig, CorsConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
@@ -198,7 +198,10 @@ fn app(options: Options) -> App {
             shutdown_timeout: Duration::ZERO,
             enable_log_requests: false,
             max_body_bytes: 1 << 20,
-            allowed_origins: Vec::new(),
+            uds: None,
+            cors: CorsConfig::default(),
+            root_path: String::new(),
+            enable_tokenizer_info_endpoint: false,
             enable_admin: options.enable_admin,
             disable_fastapi_docs: false,
             ui: true,
@@ -207,6 +210,7 @@ fn app(options: Options) -> App {
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,
             tls: None,
+            answers: AnswerConfig::default(),
         },
     }
 }
@@ -218,6 +222,8 @@ fn limits() -> RequestLimits {
         max_logprobs: Some(20),
         eos_token_ids: [2, 0].into(),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
+        thinking: None,
     }
 }
 

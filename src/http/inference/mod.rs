@@ -1,6 +1,7 @@
 //! `POST /inference/v1/generate` and `/inference/v1/abort_requests`: tokens in, tokens out, for gateways that
 //! have a tokenizer of their own. Behind `--enable-scale-out`, as in vLLM.
 
+mod logprobs;
 mod request;
 mod response;
 mod stream;
@@ -85,11 +86,12 @@ pub(crate) async fn generate(
         created: now(),
         model,
         n,
-        prompts: vec![ReplyPrompt { ids: prepared.prompt_token_ids.clone(), echo: None }],
+        prompts: vec![ReplyPrompt { ids: prepared.prompt_token_ids.clone(), echo: None, text: None }],
         names: TokenNames { tokenizer: app.tokenizer.clone(), as_token_ids: !request.text },
         wants_logprobs,
         wants_prompt_logprobs,
         return_token_ids: true,
+        style: state.style.clone(),
         include_usage: request.include_usage,
         continuous_usage: request.continuous_usage,
     };

@@ -6,9 +6,6 @@ use crate::http::sampling::{priority, request_id, sampling_params, stream_option
 use crate::http::structured::{self, Structured};
 use crate::validate::SamplingFields;
 
-/// vLLM's default for engine parameters.
-const DEFAULT_MAX_TOKENS: u32 = 16;
-
 /// A request, typed but not yet checked against the model.
 #[derive(Debug)]
 pub(super) struct TokensRequest {
@@ -50,7 +47,6 @@ impl TokensRequest {
             request.read_sampling(&mut params);
             fields.absorb_checked(params);
         }
-        request.sampling.default_max_tokens = Some(DEFAULT_MAX_TOKENS);
         for name in ["features", "content_parts"] {
             if fields.take(name).is_some_and(|value| value.as_array().is_none_or(|list| !list.is_empty())) {
                 fields.wrong(name, "not supported: the model reads text only");
@@ -66,6 +62,12 @@ impl TokensRequest {
         self.sampling = sampling_params(params);
         self.sampling.logprobs = params.int("logprobs");
         self.sampling.logprobs_param = "logprobs";
+        if let Some(ids) = &self.sampling.logprob_token_ids {
+            let count = ids.len() as i64;
+            if *self.sampling.logprobs.get_or_insert(count) != count {
+                params.wrong("logprob_token_ids", "needs logprobs to be the number of its entries");
+            }
+        }
         self.bad_words = params.strings("bad_words").unwrap_or_default();
         self.structured = structured::read(params);
         let detokenize = params.bool("detokenize");

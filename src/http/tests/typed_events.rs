@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
 use crate::chat::{ChatDelta, ChatParser, ToolCallDelta, ToolCallStart};
-use crate::engine::{Finish, FinishKind, PromptOutput, StopCause};
+use crate::engine::{Finish, FinishKind, PromptOutput, StopCause, Timings};
 
 /// The events of a stream: each has its name twice, and nothing else is in between.
 #[track_caller]
@@ -43,7 +43,7 @@ pub(crate) fn random_answer(seed: u64) -> Vec<ChatDelta> {
         0 => Some(StopCause::Text("STOP".into())),
         _ => Some(StopCause::Eos(2)),
     };
-    answer.finish(Finish { kind, stop, error: None, num_output_tokens: 0 })
+    answer.finish(Finish { kind, stop, error: None, num_output_tokens: 0, timings: Timings::default() })
 }
 
 /// The same random text of a model, read whole and in random pieces: reasoning, text and calls in any order.
@@ -75,7 +75,13 @@ pub(crate) fn read_twice(seed: u64) -> [Vec<ChatDelta>; 2] {
                 deltas.push(delta);
             }
         }
-        let finish = Finish { kind: FinishKind::Stop, stop: None, error: None, num_output_tokens: 0 };
+        let finish = Finish {
+            kind: FinishKind::Stop,
+            stop: None,
+            error: None,
+            num_output_tokens: 0,
+            timings: Timings::default(),
+        };
         deltas.last_mut().unwrap().finish = Some(finish);
         deltas
     })
