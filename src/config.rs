@@ -130,6 +130,8 @@ pub struct EngineConfig {
     pub batch_invariant: bool,
     /// `--max-logprobs`; `None` = no limit.
     pub max_logprobs: Option<u32>,
+    /// Tokens of a stream to send together, at least 1.
+    pub stream_interval: u32,
     /// Replaces the model's chat template: the template itself (a file has been read by now).
     pub chat_template: Option<String>,
     /// Replaces the folder's tokenizer.
@@ -149,8 +151,19 @@ pub struct ChatConfig {
     pub enable_auto_tool_choice: bool,
     /// Tools are not shown to the model when it must not call them.
     pub exclude_tools_when_tool_choice_none: bool,
+    /// Markers of reasoning besides those of the model's format.
+    pub reasoning: Option<ReasoningConfig>,
     /// Variables for the chat template where the request does not set them.
     pub default_chat_template_kwargs: Map<String, Value>,
+}
+
+/// Markers around reasoning, where budgets for it are concerned (vLLM's `--reasoning-config`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReasoningConfig {
+    /// A text that begins reasoning.
+    pub begin: String,
+    /// A text that ends it; what the server writes where a budget is spent.
+    pub end: String,
 }
 
 /// How KV events are kept.
@@ -195,6 +208,49 @@ pub struct ServerConfig {
     pub stall_timeout: Duration,
     /// TLS on both ports; `None` = plain.
     pub tls: Option<TlsConfig>,
+    /// What answers tell.
+    pub answers: AnswerConfig,
+}
+
+/// What answers tell beyond what clients ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnswerConfig {
+    /// Streams tell the usage, on every chunk and at the end, whether asked to or not.
+    pub force_include_usage: bool,
+    /// The usage tells how many tokens of the prompt were in the prefix cache.
+    pub prompt_tokens_details: bool,
+    /// Answers of a single choice tell how long they took.
+    pub request_metrics: bool,
+    /// Tokens in log-probabilities are written as `token_id:7`, whether asked for or not.
+    pub tokens_as_token_ids: bool,
+    /// `system_fingerprint`.
+    pub fingerprint: Fingerprint,
+    /// The role of answers in chats that continue no message.
+    pub response_role: String,
+}
+
+impl Default for AnswerConfig {
+    fn default() -> Self {
+        Self {
+            force_include_usage: false,
+            prompt_tokens_details: true,
+            request_metrics: false,
+            tokens_as_token_ids: false,
+            fingerprint: Fingerprint::Hash,
+            response_role: "assistant".into(),
+        }
+    }
+}
+
+/// What `system_fingerprint` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fingerprint {
+    /// The program's version, and a hash of the model and the limits it is served with.
+    Hash,
+    /// The operator's own words.
+    Custom(String),
+    /// Null.
+    None,
 }
 
 /// Certificates of the server and of its clients.

@@ -123,7 +123,8 @@ pub fn start(
     }
     let scheduler = scheduler_config(config, &spec, &device)?;
     let model = model_info(config, &spec, &scheduler);
-    let limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults.unwrap_or_default());
+    let mut limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults.unwrap_or_default());
+    limits.thinking = chat.thinking_marks(&tokenizer)?;
     let cache = CacheInfo {
         block_size: scheduler.block_size,
         enable_prefix_caching: scheduler.enable_prefix_caching,
@@ -235,8 +236,8 @@ fn task(
     if let Some(longest) = pooler.max_seq_length {
         spec.max_position_embeddings = spec.max_position_embeddings.min(longest);
     }
-    let width = spec.hidden_size;
-    Ok((spec, Some(Pooler { spec: pooler, width })))
+    let (width, joins_pairs) = (spec.pooled_width(), !spec.causal);
+    Ok((spec, Some(Pooler { spec: pooler, width, joins_pairs })))
 }
 
 /// The small files of a model.
@@ -466,5 +467,7 @@ fn request_limits(
         max_logprobs: config.max_logprobs,
         eos_token_ids: eos_token_ids.into(),
         defaults,
+        stream_interval: config.stream_interval,
+        thinking: None,
     }
 }

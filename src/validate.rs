@@ -9,10 +9,10 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use quire_model::SamplingDefaults;
-use quire_scheduler::{ALL_LOGPROBS, Grammar, SamplingParams, TokenId};
+use quire_scheduler::{ALL_LOGPROBS, Grammar, RepetitionDetection, SamplingParams, TokenId};
 
 use crate::engine::{GenerateRequest, TextOptions};
-use crate::grammar;
+use crate::grammar::{self, ThinkingMarks, ThinkingStart};
 
 /// One field of a request is wrong. Becomes a 400 with `param`, or INVALID_ARGUMENT.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +44,10 @@ pub struct RequestLimits {
     pub eos_token_ids: Arc<[TokenId]>,
     /// From generation_config.json.
     pub defaults: SamplingDefaults,
+    /// `--stream-interval`, at least 1.
+    pub stream_interval: u32,
+    /// How the model marks its thoughts, if that is known.
+    pub thinking: Option<ThinkingMarks>,
 }
 
 /// Sequences one request may ask for. vLLM allows 16384, which one request can use to fill the server.
@@ -68,6 +72,11 @@ pub const MAX_STOP_STRING_BYTES: usize = 1024;
 pub const MAX_BAD_WORDS: usize = 128;
 /// Entries of `logit_bias`, and of `stop_token_ids`.
 pub const MAX_TOKEN_LIST: usize = 4096;
+
+/// `logprob_token_ids` a request may have (vLLM's bound).
+pub const MAX_LOGPROB_TOKEN_IDS: usize = 128;
+/// `max_pattern_size` of `repetition_detection`: each token is compared with as many.
+pub const MAX_PATTERN_SIZE: i64 = 1024;
 
 /// The sampling fields of a request; `None` means not given (or null).
 #[derive(Debug, Clone, Default)]
@@ -99,16 +108,33 @@ pub struct SamplingFields {
     pub bad_words_token_ids: Vec<Vec<TokenId>>,
     /// Already compiled by the text pool.
     pub grammar: Option<Grammar>,
+    /// -1 = no limit.
+    pub thinking_token_budget: Option<i64>,
+    /// Where the output begins, if more is known of that than the prompt's tokens tell.
+    pub thinking_start: Option<ThinkingStart>,
     /// -1 = the whole vocabulary.
     pub logprobs: Option<i64>,
     /// The field that `logprobs` came from (`logprobs` or `top_logprobs`).
     pub logprobs_param: &'static str,
+    /// Told with `logprobs`, instead of the best.
+    pub logprob_token_ids: Option<Vec<i64>>,
     pub prompt_logprobs: Option<i64>,
+    pub repetition_detection: Option<RepetitionFields>,
+    pub stream_interval: Option<i64>,
     pub skip_special_tokens: Option<bool>,
     /// Special tokens that stay in the text all the same.
     pub kept_special_tokens: Arc<[TokenId]>,
     pub spaces_between_special_tokens: Option<bool>,
     pub detokenize: Option<bool>,
+}
+
+/// `repetition_detection`; `None` is 0.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs, reason = "the names are the wire's, and RepetitionDetection documents them")]
+pub struct RepetitionFields {
+    pub min_pattern_size: Option<i64>,
+    pub max_pattern_size: Option<i64>,
+    pub min_count: Option<i64>,
 }
 
 /// Everything else about a request.
@@ -131,8 +157,9 @@ pub fn generate_request(
     let prompt_len = check_prompt(&fields.prompt_token_ids, limits)?;
     let seeded = sampling.seed.is_some_and(|seed| seed != -1);
     let n = ranged("n", sampling.n, 1, &N)? as u32;
-    let text = text_options(&sampling)?;
-    let params = sampling_params(sampling, prompt_len, limits)?;
+    let text = text_options(&sampling, limits)?;
+    let budget = thinking_budget(&sampling, &fields.prompt_token_ids, limits)?;
+    let params = sampling_params(sampling, prompt_len, budget, limits)?;
     if n > 1 && params.temperature == 0.0 {
         return Err(ParamError::new("n", format!("n must be 1 when temperature is 0 (greedy), got {n}")));
     }
@@ -176,7 +203,7 @@ pub fn too_long(prompt_len: usize, max_model_len: u32) -> ParamError {
     )
 }
 
-fn text_options(f: &SamplingFields) -> Result<TextOptions, ParamError> {
+fn text_options(f: &SamplingFields, limits: &RequestLimits) -> Result<TextOptions, ParamError> {
     if f.stop.len() > MAX_STOP_STRINGS {
         let message = format!("at most {MAX_STOP_STRINGS} stop strings are allowed, got {}", f.stop.len());
         return Err(ParamError::new("stop", message));
@@ -188,6 +215,14 @@ fn text_options(f: &SamplingFields) -> Result<TextOptions, ParamError> {
         let message = format!("a stop string has at most {MAX_STOP_STRING_BYTES} bytes, got {}", long.len());
         return Err(ParamError::new("stop", message));
     }
+    // As in vLLM, a request can only ask for more than the server's own.
+    let interval = match f.stream_interval {
+        Some(interval) if interval < 1 => {
+            let message = format!("stream_interval must be at least 1, got {interval}");
+            return Err(ParamError::new("stream_interval", message));
+        }
+        interval => interval.map_or(1, |interval| u32::try_from(interval).unwrap_or(u32::MAX)),
+    };
     let detokenize = f.detokenize.unwrap_or(true);
     if !detokenize && !f.stop.is_empty() {
         return Err(ParamError::new("stop", "stop strings need detokenize to be true"));
@@ -199,12 +234,14 @@ fn text_options(f: &SamplingFields) -> Result<TextOptions, ParamError> {
         skip_special_tokens: f.skip_special_tokens.unwrap_or(true),
         kept_special_tokens: f.kept_special_tokens.clone(),
         spaces_between_special_tokens: f.spaces_between_special_tokens.unwrap_or(true),
+        interval: interval.max(limits.stream_interval),
     })
 }
 
 fn sampling_params(
     f: SamplingFields,
     prompt_len: u32,
+    budget: Option<Budget<'_>>,
     limits: &RequestLimits,
 ) -> Result<SamplingParams, ParamError> {
     let defaults = &limits.defaults;
@@ -226,7 +263,17 @@ fn sampling_params(
         (Some(grammar), true) => Some(grammar::late_end(&grammar, &limits.eos_token_ids)),
         (grammar, _) => grammar,
     };
+    let ignore_eos = f.ignore_eos && grammar.is_none();
+    let grammar = match budget {
+        Some(Budget { tokens, start, marks }) => Some(marks.within(tokens, start, grammar.as_ref())),
+        None => grammar,
+    };
     let min_tokens = ranged("min_tokens", f.min_tokens, 0, &(0..=i64::from(max_tokens)))? as u32;
+    let logprob_token_ids = logprob_token_ids(f.logprob_token_ids, f.logprobs, limits.vocab_size)?;
+    let num_top = match &logprob_token_ids {
+        Some(_) => Some(0),
+        None => logprobs(f.logprobs_param, f.logprobs, limits)?,
+    };
     Ok(SamplingParams {
         temperature: normal_temperature(temperature),
         top_k,
@@ -238,17 +285,62 @@ fn sampling_params(
         seed: f.seed.unwrap_or(0) as u64,
         max_tokens,
         min_tokens,
-        ignore_eos: f.ignore_eos && grammar.is_none(),
+        ignore_eos,
         eos_token_ids: limits.eos_token_ids.clone(),
         stop_token_ids: token_list("stop_token_ids", f.stop_token_ids, limits.vocab_size)?,
         logit_bias: logit_bias(&f.logit_bias, limits.vocab_size)?,
         allowed_token_ids: allowed_token_ids(f.allowed_token_ids, limits.vocab_size)?,
         bad_words: bad_words(f.bad_words_token_ids, limits.vocab_size)?,
         grammar,
-        logprobs: logprobs(f.logprobs_param, f.logprobs, limits)?,
+        logprobs: num_top,
+        logprob_token_ids,
+        repetition: f.repetition_detection.map(repetition).transpose()?.flatten(),
         prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
         pooling: None,
+        second_text_start: None,
     })
+}
+
+/// A limit to the thoughts of a request.
+struct Budget<'a> {
+    tokens: u32,
+    start: ThinkingStart,
+    marks: &'a ThinkingMarks,
+}
+
+fn thinking_budget<'a>(
+    f: &SamplingFields,
+    prompt: &[TokenId],
+    limits: &'a RequestLimits,
+) -> Result<Option<Budget<'a>>, ParamError> {
+    let param = "thinking_token_budget";
+    let tokens = match f.thinking_token_budget {
+        None | Some(-1) => return Ok(None),
+        Some(budget @ 0..) => u32::try_from(budget).unwrap_or(u32::MAX),
+        Some(budget) => {
+            let message = format!("{param} must be at least 0, or -1 for no limit, got {budget}");
+            return Err(ParamError::new(param, message));
+        }
+    };
+    let marks = limits.thinking.as_ref().ok_or_else(|| {
+        let message = "thinking_token_budget is set, but it is not known how this model marks its reasoning; start \
+                       the server with --reasoning-parser";
+        ParamError::new(param, message)
+    })?;
+    if let Some(allowed) = &f.allowed_token_ids
+        && marks.forced().iter().any(|&id| !allowed.contains(&id.into()))
+    {
+        let message = "thinking_token_budget needs the tokens that end the reasoning, and allowed_token_ids has not all";
+        return Err(ParamError::new(param, message));
+    }
+    // A grammar that begins with the output leaves no room for thoughts; chats, whose grammars begin behind them, say
+    // themselves where they are.
+    let start = match (f.thinking_start, &f.grammar) {
+        (Some(start), _) => start,
+        (None, Some(_)) => ThinkingStart::Never,
+        (None, None) => marks.start_after(prompt),
+    };
+    Ok(Some(Budget { tokens, start, marks }))
 }
 
 /// vLLM's rule: below 1e-5 is greedy, and what is left below 0.01 becomes 0.01, where logits divided by
@@ -286,6 +378,7 @@ fn logprobs(param: &str, asked: Option<i64>, limits: &RequestLimits) -> Result<O
     let Some(asked) = asked else { return Ok(None) };
     match (asked, limits.max_logprobs) {
         (-1, None) => Ok(Some(ALL_LOGPROBS)),
+        (-1, Some(max)) if max >= limits.vocab_size => Ok(Some(ALL_LOGPROBS)),
         (0.., None) => Ok(Some(asked.min(i64::from(limits.vocab_size)) as u32)),
         (0.., Some(max)) if asked <= i64::from(max) => Ok(Some(asked as u32)),
         (_, Some(max)) => {
@@ -294,6 +387,59 @@ fn logprobs(param: &str, asked: Option<i64>, limits: &RequestLimits) -> Result<O
         }
         _ => Err(ParamError::new(param, format!("{param} must be -1 or at least 0, got {asked}"))),
     }
+}
+
+fn logprob_token_ids(
+    ids: Option<Vec<i64>>,
+    logprobs: Option<i64>,
+    vocab_size: u32,
+) -> Result<Option<Arc<[TokenId]>>, ParamError> {
+    let param = "logprob_token_ids";
+    let Some(ids) = ids else { return Ok(None) };
+    if ids.is_empty() || ids.len() > MAX_LOGPROB_TOKEN_IDS {
+        let message = format!("{param} has 1 to {MAX_LOGPROB_TOKEN_IDS} entries, got {}", ids.len());
+        return Err(ParamError::new(param, message));
+    }
+    if logprobs.is_none() {
+        return Err(ParamError::new(param, "logprob_token_ids needs logprobs"));
+    }
+    let mut known = Vec::with_capacity(ids.len());
+    for id in ids {
+        let id = token_id(param, id, vocab_size)?;
+        if !known.contains(&id) {
+            known.push(id);
+        }
+    }
+    Ok(Some(known.into()))
+}
+
+/// vLLM's rules; `None` is off.
+fn repetition(f: RepetitionFields) -> Result<Option<RepetitionDetection>, ParamError> {
+    let wrong = |field: &str, message| {
+        Err(ParamError::new("repetition_detection", format!("repetition_detection.{field} {message}")))
+    };
+    let [min, max, count] =
+        [f.min_pattern_size, f.max_pattern_size, f.min_count].map(|size| size.unwrap_or(0));
+    if !(0..=MAX_PATTERN_SIZE).contains(&max) {
+        return wrong("max_pattern_size", format!("must be between 0 and {MAX_PATTERN_SIZE}, got {max}"));
+    }
+    if !(0..=max).contains(&min) {
+        return wrong(
+            "min_pattern_size",
+            format!("must be between 0 and max_pattern_size ({max}), got {min}"),
+        );
+    }
+    if max == 0 {
+        return Ok(None);
+    }
+    if count < 2 {
+        return wrong("min_count", format!("must be at least 2, got {count}"));
+    }
+    Ok(Some(RepetitionDetection {
+        min_pattern_size: min.max(1) as u32,
+        max_pattern_size: max as u32,
+        min_count: u32::try_from(count).unwrap_or(u32::MAX),
+    }))
 }
 
 fn token_list(param: &str, ids: Vec<i64>, vocab_size: u32) -> Result<Vec<TokenId>, ParamError> {

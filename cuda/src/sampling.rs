@@ -24,7 +24,8 @@ use upload::{Upload, UploadLayout};
 
 pub use slot_state::{MAX_RULES, MAX_WORDS};
 
-/// Alternatives a row that come from the device. A row that asks for more brings its logits to the host, in
+/// Alternatives a row that come from the device. A row that asks for more, or for tokens of its own choice, brings
+/// its logits to the host, in
 /// [`Sampler::read_wide_rows`].
 pub const TOP_MAX: usize = 64;
 
@@ -193,8 +194,8 @@ impl Sampler {
         stream.launch(&self.choose, [rows, 1, 1], self.choose_threads, CHOOSE_SHARED_BYTES, &params)
     }
 
-    /// After the kernels of these rows: takes the alternatives of those that ask for more than [`TOP_MAX`]
-    /// from their logits, on the host. Waits for the device if there are such rows, and does nothing if there
+    /// After the kernels of these rows: takes the alternatives of those that ask for more than [`TOP_MAX`], or for
+    /// certain tokens, from their logits, on the host. Waits for the device if there are such rows, and does nothing if there
     /// are none.
     pub fn read_wide_rows(
         &mut self,

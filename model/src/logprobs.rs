@@ -21,13 +21,30 @@ pub fn capture_logprob(
     num_top: u32,
     top: &mut Vec<(TokenId, f32)>,
 ) -> RankedLogprob {
+    best(logits, num_top as usize, top);
+    normalise(logits, token, top)
+}
+
+/// The same, but into `told` go `token` itself and `wanted`, in that order and each once, whatever their rank.
+pub fn capture_logprobs_of(
+    logits: &[f32],
+    token: TokenId,
+    wanted: &[TokenId],
+    told: &mut Vec<(TokenId, f32)>,
+) -> RankedLogprob {
+    told.clear();
+    let others = wanted.iter().copied().filter(|id| *id != token);
+    told.extend(std::iter::once(token).chain(others).map(|id| (id, logits[id as usize])));
+    normalise(logits, token, told)
+}
+
+/// Makes the logits in `told` log-probabilities; place and log-probability of `token`.
+fn normalise(logits: &[f32], token: TokenId, told: &mut [(TokenId, f32)]) -> RankedLogprob {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|logit| f64::from((logit - max).exp())).sum();
     let log_sum = f64::from(max) + sum.ln();
     let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
-
-    best(logits, num_top as usize, top);
-    top.iter_mut().for_each(|(_, value)| *value = logprob(*value));
+    told.iter_mut().for_each(|(_, value)| *value = logprob(*value));
     let own = logits[token as usize];
     let rank = 1 + logits.iter().filter(|logit| **logit > own).count() as u32;
     RankedLogprob { logprob: logprob(own), rank }
@@ -85,5 +102,20 @@ mod tests {
         assert!((total - 1.0).abs() < 1e-5, "{total}");
         capture_logprob(&logits, 3, 0, &mut long);
         assert!(long.is_empty());
+    }
+
+    #[test]
+    fn chosen_tokens_have_the_numbers_that_they_have_among_all() {
+        let logits: Vec<f32> = (0..500u32).map(|i| ((i * 7919) % 37) as f32 * 0.25).collect();
+        let (mut all, mut told) = (Vec::new(), Vec::new());
+        for token in [7u32, 36, 499] {
+            let expected = capture_logprob(&logits, token, u32::MAX, &mut all);
+            let wanted = [499, 0, 36];
+            assert_eq!(capture_logprobs_of(&logits, token, &wanted, &mut told), expected);
+            let ids: Vec<_> = told.iter().map(|entry| entry.0).collect();
+            let others: Vec<_> = wanted.into_iter().filter(|id| *id != token).collect();
+            assert_eq!(ids, [&[token][..], &others].concat());
+            assert!(told.iter().all(|entry| all.contains(entry)), "{told:?}");
+        }
     }
 }

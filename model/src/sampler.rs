@@ -3,7 +3,7 @@
 
 use quire_scheduler::{FinishReason, NOTHING_ALLOWED, NOTHING_LEFT, SamplingParams, TokenId};
 
-use crate::logprobs::{by_preference, capture_logprob};
+use crate::logprobs::{by_preference, capture_logprob, capture_logprobs_of};
 use crate::philox::uniform;
 use crate::slot::Slot;
 use crate::step_inputs::{LogitsRow, LogitsTask, RowResult};
@@ -76,10 +76,7 @@ pub fn sample_row(
         result.failure = Some(RowFailure::NotFinite);
         return;
     }
-    let num_top = match row.task {
-        LogitsTask::Prompt { .. } => slot.params().prompt_logprobs,
-        LogitsTask::Sample => slot.params().logprobs,
-    };
+    let num_top = row.wanted_top(slot);
     scratch.raw.clear();
     if num_top.is_some() {
         scratch.raw.extend_from_slice(logits);
@@ -101,7 +98,10 @@ pub fn sample_row(
         }
     }
     if let Some(num_top) = num_top {
-        let own = capture_logprob(&scratch.raw, result.token, num_top, &mut result.top);
+        let own = match row.wanted_ids(slot) {
+            Some(ids) => capture_logprobs_of(&scratch.raw, result.token, ids, &mut result.top),
+            None => capture_logprob(&scratch.raw, result.token, num_top, &mut result.top),
+        };
         (result.logprob, result.rank) = (own.logprob, own.rank);
     }
 }

@@ -2,10 +2,12 @@
 //! that it is one copy, and the shape of what comes back.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use quire_scheduler::{Pooling, TokenId};
 
 use crate::sampler::RowFailure;
+use crate::slot::Slot;
 
 /// Set in a word of [`StepInputs::token_ids`] whose token the host does not know yet; the other bits are
 /// the slot whose last sampled token it is.
@@ -83,7 +85,8 @@ impl StepInputs {
         self.section(0..self.num_tokens)
     }
 
-    /// `[T]` positions in their sequences. A token attends to positions up to its own.
+    /// `[T]` positions in their sequences. A token attends to positions up to its own. Where positions are learned,
+    /// rows of their table: those of a second text are further on ([`crate::ModelSpec::second_text_offset`]).
     pub fn positions(&self) -> &[u32] {
         self.section(self.num_tokens..2 * self.num_tokens)
     }
@@ -136,6 +139,26 @@ pub struct LogitsRow {
     pub position: u32,
     /// What to do with them.
     pub task: LogitsTask,
+}
+
+impl LogitsRow {
+    /// Alternatives to tell with the log-probability of the row's token; `None` if not even that is wanted. `slot` is
+    /// the row's.
+    pub fn wanted_top(&self, slot: &Slot) -> Option<u32> {
+        match self.task {
+            LogitsTask::Prompt { .. } => slot.params().prompt_logprobs,
+            LogitsTask::Sample => slot.params().logprobs,
+        }
+    }
+
+    /// The tokens to tell instead of the best, with the row's own before them; `None` = the best.
+    pub fn wanted_ids<'a>(&self, slot: &'a Slot) -> Option<&'a Arc<[TokenId]>> {
+        let params = slot.params();
+        params
+            .logprob_token_ids
+            .as_ref()
+            .filter(|_| self.task == LogitsTask::Sample && params.logprobs.is_some())
+    }
 }
 
 /// What a row of logits is for.

@@ -40,7 +40,8 @@ impl PartialEq for Grammar {
 }
 
 /// One sequence's place in its grammar. Runners call it through [`crate::Matching`], on threads of their own and
-/// from one at a time. Nothing is asked of it any more after an error, nor after an end token of the model.
+/// from one at a time. Nothing is asked of it any more after an error, nor after an end token of the model, unless it
+/// [outlives](Self::outlives_end) that.
 ///
 /// A step waits for these calls, those of all its sequences: an implementation bounds its own work, and gives
 /// an error when that is not enough.
@@ -56,6 +57,11 @@ pub trait GrammarMatcher: fmt::Debug + Send {
     /// Takes in the tokens that must come next whatever the model thinks of them, and appends them to `out`.
     /// If the output can only end, that is an end token.
     fn take_forced(&mut self, out: &mut Vec<TokenId>) -> Result<(), GrammarError>;
+
+    /// Whether it goes on to be asked after an end token of the model that the request ignores.
+    fn outlives_end(&self) -> bool {
+        false
+    }
 }
 
 /// Why a sequence cannot go on under its grammar: a sentence for the client.

@@ -15,7 +15,7 @@
 //! # The end
 //!
 //! An end token ends the grammar. If the request goes on nevertheless (`ignore_eos`), anything may follow, as
-//! in vLLM.
+//! in vLLM, unless the matcher [outlives](GrammarMatcher::outlives_end) it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -163,7 +163,11 @@ impl Matching {
 
     /// Whether an output of this length ends with this token.
     fn end_by(&mut self, token: TokenId, len: usize) {
-        if len >= self.sampling.max_tokens as usize || self.sampling.eos_token_ids.contains(&token) {
+        let ends = || {
+            self.sampling.eos_token_ids.contains(&token)
+                && !(self.sampling.ignore_eos && self.matcher.outlives_end())
+        };
+        if len >= self.sampling.max_tokens as usize || ends() {
             self.place = Place::Over;
         }
     }

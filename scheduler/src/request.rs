@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::grammar::Grammar;
+use crate::repetition::RepetitionDetection;
 
 /// An index into the model's vocabulary.
 pub type TokenId = u32;
@@ -74,15 +75,21 @@ pub struct SamplingParams {
     pub allowed_token_ids: Option<Vec<TokenId>>,
     /// Token sequences that must not be completed.
     pub bad_words: Vec<Vec<TokenId>>,
+    /// Ends outputs that go round in circles.
+    pub repetition: Option<RepetitionDetection>,
     /// What the output must be.
     pub grammar: Option<Grammar>,
     /// `Some(k)`: log-probability of each generated token and of the `k` best. [`ALL_LOGPROBS`] = all.
     pub logprobs: Option<u32>,
-    /// The same for each prompt token but the first.
+    /// With `logprobs`: besides the token itself, these are told instead of the best. Without repeats.
+    pub logprob_token_ids: Option<Arc<[TokenId]>>,
+    /// The same as `logprobs` for each prompt token but the first.
     pub prompt_logprobs: Option<u32>,
     /// Generate nothing: the request ends when its prompt is computed, with the prompt's hidden states
     /// pooled into one vector. Nothing above is used then.
     pub pooling: Option<Pooling>,
+    /// Where the second text begins in a pooled prompt of two, for encoders that tell them apart (token type 1).
+    pub second_text_start: Option<u32>,
 }
 
 /// How the hidden states of a prompt's tokens become one vector (vLLM's `seq_pooling_type`).
@@ -119,10 +126,13 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             allowed_token_ids: None,
             bad_words: Vec::new(),
+            repetition: None,
             grammar: None,
             logprobs: None,
+            logprob_token_ids: None,
             prompt_logprobs: None,
             pooling: None,
+            second_text_start: None,
         }
     }
 }
@@ -150,6 +160,8 @@ pub enum FinishReason {
     StopToken(TokenId),
     /// `max_tokens` or the model's context length was reached.
     Length,
+    /// [`SamplingParams::repetition`] found a pattern.
+    Repetition,
     /// The prompt is computed and pooled, which is all that was asked for.
     Pooled,
     /// Somebody asked for it: the client left, a stop string matched, the server drains.

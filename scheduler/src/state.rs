@@ -7,6 +7,7 @@ use crate::in_flight::RowOutcome;
 use crate::kv::{BlockHash, BlockTable, Sequence};
 use crate::output::FirstScheduled;
 use crate::queue::Rank;
+use crate::repetition::RepetitionWatch;
 use crate::request::{FinishReason, Request, RequestId, TokenId};
 
 /// A request that has not ended. With a slot it is running and holds blocks; without, it is waiting and
@@ -38,6 +39,7 @@ pub(crate) struct RequestState {
     pub(crate) first_scheduled: Option<FirstScheduled>,
     /// Prompt positions below this have had their log-probability delivered.
     pub(crate) prompt_logprobs_told: u32,
+    pub(crate) repetition: Option<RepetitionWatch>,
     /// Tokens planned in the call of `schedule` with this number.
     pub(crate) planned: (u64, u32),
 }
@@ -49,6 +51,7 @@ impl RequestState {
             Some(_) => prompt_len + 1,
             None => prompt_len.saturating_add(request.sampling.max_tokens.max(1)).min(max_model_len),
         };
+        let repetition = request.sampling.repetition.map(RepetitionWatch::new);
         Self {
             request,
             rank,
@@ -65,6 +68,7 @@ impl RequestState {
             was_scheduled: false,
             first_scheduled: None,
             prompt_logprobs_told: 0,
+            repetition,
             planned: (0, 0),
         }
     }
@@ -136,11 +140,13 @@ impl RequestState {
     }
 
     /// Whether the newest token ends the sequence: vLLM's order of checks. Before `min_tokens` the sampler
-    /// masks end tokens, so finding one there means nothing.
-    pub(crate) fn check_stop(&self) -> Option<FinishReason> {
+    /// masks end tokens, so finding one there means nothing. To be called once a token.
+    fn check_stop(&mut self) -> Option<FinishReason> {
         let token = *self.outputs.last()?;
+        let repeats = self.repetition.as_mut().is_some_and(|watch| watch.take(&self.outputs));
         let sampling = &self.request.sampling;
-        if self.outputs.len() >= sampling.min_tokens as usize {
+        let may_stop = self.outputs.len() >= sampling.min_tokens as usize;
+        if may_stop {
             if !sampling.ignore_eos && sampling.eos_token_ids.contains(&token) {
                 return Some(FinishReason::Eos(token));
             }
@@ -148,7 +154,10 @@ impl RequestState {
                 return Some(FinishReason::StopToken(token));
             }
         }
-        (self.num_known() >= self.max_len).then_some(FinishReason::Length)
+        if self.num_known() >= self.max_len {
+            return Some(FinishReason::Length);
+        }
+        (may_stop && repeats).then_some(FinishReason::Repetition)
     }
 }
 

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use quire_scheduler::{Grammar, TokenId};
 
-use super::delta::ChatDelta;
+use super::delta::{ChatDelta, Pieces};
+use super::harmony::{self, HarmonyReader};
 use super::reasoning::{ReasoningFormat, ReasoningReader, Start};
 use super::setup::ChatSetup;
+use super::thought_count::{ThoughtCount, ThoughtMarks};
 use super::tools::{Tool, ToolFormat, ToolReader};
-use crate::grammar::after_text;
+use crate::grammar::{ThinkingMarks, ThinkingStart, after_text};
 use crate::text::Tokenizer;
 
 /// What the request says of its tools.
@@ -38,8 +40,9 @@ struct Thoughts {
     start: Start,
     /// Whether they are shown; if not, they are left out.
     shown: bool,
-    /// The tokens that begin and end them.
-    ends: (Option<TokenId>, Option<TokenId>),
+    /// The message that the prompt has begun, of those that answer in channels.
+    begun: Arc<str>,
+    marks: ThoughtMarks,
 }
 
 #[derive(Debug, Clone)]
@@ -57,7 +60,13 @@ impl ChatParser {
         if let Some(name) = reasoning_parser {
             let format = ReasoningFormat::named(name)?;
             let start = format.start_after("", false);
-            parser.thoughts = Some(Thoughts { format, start, shown: true, ends: (None, None) });
+            parser.thoughts = Some(Thoughts {
+                format,
+                start,
+                shown: true,
+                begun: "".into(),
+                marks: ThoughtMarks::default(),
+            });
         }
         match tool_call_parser {
             Some(name) => Some(parser.with_tools(ToolFormat::named(name)?, [].into(), false)),
@@ -87,7 +96,8 @@ impl ChatParser {
             format,
             start: format.start_after(prompt, continues),
             shown,
-            ends: chat.reasoning_ends,
+            begun: harmony::begun(prompt).into(),
+            marks: chat.thought_marks.clone(),
         });
         self
     }
@@ -107,7 +117,7 @@ impl ChatParser {
     pub(crate) fn after_reasoning(&self, grammar: Grammar, tokenizer: &Tokenizer) -> Grammar {
         let Some(thoughts) = &self.thoughts else { return grammar };
         let Some(end) = thoughts.format.ends().last() else { return grammar };
-        match (thoughts.start, thoughts.ends.0) {
+        match (thoughts.start, thoughts.marks.begin.first().copied()) {
             (Start::Inside | Start::InsideOrMarker, _) => after_text(&grammar, end, None, tokenizer),
             (Start::Marker, Some(begin)) => after_text(&grammar, end, Some(begin), tokenizer),
             // A marker of several tokens would have to be allowed letter by letter.
@@ -115,88 +125,191 @@ impl ChatParser {
         }
     }
 
+    /// Where answers to the prompt begin, for a budget of thoughts. `marks` reads how much of them is in the prompt
+    /// already, `constrained` = there is a grammar for the answer.
+    pub(crate) fn thinking_start(
+        &self,
+        marks: &ThinkingMarks,
+        prompt: &[TokenId],
+        constrained: bool,
+    ) -> ThinkingStart {
+        match &self.thoughts {
+            None if constrained => ThinkingStart::Never,
+            None | Some(Thoughts { start: Start::Inside, .. }) => marks.start_after(prompt),
+            Some(Thoughts { start: Start::InsideOrMarker, .. }) => ThinkingStart::Inside { spent: 0 },
+            // The grammar holds from the beginning: see `after_reasoning`.
+            Some(Thoughts { start: Start::Marker, marks, .. }) if constrained && marks.begin.is_empty() => {
+                ThinkingStart::Never
+            }
+            Some(Thoughts { start: Start::Marker, .. }) => ThinkingStart::Marker,
+            Some(Thoughts { start: Start::Outside, .. }) => ThinkingStart::Never,
+        }
+    }
+
     /// At the beginning of an answer.
     pub fn start(&self) -> Reading {
-        let thoughts = self.thoughts.clone().map(|thoughts| {
-            let reader = ReasoningReader::new(thoughts.format, thoughts.start);
-            ThoughtReading { inside: reader.is_inside(), reader, thoughts, num_tokens: 0 }
+        let (reader, inside) = match self.channels() {
+            Some(prompt) => {
+                let shown = self.thoughts.as_ref().is_none_or(|thoughts| thoughts.shown);
+                let calls = self.calls.as_ref().map(|calls| calls.only_first);
+                let reader = HarmonyReader::new(prompt, shown, calls);
+                let inside = reader.is_in_thoughts();
+                (Reader::Channels(reader), inside)
+            }
+            None => self.start_staged(),
+        };
+        let again = matches!(reader, Reader::Channels(_));
+        let count =
+            self.thoughts.as_ref().map(|thoughts| ThoughtCount::new(thoughts.marks.clone(), inside, again));
+        Reading { reader, count, pieces: Pieces::default() }
+    }
+
+    fn start_staged(&self) -> (Reader, bool) {
+        let thoughts = self.thoughts.as_ref().map(|thoughts| ThoughtReading {
+            reader: ReasoningReader::new(thoughts.format, thoughts.start),
+            shown: thoughts.shown,
         });
+        let inside = thoughts.as_ref().is_some_and(|thoughts| thoughts.reader.is_inside());
         let calls = self
             .calls
             .as_ref()
             .map(|calls| ToolReader::new(calls.format, calls.tools.clone(), calls.only_first));
-        Reading { thoughts, calls, rest: String::new() }
+        (Reader::Staged { thoughts, calls, rest: String::new() }, inside)
+    }
+
+    /// If the answer comes in channels: the message that the prompt has begun.
+    fn channels(&self) -> Option<&str> {
+        let thoughts = self.thoughts.as_ref().filter(|thoughts| thoughts.format.is_in_channels());
+        match &self.calls {
+            Some(calls) if !calls.format.is_in_channels() => None,
+            None => thoughts.map(|thoughts| &*thoughts.begun),
+            Some(_) => Some(thoughts.map_or("", |thoughts| &thoughts.begun)),
+        }
     }
 }
 
 /// The state of reading one answer.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 pub struct Reading {
-    thoughts: Option<ThoughtReading>,
-    calls: Option<ToolReader>,
-    /// Between the two; empty between two pushes.
-    rest: String,
+    reader: Reader,
+    count: Option<ThoughtCount>,
+    /// Read and not told yet.
+    pieces: Pieces,
+}
+
+#[derive(Debug, Clone)]
+enum Reader {
+    /// Thoughts are taken off first, and calls found in the rest.
+    Staged {
+        thoughts: Option<ThoughtReading>,
+        calls: Option<ToolReader>,
+        /// Between the two; empty between two pushes.
+        rest: String,
+    },
+    Channels(HarmonyReader),
 }
 
 #[derive(Debug, Clone)]
 struct ThoughtReading {
-    thoughts: Thoughts,
     reader: ReasoningReader,
-    /// The last token belongs to the thoughts, as far as tokens tell.
-    inside: bool,
-    num_tokens: u32,
+    shown: bool,
 }
 
 impl Reading {
-    /// Takes `text` in and puts what it means into `delta`, whose tokens are there already. `last` = nothing
-    /// follows.
-    pub fn push(&mut self, text: &mut String, last: bool, delta: &mut ChatDelta) {
-        if let Some(thoughts) = &mut self.thoughts {
-            thoughts.push(text, last, delta, &mut self.rest);
-        } else {
-            std::mem::swap(text, &mut self.rest);
+    /// Takes in `text`, which `token_ids` have brought. `last` = nothing follows.
+    pub fn push(&mut self, text: &str, token_ids: &[TokenId], last: bool) {
+        if let Some(count) = &mut self.count {
+            count.push(token_ids, self.reader.is_in_thoughts());
         }
-        match &mut self.calls {
-            None => std::mem::swap(&mut self.rest, &mut delta.content),
-            Some(calls) => {
-                calls.push(&self.rest, &mut delta.content, &mut delta.tool_calls);
+        let out = &mut self.pieces;
+        match &mut self.reader {
+            Reader::Channels(reader) => {
+                reader.push(text, out);
                 if last {
-                    calls.finish(&mut delta.content, &mut delta.tool_calls);
+                    reader.finish(out);
                 }
-                delta.num_tool_calls = calls.num_calls();
+            }
+            Reader::Staged { thoughts, calls, rest } => {
+                match thoughts {
+                    Some(thoughts) => thoughts.push(text, last, out, rest),
+                    None => rest.push_str(text),
+                }
+                match calls {
+                    Some(calls) => calls.push(rest, out),
+                    None => out.content(rest),
+                }
+                if let (Some(calls), true) = (calls, last) {
+                    calls.finish(out);
+                }
+                rest.clear();
             }
         }
-        self.rest.clear();
+    }
+
+    /// Moves what has been read into `delta`, whose texts are empty, as far as it can be told in one; false if
+    /// more is to be told in the next.
+    pub fn tell(&mut self, delta: &mut ChatDelta) -> bool {
+        self.pieces.tell(delta);
+        delta.num_tool_calls = match &self.reader {
+            Reader::Channels(reader) => reader.num_calls(),
+            Reader::Staged { calls, .. } => calls.as_ref().map_or(0, ToolReader::num_calls),
+        };
+        delta.num_reasoning_tokens = self.count.as_ref().map_or(0, ThoughtCount::num_tokens);
+        self.pieces.is_empty()
+    }
+}
+
+impl Reader {
+    /// Whether what comes now may be thoughts.
+    fn is_in_thoughts(&self) -> bool {
+        match self {
+            Self::Channels(reader) => reader.is_in_thoughts(),
+            Self::Staged { thoughts, .. } => {
+                thoughts.as_ref().is_some_and(|thoughts| thoughts.reader.is_inside())
+            }
+        }
     }
 }
 
 impl ThoughtReading {
-    fn push(&mut self, text: &str, last: bool, delta: &mut ChatDelta, rest: &mut String) {
-        self.count(&delta.token_ids);
-        self.reader.push(text, &mut delta.reasoning, rest);
+    fn push(&mut self, text: &str, last: bool, out: &mut Pieces, rest: &mut String) {
+        let mut reasoning = String::new();
+        self.reader.push(text, &mut reasoning, rest);
         if last {
-            self.reader.finish(&mut delta.reasoning, rest);
+            self.reader.finish(&mut reasoning, rest);
         }
-        if !self.thoughts.shown {
-            delta.reasoning.clear();
+        if self.shown {
+            out.reasoning(&reasoning);
         }
-        delta.num_reasoning_tokens = self.num_tokens;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is told of a text that comes at once, as one letter a piece.
+    fn told(text: &str) -> (String, u32) {
+        let mut reading = ChatParser::named(Some("hermes"), Some("qwen3")).unwrap().start();
+        reading.push(text, &[], true);
+        let (mut letters, mut more) = (String::new(), true);
+        let mut delta = ChatDelta::default();
+        while more {
+            delta = ChatDelta::default();
+            more = !reading.tell(&mut delta);
+            letters.push_str(if delta.reasoning.is_empty() { "" } else { "r" });
+            letters.push_str(if delta.content.is_empty() { "" } else { "c" });
+            letters.extend(delta.tool_calls.iter().filter(|call| call.start.is_some()).map(|_| 'f'));
+            letters.push('.');
+        }
+        (letters, delta.num_tool_calls)
     }
 
-    /// Counts the tokens between the markers. Where markers are several tokens, the text decides, which may
-    /// lag a few tokens behind.
-    fn count(&mut self, token_ids: &[TokenId]) {
-        let (begin, end) = self.thoughts.ends;
-        if end.is_none() {
-            self.num_tokens += if self.reader.is_inside() { token_ids.len() as u32 } else { 0 };
-            return;
-        }
-        for &id in token_ids {
-            if Some(id) == begin || Some(id) == end {
-                self.inside = Some(id) == begin && self.num_tokens == 0;
-            } else if self.inside {
-                self.num_tokens += 1;
-            }
-        }
+    #[test]
+    fn what_comes_at_once_is_told_in_its_order() {
+        let call = "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
+        assert_eq!(told("a"), ("c.".into(), 0));
+        assert_eq!(told(&format!("<think>a</think>b{call}{call}")), ("rcff.".into(), 2));
+        assert_eq!(told(&format!("a{call}b{call}{call}c")), ("cf.cff.c.".into(), 3));
     }
 }

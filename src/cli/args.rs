@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::answer_args::AnswerArgs;
 use super::bench::BenchCommand;
 #[cfg(feature = "cuda")]
 use super::compile_kernels::CompileKernelsArgs;
 use super::kv_events::{KvEventsArg, parse_kv_events};
 use super::numbers::{parse_bytes, parse_count};
 use super::pooler_config::parse_pooler_config;
-use crate::config::{DeviceChoice, MaxModelLen, PoolerOverrides};
+use super::reasoning_config::parse_reasoning_config;
+use crate::config::{DeviceChoice, MaxModelLen, PoolerOverrides, ReasoningConfig};
 
 /// Serves large language models: OpenAI-compatible HTTP and gRPC, paged KV cache, continuous batching.
 #[derive(Debug, Parser)]
@@ -63,6 +65,9 @@ pub(super) struct ServeArgs {
     /// Everything about memory and steps.
     #[command(flatten)]
     pub(super) scheduling: SchedulingArgs,
+    /// Everything about what answers tell.
+    #[command(flatten)]
+    pub(super) answers: AnswerArgs,
     /// Everything about sockets.
     #[command(flatten)]
     pub(super) listen: ListenArgs,
@@ -130,6 +135,9 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "N", default_value_t = 20, allow_hyphen_values = true,
           value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
     pub(super) max_logprobs: i64,
+    /// Tokens of a stream to send together; the first is sent at once. Requests can ask for more
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) stream_interval: u32,
 }
 
 /// Tools and reasoning.
@@ -144,6 +152,10 @@ pub(super) struct ChatFormatArgs {
     /// template shows]
     #[arg(long, value_name = "NAME")]
     pub(super) reasoning_parser: Option<String>,
+    /// Markers for thinking_token_budget besides those of the parser: '{"reasoning_start_str": "<think>",
+    /// "reasoning_end_str": "</think>"}'; the end is what is written where a budget is spent
+    #[arg(long, value_name = "JSON", value_parser = parse_reasoning_config)]
+    pub(super) reasoning_config: Option<ReasoningConfig>,
     /// Do not start unless it is known how the model writes tool calls. Where it is, models may always call tools
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]

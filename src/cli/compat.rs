@@ -20,6 +20,8 @@ enum Values {
     Off,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// A JSON object with none but these entries, each with one of these values.
+    Json(&'static [(&'static str, &'static [&'static str])]),
     /// Any: the flag limits something that never happens.
     Any,
 }
@@ -56,7 +58,6 @@ const ACCEPTED: &[Accepted] = &[
     on("disable-uvicorn-access-log", NO_ACCESS_LOG),
     on("disable-frontend-multiprocessing", "everything is one process"),
     on("enable-server-load-tracking", "/load always answers"),
-    on("enable-prompt-tokens-details", "usage always tells the cached tokens"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
     any("max-log-len", TEXT_IS_NOT_LOGGED),
     off("enable-log-outputs", TEXT_IS_NOT_LOGGED),
@@ -65,7 +66,7 @@ const ACCEPTED: &[Accepted] = &[
     one_of("data-parallel-size", &["1"], ONE_DEVICE),
     one_of("nnodes", &["1"], ONE_DEVICE),
     one_of("node-rank", &["0"], ONE_DEVICE),
-    one_of("api-server-count", &["1"], "one process answers on all cores"),
+    any("api-server-count", "one process answers on all cores, as many servers would"),
     one_of("distributed-executor-backend", &["uni"], ONE_DEVICE),
     one_of("generation-config", &["auto"], "sampling defaults come from the model's generation_config.json"),
     one_of("model-impl", &["auto"], "there is one implementation"),
@@ -77,7 +78,6 @@ const ACCEPTED: &[Accepted] = &[
         &["raw_logprobs"],
         "log-probabilities are those before penalties and temperature",
     ),
-    one_of("stream-interval", &["1"], "every step's tokens are sent at once"),
     one_of("prefill-schedule-interval", &["1"], "prompts may start in every step"),
     one_of("swap-space", &["0"], "KV blocks are computed again, not swapped"),
     one_of("cpu-offload-gb", &["0"], "weights stay where they are computed"),
@@ -87,7 +87,27 @@ const ACCEPTED: &[Accepted] = &[
         &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
         "there is one backend for the forms of answers, whatever it is called",
     ),
-    one_of("response-role", &["assistant"], "answers have the role assistant"),
+    Accepted {
+        flag: "structured-outputs-config",
+        values: Values::Json(&[
+            (
+                "backend",
+                &[r#""auto""#, r#""guidance""#, r#""xgrammar""#, r#""outlines""#, r#""lm-format-enforcer""#],
+            ),
+            ("disable_fallback", &["true", "false"]),
+            ("disable_any_whitespace", &["false"]),
+            ("disable_additional_properties", &["false"]),
+            ("enable_in_reasoning", &["false"]),
+        ]),
+        reason: "there is one backend, forms hold after the reasoning, and how JSON is written is the request's to say",
+    },
+    off("structured-outputs-config.disable_any_whitespace", "the request's structured_outputs says so"),
+    off("structured-outputs-config.enable_in_reasoning", "forms hold after the reasoning"),
+    one_of(
+        "structured-outputs-config.backend",
+        &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
+        "there is one backend for the forms of answers, whatever it is called",
+    ),
     one_of("chat-template-content-format", &["auto"], "the template's own form of content is used"),
     one_of("root-path", &["", "/"], "routes begin at /"),
     off("trust-request-chat-template", "templates in requests are refused"),
@@ -138,7 +158,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("performance-mode", "set --max-num-seqs and --max-num-batched-tokens"),
     ("attention-backend", "the device decides"),
     ("speculative-config", "speculative decoding is not supported"),
-    ("structured-outputs-config", "set its options in the request's structured_outputs"),
     ("lora-modules", NO_ADAPTERS),
     ("max-loras", NO_ADAPTERS),
     ("max-lora-rank", NO_ADAPTERS),
@@ -151,10 +170,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("trust-request-mm-kwargs", TEXT_ONLY),
     ("allowed-local-media-path", TEXT_ONLY),
     ("allowed-media-domains", TEXT_ONLY),
-    ("enable-force-include-usage", "set stream_options.include_usage in the request"),
-    ("return-tokens-as-token-ids", "set return_tokens_as_token_ids in the request"),
-    ("enable-per-request-metrics", "metrics are at /metrics"),
-    ("fingerprint-mode", "the fingerprint in answers is the program's version"),
     ("log-error-stack", "errors name their cause in one line"),
     ("log-config-file", "use QUIRE_LOG and --log-format"),
     ("uvicorn-log-level", "use QUIRE_LOG or VLLM_LOGGING_LEVEL"),
@@ -217,6 +232,7 @@ pub(super) fn extend(serve: Command) -> Command {
             Values::OneOf(words) => {
                 arg.help(format!("Must be {}: {}", listed(words), accepted.reason)).allow_hyphen_values(true)
             }
+            Values::Json(entries) => arg.help(format!("At most {}: {}", object(entries), accepted.reason)),
             Values::Any => arg.help(format!("Any value: {}", accepted.reason)).allow_hyphen_values(true),
         }
     }))
@@ -244,6 +260,13 @@ pub(super) fn check(serve: &ArgMatches) -> Result<(), String> {
                     continue;
                 }
                 (given.clone(), listed(words))
+            }
+            Values::Json(entries) => {
+                let given = serve.get_one::<String>(flag).expect("it is there, and text");
+                if is_within(given, entries) {
+                    continue;
+                }
+                (given.clone(), object(entries))
             }
         };
         return Err(format!("--{flag} {given} is not supported, only {allowed} is: {reason}"));
@@ -275,6 +298,21 @@ fn listed(words: &[&str]) -> String {
     quoted.collect::<Vec<_>>().join(" or ")
 }
 
+fn object(entries: &[(&str, &[&str])]) -> String {
+    let entries = entries.iter().map(|(name, values)| format!("{name:?}: {}", listed(values)));
+    format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+}
+
+/// Whether the text is a JSON object with none but these entries.
+fn is_within(text: &str, entries: &[(&str, &[&str])]) -> bool {
+    let allows = |name: &str, value: &serde_json::Value| {
+        let value = value.to_string();
+        entries.iter().any(|(known, values)| *known == name && values.contains(&value.as_str()))
+    };
+    serde_json::from_str::<serde_json::Map<_, _>>(text)
+        .is_ok_and(|object| object.iter().all(|(name, value)| allows(name, value)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,6 +334,12 @@ mod tests {
                 Values::Off => (vec![format!("--{flag}=false")], Some(format!("--{flag}"))),
                 Values::OneOf(words) => {
                     (words.iter().map(|w| format!("--{flag}={w}")).collect(), Some(format!("--{flag}=other")))
+                }
+                Values::Json(entries) => {
+                    let each =
+                        entries.iter().flat_map(|(name, values)| values.iter().map(move |v| (name, v)));
+                    let good = each.map(|(name, value)| format!("--{flag}={{{name:?}: {value}}}"));
+                    (good.collect(), Some(format!("--{flag}={{\"backend\": \"other\"}}")))
                 }
                 Values::Any => (vec![format!("--{flag}=7")], None),
             };

@@ -12,8 +12,8 @@ use super::args::{
     SchedulingArgs, ServeArgs,
 };
 use crate::config::{
-    ChatConfig, ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
-    TlsConfig, WeightDtype,
+    AnswerConfig, ChatConfig, ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice,
+    ServerConfig, TlsConfig, WeightDtype,
 };
 
 /// The demo model's name.
@@ -58,7 +58,7 @@ pub(super) fn resolve(
     args: ServeArgs,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(EngineConfig, ServerConfig), ConfigError> {
-    let server = server_config(&args.listen)?;
+    let server = ServerConfig { answers: args.answers.resolve()?, ..server_config(&args.listen)? };
     let chat = chat_config(args.chat)?;
     Ok((EngineConfig { chat, ..engine_config(args.model_tag, args.model, args.scheduling, env)? }, server))
 }
@@ -127,6 +127,7 @@ pub(super) fn engine_config(
         enforce_eager: m.enforce_eager,
         batch_invariant: m.batch_invariant,
         max_logprobs: u32::try_from(m.max_logprobs).ok(),
+        stream_interval: m.stream_interval,
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
         chat: ChatConfig::default(),
@@ -141,6 +142,7 @@ fn chat_config(c: ChatFormatArgs) -> Result<ChatConfig, ConfigError> {
     Ok(ChatConfig {
         tool_call_parser: c.tool_call_parser,
         reasoning_parser: c.reasoning_parser,
+        reasoning: c.reasoning_config,
         enable_auto_tool_choice: c.enable_auto_tool_choice,
         exclude_tools_when_tool_choice_none: c.exclude_tools_when_tool_choice_none,
         default_chat_template_kwargs: kwargs.transpose()?.unwrap_or_default(),
@@ -164,7 +166,7 @@ fn runner(m: &ModelArgs) -> Result<RunnerChoice, ConfigError> {
     Ok(choice)
 }
 
-fn value(flag: &'static str, given: impl ToString, allowed: &str) -> ConfigError {
+pub(super) fn value(flag: &'static str, given: impl ToString, allowed: &str) -> ConfigError {
     ConfigError::Value { flag, given: given.to_string(), allowed: allowed.into() }
 }
 
@@ -203,6 +205,7 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
         sse_keep_alive_interval: Duration::from_secs_f64(l.sse_keep_alive_interval),
         stall_timeout: Duration::from_secs_f64(l.stall_timeout),
         tls: tls_config(l)?,
+        answers: AnswerConfig::default(),
     })
 }
 

@@ -18,7 +18,9 @@ use quire_scheduler::{
 use super::handle::{Abort, Admission, ExternalIds};
 use super::kv_events::KvEvents;
 use super::request::TextOptions;
-use super::stream::{Finish, FinishError, FinishKind, Mailbox, PromptOutput, StopCause, TokenLogprobs};
+use super::stream::{
+    Finish, FinishError, FinishKind, Mailbox, PromptOutput, StopCause, Timings, TokenLogprobs,
+};
 use crate::metrics::{FinishedSequence, Metrics};
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 
@@ -47,6 +49,8 @@ pub(super) struct SequenceOutput {
     text: Option<Text>,
     prompt: PromptOutput,
     prompt_sent: bool,
+    /// Tokens in the mailbox that the client has not been told of.
+    num_unsent: u32,
     num_output_tokens: u32,
     num_preemptions: u32,
     arrived: Instant,
@@ -88,6 +92,7 @@ impl SequenceOutput {
             text: None,
             prompt: PromptOutput { num_cached_tokens: 0, logprobs: prompt_logprobs },
             prompt_sent: false,
+            num_unsent: 0,
             num_output_tokens: 0,
             num_preemptions: 0,
             arrived: Instant::now(),
@@ -288,7 +293,8 @@ impl SequenceOutput {
         let mailbox = self.mailbox.clone();
         let mut ended = false;
         mailbox.put(self.index, |delta| {
-            if !std::mem::replace(&mut self.prompt_sent, true) {
+            let first = !std::mem::replace(&mut self.prompt_sent, true);
+            if first {
                 delta.prompt = Some(std::mem::take(&mut self.prompt));
                 // Counted again at the end.
                 self.prompt.num_cached_tokens = delta.prompt.as_ref().map_or(0, |p| p.num_cached_tokens);
@@ -322,6 +328,12 @@ impl SequenceOutput {
                 delta.finish = Some(finish);
                 ended = true;
             }
+            self.num_unsent += used as u32;
+            let is_due = first || ended || self.num_unsent >= self.options.interval;
+            if is_due {
+                self.num_unsent = 0;
+            }
+            is_due
         });
         ended
     }
@@ -329,7 +341,10 @@ impl SequenceOutput {
     /// Ends the sequence without news. Whoever hears of the end finds the place free: the ledger is first.
     fn finish(&self, finish: Finish, now: Instant, ledger: &Ledger) {
         ledger.close(self, &finish, now);
-        self.mailbox.put(self.index, |delta| delta.finish = Some(finish));
+        self.mailbox.put(self.index, |delta| {
+            delta.finish = Some(finish);
+            true
+        });
     }
 
     /// Detokenises one token; gives the stop string if it completed one. The text of a token that ended
@@ -391,6 +406,7 @@ impl SequenceOutput {
             FinishReason::Eos(id) => self.end(FinishKind::Stop, Some(StopCause::Eos(*id))),
             FinishReason::StopToken(id) => self.end(FinishKind::Stop, Some(StopCause::Token(*id))),
             FinishReason::Length => self.end(FinishKind::Length, None),
+            FinishReason::Repetition => self.end(FinishKind::Repetition, None),
             FinishReason::Pooled => self.end(FinishKind::Stop, None),
             FinishReason::Abort => self.end(FinishKind::Abort, None),
             FinishReason::Impossible(why) => self.fail(FinishError::OfRequest(why.clone())),
@@ -399,7 +415,13 @@ impl SequenceOutput {
     }
 
     fn end(&self, kind: FinishKind, stop: Option<StopCause>) -> Finish {
-        Finish { kind, stop, error: None, num_output_tokens: self.num_output_tokens }
+        let since = |t: Instant| t.duration_since(self.arrived);
+        let timings = Timings {
+            scheduled: self.scheduled.map(since),
+            first_token: self.first_token.map(since),
+            last_token: self.last_token.map(since),
+        };
+        Finish { kind, stop, error: None, num_output_tokens: self.num_output_tokens, timings }
     }
 
     fn fail(&self, error: FinishError) -> Finish {

@@ -44,6 +44,8 @@ pub struct TextOptions {
     pub kept_special_tokens: Arc<[TokenId]>,
     /// Put spaces between special tokens that are kept.
     pub spaces_between_special_tokens: bool,
+    /// Tokens to send together, at least 1; the first is sent at once, and so is the end.
+    pub interval: u32,
 }
 
 impl Default for TextOptions {
@@ -55,6 +57,7 @@ impl Default for TextOptions {
             skip_special_tokens: true,
             kept_special_tokens: Arc::default(),
             spaces_between_special_tokens: true,
+            interval: 1,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use quire_scheduler::{RequestId, TokenId};
@@ -66,6 +67,19 @@ pub struct Finish {
     pub error: Option<FinishError>,
     /// Tokens generated, a final stop token included.
     pub num_output_tokens: u32,
+    /// When it got where.
+    pub timings: Timings,
+}
+
+/// When a sequence got where, since its request arrived; `None` if it never did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Into a step for the first time.
+    pub scheduled: Option<Duration>,
+    /// To its first token.
+    pub first_token: Option<Duration>,
+    /// To its last token.
+    pub last_token: Option<Duration>,
 }
 
 /// What went wrong: a sentence for the client, and whose doing it is.
@@ -90,6 +104,8 @@ pub enum FinishKind {
     Abort,
     /// The request failed.
     Error,
+    /// The same tokens came again and again (`repetition_detection`).
+    Repetition,
 }
 
 impl FinishKind {
@@ -100,6 +116,7 @@ impl FinishKind {
             Self::Length => "length",
             Self::Abort => "abort",
             Self::Error => "error",
+            Self::Repetition => "repetition",
         }
     }
 }
@@ -199,14 +216,16 @@ impl Mailbox {
         }
     }
 
-    /// Adds news of sequence `index` by `write` and wakes the reader.
-    pub(super) fn put(&self, index: u32, write: impl FnOnce(&mut OutputDelta)) {
+    /// Adds news of sequence `index` by `write`, which says whether the reader is to be told of it now.
+    pub(super) fn put(&self, index: u32, write: impl FnOnce(&mut OutputDelta) -> bool) {
         let mut places = self.lock();
         let (full, delta) = &mut places[index as usize];
-        write(delta);
-        *full = true;
+        let is_due = write(delta);
+        *full |= is_due;
         drop(places);
-        self.waker.wake();
+        if is_due {
+            self.waker.wake();
+        }
     }
 
     /// Whether the reader has gone.

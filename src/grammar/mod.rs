@@ -12,6 +12,7 @@ mod late_end;
 mod limits;
 mod matcher;
 mod source;
+mod thinking;
 mod vocabulary;
 
 #[cfg(test)]
@@ -21,3 +22,4 @@ pub use compiler::{GrammarCompiler, GrammarRefusal};
 pub use constraint::{Constraint, JsonOptions};
 pub use gate::after_text;
 pub use late_end::late_end;
+pub use thinking::{ThinkingMarks, ThinkingStart};

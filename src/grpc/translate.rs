@@ -27,6 +27,8 @@ pub(super) struct Shape {
     token_ids: bool,
     logprobs: bool,
     candidates: bool,
+    /// They are tokens of the client's choice.
+    chosen_candidates: bool,
 }
 
 /// Refuses what Quire does not do, by the name of the field.
@@ -34,7 +36,6 @@ pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status
     if !request.lora_name.is_empty() {
         return Err(Status::failed_precondition("lora_name: LoRA adapters are not supported by this server"));
     }
-    let stopping = request.stopping.as_ref();
     let kv = request.kv.as_ref();
     let refusals = [
         ("media", !request.media.is_empty(), "this model takes text only"),
@@ -48,11 +49,6 @@ pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status
             "engine_reasoning_gate",
             request.engine_reasoning_gate.is_some(),
             "the engine runs no reasoning parser",
-        ),
-        (
-            "stopping.thinking_token_budget",
-            stopping.is_some_and(|s| s.thinking_token_budget.is_some_and(|budget| budget != -1)),
-            "a budget for reasoning is not supported; leave it out or set it to -1",
         ),
         (
             "kv.kv_transfer_params",
@@ -85,6 +81,12 @@ pub(super) fn sampling(
     // Without the text, stop strings could not be found.
     let detokenize = shape.text || !stopping.stop_strings.is_empty();
     let allowed = decoding.allowed_token_ids;
+    let logprob_token_ids = match &response.output_candidates {
+        Some(CandidateTokens { select: Some(Select::TokenIds(chosen)) }) => {
+            Some(chosen.ids.iter().map(|&id| i64::from(id)).collect())
+        }
+        _ => None,
+    };
     let fields = SamplingFields {
         n: Some(i64::from(random.num_sequences.max(1))),
         temperature: Some(temperature.unwrap_or(0.0)),
@@ -103,28 +105,25 @@ pub(super) fn sampling(
         default_max_tokens: None,
         min_tokens: Some(stopping.min_new_tokens.into()),
         ignore_eos: stopping.ignore_eos,
+        thinking_token_budget: stopping.thinking_token_budget,
         stop: stopping.stop_strings,
         stop_token_ids: stopping.stop_token_ids.into_iter().map(i64::from).collect(),
         include_stop_str_in_output: stopping.include_stop_strings,
         logit_bias: decoding.logit_bias.into_iter().map(|(id, bias)| (id.into(), bias.into())).collect(),
         allowed_token_ids: (!allowed.is_empty()).then(|| allowed.into_iter().map(i64::from).collect()),
         bad_words_token_ids: decoding.bad_words_token_ids.into_iter().map(|word| word.ids).collect(),
-        logprobs: num_logprobs(
-            "response.output_candidates",
-            response.output_logprobs,
-            response.output_candidates,
-        )?,
-        logprobs_param: "response.output_candidates",
+        logprobs: num_logprobs(OUTPUT_CANDIDATES, response.output_logprobs, response.output_candidates)?,
+        logprobs_param: OUTPUT_CANDIDATES,
         prompt_logprobs: num_logprobs(
             "response.prompt_candidates",
             response.prompt_logprobs,
             response.prompt_candidates,
         )?,
         skip_special_tokens: response.skip_special_tokens,
-        kept_special_tokens: [].into(),
-        spaces_between_special_tokens: None,
         grammar: None,
         detokenize: Some(detokenize),
+        logprob_token_ids,
+        ..SamplingFields::default()
     };
     Ok((fields, shape))
 }
@@ -166,7 +165,8 @@ impl Shape {
             info.ranks = entries.iter().map(|e| e.as_ref().map_or(0, |e| e.rank)).collect();
         }
         if self.prompt_candidates {
-            let candidates = |e: &Option<TokenLogprobs>| e.as_ref().map(candidates).unwrap_or_default();
+            let candidates =
+                |e: &Option<TokenLogprobs>| e.as_ref().map(|e| candidates(e, false)).unwrap_or_default();
             info.candidate_tokens = entries.iter().map(candidates).collect();
         }
         info
@@ -191,7 +191,9 @@ impl Shape {
             output.ranks = delta.logprobs.iter().map(|entry| entry.rank).collect();
         }
         if self.candidates {
-            output.candidate_tokens = delta.logprobs.iter().map(candidates).collect();
+            let entries = delta.logprobs.iter();
+            output.candidate_tokens =
+                entries.map(|entry| candidates(entry, self.chosen_candidates)).collect();
         }
         output
     }
@@ -221,8 +223,14 @@ fn shape(response: &ResponseOptions) -> Shape {
         token_ids: response.output_token_ids,
         logprobs: response.output_logprobs,
         candidates: wanted(&response.output_candidates),
+        chosen_candidates: matches!(
+            &response.output_candidates,
+            Some(CandidateTokens { select: Some(Select::TokenIds(_)) })
+        ),
     }
 }
+
+const OUTPUT_CANDIDATES: &str = "response.output_candidates";
 
 /// The engine's `logprobs`: none, that of the token itself (0), or that of the best as well (-1 = all).
 fn num_logprobs(
@@ -235,22 +243,32 @@ fn num_logprobs(
         None | Some(Some(Select::All(false))) => Ok(own),
         Some(Some(Select::TopN(n))) => Ok(Some(n.into())),
         Some(Some(Select::All(true))) => Ok(Some(-1)),
+        // These are asked for apart, and only of generated tokens.
+        Some(Some(Select::TokenIds(_))) if path == OUTPUT_CANDIDATES => Ok(Some(0)),
         Some(Some(Select::TokenIds(_))) => {
-            Err(invalid_field(&format!("{path}.token_ids"), "candidates by token id are not supported"))
+            Err(invalid_field(&format!("{path}.token_ids"), "of prompts only the best are told"))
         }
         Some(None) => Err(invalid_field(path, "one of top_n and all is needed")),
     }
 }
 
-/// The best tokens at a position. They are in order, so that the place is the rank.
-fn candidates(entry: &TokenLogprobs) -> CandidateTokenInfo {
-    let info = |(rank, &(id, logprob)): (u32, &(TokenId, f32))| TokenInfo { id, logprob, rank };
+/// The best tokens at a position, in order, so that the place is the rank; or tokens of the client's choice, whose rank
+/// is not known but for the one that was generated.
+fn candidates(entry: &TokenLogprobs, chosen: bool) -> CandidateTokenInfo {
+    let info = |(place, &(id, logprob)): (u32, &(TokenId, f32))| {
+        let rank = match chosen {
+            false => place,
+            true if id == entry.token => entry.rank,
+            true => 0,
+        };
+        TokenInfo { id, logprob, rank }
+    };
     CandidateTokenInfo { tokens: (1..).zip(&entry.top).map(info).collect() }
 }
 
 fn finish_info(finish: &Finish, num_cached_tokens: u32) -> FinishInfo {
     let reason = match finish.kind {
-        FinishKind::Stop => FinishReason::Stop,
+        FinishKind::Stop | FinishKind::Repetition => FinishReason::Stop,
         FinishKind::Length => FinishReason::Length,
         // An error ends the call with a status, and does not come here.
         FinishKind::Abort | FinishKind::Error => FinishReason::Aborted,
@@ -284,9 +302,11 @@ pub(super) fn field_path(param: &str) -> &str {
         "allowed_token_ids" => "decoding.allowed_token_ids",
         "bad_words" => "decoding.bad_words_token_ids",
         "min_tokens" => "stopping.min_new_tokens",
+        "thinking_token_budget" => "stopping.thinking_token_budget",
         "stop" => "stopping.stop_strings",
         "stop_token_ids" => "stopping.stop_token_ids",
         "prompt_logprobs" => "response.prompt_candidates",
+        "logprob_token_ids" => "response.output_candidates.token_ids",
         "cache_salt" => "kv.cache_salt",
         "input_tokens" => "prompt",
         path => path,

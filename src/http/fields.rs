@@ -58,10 +58,14 @@ impl Fields {
         Self { recorder: Some(recorder), ..Self::default() }
     }
 
-    /// true or false.
+    /// true or false; as words too, which clients of vLLM send.
     pub(crate) fn bool(&mut self, name: &str) -> Option<bool> {
         self.note(name, || json!({ "type": "boolean" }));
-        self.typed(name, "a boolean", |value| value.as_bool().ok_or(value))
+        self.typed(name, "a boolean", |value| match value.as_str() {
+            Some("true") => Ok(true),
+            Some("false") => Ok(false),
+            _ => value.as_bool().ok_or(value),
+        })
     }
 
     /// An integer of 64 bits; `2.0` is one too.

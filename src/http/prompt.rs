@@ -204,6 +204,8 @@ mod tests {
             max_logprobs: Some(20),
             eos_token_ids: Arc::new([2]),
             defaults: SamplingDefaults::default(),
+            stream_interval: 1,
+            thinking: None,
         }
     }
 

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::validate::{
-    MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST, N, PENALTY, REPETITION_PENALTY, SHARE,
-    SamplingFields, TEMPERATURE, TOP_K,
+    MAX_LOGPROB_TOKEN_IDS, MAX_PATTERN_SIZE, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_TOKEN_LIST, N,
+    PENALTY, REPETITION_PENALTY, RepetitionFields, SHARE, SamplingFields, TEMPERATURE, TOP_K,
 };
 
 use super::error::{ApiError, excerpt};
@@ -109,11 +109,30 @@ pub(crate) fn sampling_params(fields: &mut Fields) -> SamplingFields {
         logit_bias: logit_bias(fields),
         allowed_token_ids: fields.ints("allowed_token_ids"),
         prompt_logprobs: fields.int("prompt_logprobs"),
+        logprob_token_ids: fields.ints("logprob_token_ids"),
+        repetition_detection: repetition_detection(fields),
+        stream_interval: fields.int("stream_interval"),
+        thinking_token_budget: fields.int("thinking_token_budget"),
         skip_special_tokens: fields.bool("skip_special_tokens"),
         spaces_between_special_tokens: fields.bool("spaces_between_special_tokens"),
         // The rest is the endpoint's: it differs, or needs the tokenizer.
         ..SamplingFields::default()
     }
+}
+
+fn repetition_detection(fields: &mut Fields) -> Option<RepetitionFields> {
+    let mut nested = fields.nested("repetition_detection")?;
+    let detection = RepetitionFields {
+        min_pattern_size: nested.int("min_pattern_size"),
+        max_pattern_size: nested.int("max_pattern_size"),
+        min_count: nested.int("min_count"),
+    };
+    let size = |_: &App| json!({ "minimum": 0, "maximum": MAX_PATTERN_SIZE });
+    nested.describe("min_pattern_size", size);
+    nested.describe("max_pattern_size", size);
+    nested.describe("min_count", |_| json!({ "minimum": 0 }));
+    fields.absorb(nested);
+    Some(detection)
 }
 
 /// What is known of those of these fields that were read, beyond their types, for `/openapi.json`. The rest, such
@@ -133,6 +152,15 @@ pub(crate) fn describe(fields: &Fields) {
     fields.describe("top_p", |_| json!({ "exclusiveMinimum": SHARE.start(), "maximum": SHARE.end() }));
     range("repetition_penalty", json!(REPETITION_PENALTY.start()), json!(REPETITION_PENALTY.end()));
     fields.describe("min_tokens", |_| json!({ "minimum": 0 }));
+    fields.describe(
+        "logprob_token_ids",
+        |app| json!({ "items": token_id_schema(app), "minItems": 1, "maxItems": MAX_LOGPROB_TOKEN_IDS }),
+    );
+    fields.describe("stream_interval", |_| json!({ "minimum": 1 }));
+    fields.describe("thinking_token_budget", |app| match app.limits.thinking {
+        Some(_) => json!({ "minimum": -1 }),
+        None => json!({ "const": -1 }),
+    });
     fields.describe("model", |app| json!({ "enum": app.model.served_names }));
     fields.describe("request_id", |_| json!({ "minLength": 1, "maxLength": MAX_REQUEST_ID_CHARS }));
     fields.describe("prompt_logprobs", logprobs_schema);
@@ -157,7 +185,7 @@ pub(crate) fn describe(fields: &Fields) {
 
 /// How many log-probabilities may be asked for, for `/openapi.json`.
 pub(crate) fn logprobs_schema(app: &App) -> Value {
-    match app.limits.max_logprobs {
+    match app.limits.max_logprobs.filter(|max| *max < app.limits.vocab_size) {
         Some(max) => json!({ "minimum": 0, "maximum": max }),
         None => json!({ "minimum": -1 }),
     }
@@ -181,19 +209,22 @@ pub(crate) fn stream_options(fields: &mut Fields, stream: bool) -> (bool, bool) 
 }
 
 pub(crate) fn logit_bias(fields: &mut Fields) -> Vec<(i64, f64)> {
+    const MAX_NAMED: usize = 10;
     let mut biases = Vec::new();
+    let mut bad_keys = Vec::new();
     for (key, value) in fields.map("logit_bias").unwrap_or_default() {
         match (key.parse(), value.as_f64()) {
             (Ok(id), Some(bias)) => biases.push((id, bias)),
-            (Err(_), _) => {
-                fields.wrong("logit_bias", format!("keys must be token ids, got {:?}", excerpt(&key)));
-                break;
-            }
+            (Err(_), _) if bad_keys.len() < MAX_NAMED => bad_keys.push(format!("{:?}", excerpt(&key))),
+            (Err(_), _) => break,
             (_, None) => {
                 fields.wrong(format!("logit_bias.{key}"), "expected a number");
                 break;
             }
         }
+    }
+    if !bad_keys.is_empty() {
+        fields.wrong("logit_bias", format!("keys must be token ids, got {}", bad_keys.join(", ")));
     }
     biases
 }

@@ -109,7 +109,6 @@ pub(crate) const fn refused(name: &'static str, unless: Harmless, why: &'static 
 
 pub(crate) const TEXT_ONLY: &str = "this server reads and writes text only";
 const OLD_TOOLS: &str = "it was replaced by tools and tool_choice, which are supported";
-const NO_BUDGET: &str = "reasoning is not cut short; see max_completion_tokens";
 const OF_COMPLETIONS: &str = "this field belongs to /v1/completions";
 const OF_CHAT: &str = "this field belongs to /v1/chat/completions";
 
@@ -125,9 +124,6 @@ const REFUSED: &[Refused] = &[
     refused("length_penalty", Harmless::Number(1.0), "it belongs to beam search, which is not supported"),
     refused("instruction", Harmless::Empty, "write it into the texts"),
     refused("logits_processors", Harmless::Empty, "processors written by clients are not supported"),
-    refused("logprob_token_ids", Harmless::Empty, "only logprobs of the likeliest tokens are supported"),
-    refused("max_tokens_per_doc", Harmless::Number(0.0), "see truncate_prompt_tokens"),
-    refused("max_tokens_per_query", Harmless::Number(0.0), "see truncate_prompt_tokens"),
     refused("media_io_kwargs", Harmless::Empty, TEXT_ONLY),
     refused("messages", Harmless::Never, OF_CHAT),
     refused("mm_payload", Harmless::Empty, TEXT_ONLY),
@@ -135,15 +131,12 @@ const REFUSED: &[Refused] = &[
     refused("modalities", Harmless::OnlyText, TEXT_ONLY),
     refused("prediction", Harmless::Empty, "predicted outputs are not supported"),
     refused("prompt_embeds", Harmless::Empty, "prompts are text or token ids"),
-    refused("repetition_detection", Harmless::Empty, "it is not built; see repetition_penalty"),
-    refused("return_prompt_text", Harmless::Bool(false), "see return_token_ids and /detokenize"),
-    refused("return_token_offsets", Harmless::Bool(false), "offsets of tokens are not built"),
+    refused("return_prompt_text", Harmless::Bool(false), OF_CHAT),
+    refused("return_token_offsets", Harmless::Bool(false), "answers of generation have no place for them"),
     refused("return_weight_versions", Harmless::Bool(false), "weights have no versions here"),
     refused("routed_experts_prompt_start", Harmless::Never, "routing of experts is not reported"),
-    refused("stream_interval", Harmless::Number(1.0), "tokens are sent as they come"),
     refused("structural_tag", Harmless::Empty, "it belongs in structured_outputs or response_format"),
     refused("suffix", Harmless::Empty, "the model cannot fill in the middle of a text"),
-    refused("thinking_token_budget", Harmless::Number(-1.0), NO_BUDGET),
     refused("parallel_tool_calls", Harmless::Bool(true), OF_CHAT),
     refused("tool_choice", Harmless::Word("none"), OF_CHAT),
     refused("tools", Harmless::Empty, OF_CHAT),
@@ -171,7 +164,6 @@ mod tests {
             ("suffix", json!(""), json!("end")),
             ("length_penalty", json!(1.0), json!(0.5)),
             ("modalities", json!(["text"]), json!(["text", "audio"])),
-            ("stream_interval", json!(1), json!(5)),
             ("kv_transfer_params", json!({}), json!({"do_remote_decode": true})),
         ] {
             assert_eq!(OPENAI.refusal(name, &harmless), None, "{name}");

@@ -97,7 +97,7 @@ struct RequestSeries {
 /// Written when a sequence ends.
 #[derive(Debug)]
 struct FinishedSeries {
-    success: [IntCounter; 4],
+    success: [IntCounter; 5],
     num_prompt_tokens: Histogram,
     num_generation_tokens: Histogram,
     max_num_generation_tokens: Histogram,
@@ -339,8 +339,14 @@ impl FinishedSeries {
         let time = |name, help| f.histogram(name, help, REQUEST_BUCKETS.to_vec());
         let tokens = |name, help| f.histogram(name, help, token_buckets(max_model_len));
         Self {
-            success: [FinishKind::Stop, FinishKind::Length, FinishKind::Abort, FinishKind::Error]
-                .map(|kind| success.with_label_values(&[kind.as_str()])),
+            success: [
+                FinishKind::Stop,
+                FinishKind::Length,
+                FinishKind::Abort,
+                FinishKind::Error,
+                FinishKind::Repetition,
+            ]
+            .map(|kind| success.with_label_values(&[kind.as_str()])),
             num_prompt_tokens: tokens("request_prompt_tokens", "Prompt tokens of a sequence."),
             num_generation_tokens: tokens("request_generation_tokens", "Generated tokens of a sequence."),
             max_num_generation_tokens: tokens(

@@ -3,9 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use quire_model::{BackendError, LogitsRow, RowFailure, RowResult, Slot, capture_logprob};
+use quire_model::{
+    BackendError, LogitsRow, RowFailure, RowResult, Slot, capture_logprob, capture_logprobs_of,
+};
 
-use super::slot_state::{device_top, wanted_top};
+use super::slot_state::device_top;
 use super::{MAX_IN_FLIGHT, TOP_MAX};
 use crate::driver::{Context, CudaError, Event, PinnedMemory, Stream};
 use crate::refusal::refusal;
@@ -35,11 +37,13 @@ struct PendingStep {
     arrived: Event,
     /// By row: alternatives asked for, if any log-probability. Empty once collected.
     wanted_top: Vec<Option<u32>>,
+    /// By row: the tokens to tell instead of the best.
+    wanted_ids: Vec<Option<Arc<[u32]>>>,
     /// By row: alternatives from the device.
     num_top: Vec<usize>,
     /// By row: what it means that nothing is left to choose from.
     nothing_left: Vec<RowFailure>,
-    /// Rows with more alternatives than come from the device, and these.
+    /// Rows with other alternatives, or more, than come from the device, and these.
     wide: Vec<(usize, Vec<(u32, f32)>)>,
 }
 
@@ -76,7 +80,9 @@ impl Results {
         let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
         step.wide.clear();
         step.wanted_top.clear();
-        step.wanted_top.extend(rows.iter().map(|row| wanted_top(row, &slots[row.slot as usize])));
+        step.wanted_top.extend(rows.iter().map(|row| row.wanted_top(&slots[row.slot as usize])));
+        step.wanted_ids.clear();
+        step.wanted_ids.extend(rows.iter().map(|row| row.wanted_ids(&slots[row.slot as usize]).cloned()));
         step.nothing_left.clear();
         let nothing_left = |row: &LogitsRow| RowFailure::NothingAllowed.under(&slots[row.slot as usize]);
         step.nothing_left.extend(rows.iter().map(nothing_left));
@@ -96,9 +102,9 @@ impl Results {
         let step = &mut self.steps[self.downloaded % MAX_IN_FLIGHT];
         let first = range.start;
         for index in first..range.end.min(step.wanted_top.len()) {
-            let Some(count) = step.wanted_top[index].filter(|count| *count as usize > TOP_MAX) else {
-                continue;
-            };
+            let wanted_ids = step.wanted_ids[index].as_deref();
+            let is_wide = |count: &u32| wanted_ids.is_some() || *count as usize > TOP_MAX;
+            let Some(count) = step.wanted_top[index].filter(is_wide) else { continue };
             let mut result = [0; RESULT_BYTES];
             stream.read_bytes(self.results + (index * RESULT_BYTES) as u64, &mut result)?;
             let [token, _, _, failure] = words(&result);
@@ -111,7 +117,10 @@ impl Results {
             let values: Vec<f32> =
                 bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
             let mut top = Vec::new();
-            capture_logprob(&values, token, count, &mut top);
+            match wanted_ids {
+                Some(ids) => capture_logprobs_of(&values, token, ids, &mut top),
+                None => capture_logprob(&values, token, count, &mut top),
+            };
             step.wide.push((index, top));
         }
         Ok(())
@@ -164,6 +173,7 @@ impl PendingStep {
             memory: PinnedMemory::alloc(context, max_rows * (RESULT_BYTES + TOP_MAX * TOP_ENTRY_BYTES))?,
             arrived: Event::new(context)?,
             wanted_top: Vec::with_capacity(max_rows),
+            wanted_ids: Vec::with_capacity(max_rows),
             num_top: Vec::with_capacity(max_rows),
             nothing_left: Vec::with_capacity(max_rows),
             wide: Vec::new(),

@@ -112,14 +112,6 @@ pub(super) fn set_allowed(words: &mut [u32], allowed: &[u32]) {
     }
 }
 
-/// How many alternatives the row asks for; `None` if not even its log-probability.
-pub(super) fn wanted_top(row: &LogitsRow, slot: &Slot) -> Option<u32> {
-    match row.task {
-        LogitsTask::Prompt { .. } => slot.params().prompt_logprobs,
-        LogitsTask::Sample => slot.params().logprobs,
-    }
-}
-
 /// Whether the step brings a mask for the row.
 pub(super) fn has_mask(row: &LogitsRow, slot: &Slot) -> bool {
     row.task == LogitsTask::Sample && slot.params().grammar.is_some()
@@ -152,7 +144,7 @@ pub(super) fn row_words(
             arm_words(&slot.params().bad_words, output, &mut words[7..]);
         }
     }
-    if wanted_top(row, slot).is_some() {
+    if row.wanted_top(slot).is_some() {
         flags |= WANTS_LOGPROBS;
     }
     words[3] = flags;

@@ -8,7 +8,7 @@ use quire_model::{BackendError, LogitsRow, Slot, StepLimits};
 use super::SamplingArrays;
 use super::slot_state::{
     MAX_RULES, PARAMS_WORDS, ROW_WORDS, RULE_WORDS, TokenRule, collect_rules, device_top, has_mask,
-    params_words, row_words, set_allowed, wanted_top,
+    params_words, row_words, set_allowed,
 };
 use crate::driver::{Context, Function, Stream};
 use crate::packet::Packet;
@@ -116,7 +116,7 @@ impl Upload {
         let (mut first_top, mut num_masks) = (0, 0);
         for (row, words) in rows.iter().zip(words.as_chunks_mut().0) {
             let slot = &slots[row.slot as usize];
-            let num_top = device_top(wanted_top(row, slot), self.vocab_size);
+            let num_top = device_top(row.wanted_top(slot), self.vocab_size);
             let mask = has_mask(row, slot).then_some(num_masks);
             *words = row_words(row, slot, num_top, first_top, mask);
             first_top += num_top;

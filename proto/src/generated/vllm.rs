@@ -425,7 +425,7 @@ pub mod candidate_token_info {
         /// Natural logarithm.
         #[prost(float, tag = "2")]
         pub logprob: f32,
-        /// 1 = the most likely.
+        /// 1 = the most likely; 0 = not known, for tokens that the client chose.
         #[prost(uint32, tag = "3")]
         pub rank: u32,
     }

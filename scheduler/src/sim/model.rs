@@ -113,6 +113,9 @@ impl SimModel {
             if full || outputs.len() >= sampling.max_tokens as usize {
                 return Ok(FinishReason::Length);
             }
+            if may_stop && sampling.repetition.is_some_and(|detection| detection.finds(outputs)) {
+                return Ok(FinishReason::Repetition);
+            }
         }
     }
 }

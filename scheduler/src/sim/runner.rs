@@ -257,7 +257,7 @@ impl SimRunner {
             if slot.sampling.prompt_logprobs.is_some() {
                 let told = row.start as usize + 1..(row.start + row.num_tokens) as usize + 1;
                 for position in told.take_while(|&position| position < slot.prompt.len()) {
-                    push_logprob(output, at, position, slot.prompt[position]);
+                    push_logprob(output, at, position, slot.prompt[position], &[]);
                 }
             }
             if slot.sampling.pooling.is_some() {
@@ -274,7 +274,8 @@ impl SimRunner {
             match slot.choose(model, &mut self.mask, &mut output.forced) {
                 Ok(token) => {
                     if slot.sampling.logprobs.is_some() {
-                        push_logprob(output, at, position, token);
+                        let told = slot.sampling.logprob_token_ids.as_deref().unwrap_or_default();
+                        push_logprob(output, at, position, token, told);
                     }
                     slot.go_on(model, token, self.memory.is_some());
                     output.sampled.push(token);
@@ -331,6 +332,7 @@ impl ModelRunner for SimRunner {
         output.forced_rows.clear();
         output.logprobs.clear();
         output.top.clear();
+        output.top.clear();
         output.pooled.clear();
         output.failed_rows.clear();
         self.sample(plan, &mut output);
@@ -372,10 +374,21 @@ fn check_row(row: &ScheduledRow, slot: &Slot) -> Result<(), String> {
     Ok(())
 }
 
-/// Alternatives are left out: nothing about scheduling depends on them.
-fn push_logprob(output: &mut ModelRunnerOutput, row: usize, position: usize, token: TokenId) {
-    let (row, position) = (row as u32, position as u32);
-    let entry = TokenLogprob { row, position, token, logprob: -1.0, rank: 1, top: 0..0 };
+/// The best alternatives are left out: nothing about scheduling depends on them.
+fn push_logprob(
+    output: &mut ModelRunnerOutput,
+    row: usize,
+    position: usize,
+    token: TokenId,
+    told: &[TokenId],
+) {
+    let (row, position, from) = (row as u32, position as u32, output.top.len() as u32);
+    if !told.is_empty() {
+        output.top.push((token, -1.0));
+        output.top.extend(told.iter().filter(|told| **told != token).map(|told| (*told, -2.0)));
+    }
+    let top = from..output.top.len() as u32;
+    let entry = TokenLogprob { row, position, token, logprob: -1.0, rank: 1, top };
     output.logprobs.push(entry);
 }
 

@@ -8,6 +8,7 @@ use super::runner::{SimCheck, SimFailures, SimRunnerConfig};
 use super::toy_grammar::ToyGrammar;
 use crate::config::{SchedulerConfig, SchedulingPolicy};
 use crate::grammar::Grammar;
+use crate::repetition::RepetitionDetection;
 use crate::request::{Pooling, Request, RequestId, SamplingParams, TimeUs, TokenId};
 
 const VOCAB: u32 = 40;
@@ -95,6 +96,11 @@ impl Workload {
             allowed_token_ids: rng.percent(5).then(|| (0..VOCAB).filter(|token| token % 8 != 7).collect()),
             bad_words: if rng.percent(5) { vec![vec![3], vec![4, 5]] } else { Vec::new() },
             grammar: rng.percent(self.grammar_percent).then(|| rng.pick(&self.grammars).clone()),
+            repetition: rng.percent(10).then_some(RepetitionDetection {
+                min_pattern_size: 1,
+                max_pattern_size: 3,
+                min_count: 2,
+            }),
             logprobs: rng.percent(10).then_some(0),
             prompt_logprobs: rng.percent(8).then_some(0),
             ..SamplingParams::default()

@@ -4,6 +4,7 @@ mod bombs;
 mod kinds;
 mod notations;
 mod schemas;
+mod thinking;
 mod walk;
 mod wrappers;
 
@@ -12,7 +13,7 @@ use std::sync::{Arc, LazyLock};
 use quire_model::SamplingDefaults;
 use quire_scheduler::TokenId;
 
-use super::{Constraint, GrammarCompiler, GrammarRefusal};
+use super::{Constraint, GrammarCompiler, GrammarRefusal, JsonOptions};
 use crate::demo;
 use crate::text::Tokenizer;
 use crate::validate::RequestLimits;
@@ -32,6 +33,8 @@ static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| {
         max_logprobs: None,
         eos_token_ids: Arc::new(ENDS),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
+        thinking: None,
     };
     GrammarCompiler::new(&TOKENIZER, &limits)
 });

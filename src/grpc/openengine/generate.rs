@@ -357,7 +357,7 @@ fn token_info(
 
 fn finished(index: u32, finish: &Finish) -> GenerationFinished {
     let (reason, message) = match finish.kind {
-        FinishKind::Stop => (FinishReason::Stop, ""),
+        FinishKind::Stop | FinishKind::Repetition => (FinishReason::Stop, ""),
         FinishKind::Length => (FinishReason::Length, ""),
         // An error ends the request with an EngineError, and does not come here.
         FinishKind::Abort | FinishKind::Error => {

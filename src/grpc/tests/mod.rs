@@ -25,7 +25,7 @@ use tonic_types::StatusExt;
 
 use crate::app::{App, ModelInfo as AppModel};
 use crate::chat::ChatSetup;
-use crate::config::ServerConfig;
+use crate::config::{AnswerConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
@@ -207,6 +207,7 @@ fn app(options: Options) -> App {
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,
             tls: None,
+            answers: AnswerConfig::default(),
         },
     }
 }
@@ -218,6 +219,8 @@ fn limits() -> RequestLimits {
         max_logprobs: Some(20),
         eos_token_ids: [2, 0].into(),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
+        thinking: None,
     }
 }
 

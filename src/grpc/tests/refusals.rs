@@ -47,7 +47,7 @@ const INVALID: &[(&str, Change)] = &[
     }),
     ("response.output_candidates", |r| response(r).output_candidates = Some(CandidateTokens::default())),
     ("response.output_candidates.token_ids", |r| {
-        let select = Some(Select::TokenIds(TokenIds { ids: vec![1] }));
+        let select = Some(Select::TokenIds(TokenIds { ids: vec![VOCAB_SIZE] }));
         response(r).output_candidates = Some(CandidateTokens { select });
     }),
     ("response.prompt_candidates", |r| {

@@ -165,7 +165,7 @@ impl MessageWriter {
                 "stop_sequence"
             }
             (FinishKind::Stop, _, Some("tool_calls")) => "tool_use",
-            (FinishKind::Stop, ..) => "end_turn",
+            (FinishKind::Stop | FinishKind::Repetition, ..) => "end_turn",
         });
         let Message { stop_reason, stop_sequence, usage, .. } = &self.message;
         let delta = StopDelta { stop_reason: *stop_reason, stop_sequence: stop_sequence.as_deref() };

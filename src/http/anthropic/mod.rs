@@ -56,8 +56,12 @@ pub(crate) async fn messages(
     name: RequestName,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let request = MessageRequest::read(&mut fields);
+    let mut request = MessageRequest::read(&mut fields);
     fields.finish_by(&unsupported::MESSAGES)?;
+    if state.app.limits.thinking.is_none() {
+        // Clients set a budget for any model; one that does not think keeps to it.
+        request.sampling.thinking_token_budget = None;
+    }
     let model = state.served_name(request.model)?;
     let base = choose_base(name.sent.as_deref(), request.request_id.or(name.given))?;
     let id = if base.starts_with("msg_") { base } else { format!("msg_{base}") };

@@ -45,7 +45,7 @@ impl MessageRequest {
     /// Reads the fields of `/v1/messages/count_tokens`, where nothing need be said of the answer.
     pub(super) fn read_prompt(fields: &mut Fields) -> Self {
         let mut kwargs = fields.map("chat_template_kwargs").unwrap_or_default();
-        let include_reasoning = read_thinking(fields, &mut kwargs);
+        let (include_reasoning, thinking_token_budget) = read_thinking(fields, &mut kwargs);
         let structured = read_output(fields, &mut kwargs);
         let tools = read_tools(fields);
         let (tool_choice, single_tool_call) = read_tool_choice(fields, &tools);
@@ -75,7 +75,7 @@ impl MessageRequest {
             single_tool_call,
             include_reasoning,
             structured,
-            sampling: read_sampling(fields),
+            sampling: SamplingFields { thinking_token_budget, ..read_sampling(fields) },
             priority: priority(fields),
             cache_salt: fields.string("cache_salt"),
             stream: fields.bool("stream").unwrap_or(false),
@@ -155,10 +155,10 @@ fn read_messages(fields: &mut Fields) -> Vec<Value> {
     messages
 }
 
-/// `thinking`: whether reasoning is shown; the template is told what it can be told. A budget is a hint that
-/// `max_tokens` keeps to.
-fn read_thinking(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> bool {
-    let Some(mut thinking) = fields.nested("thinking") else { return true };
+/// `thinking`: whether reasoning is shown, and how many tokens of it there may be; the template is told what it can
+/// be told.
+fn read_thinking(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> (bool, Option<i64>) {
+    let Some(mut thinking) = fields.nested("thinking") else { return (true, None) };
     let kind = thinking.string("type");
     thinking.describe("type", |_| json!({ "enum": ["enabled", "adaptive", "disabled"] }));
     let enabled = match kind.as_deref() {
@@ -184,10 +184,13 @@ fn read_thinking(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> bool {
             true
         }
     };
-    thinking.int("budget_tokens");
+    let budget = thinking.int("budget_tokens");
+    if budget.is_some_and(|budget| budget < 0) {
+        thinking.wrong("budget_tokens", "must be at least 0");
+    }
     fields.absorb(thinking);
     kwargs.entry("enable_thinking").or_insert(enabled.into());
-    enabled && shown
+    (enabled && shown, budget.filter(|_| enabled))
 }
 
 /// `output_config`, and `output_format` as its part `format` was called first.

@@ -43,6 +43,8 @@ pub(crate) struct ChatJob {
 #[derive(Debug)]
 pub(crate) struct PreparedChat {
     pub(crate) request: GenerateRequest,
+    /// What the template made of the conversation.
+    pub(crate) prompt_text: String,
     parser: ChatParser,
 }
 
@@ -80,9 +82,14 @@ impl ChatJob {
             let compiled = asked.map(|asked| compile(&app.grammars, &asked.constraint, &asked.param));
             let grammar =
                 compiled.transpose()?.map(|grammar| parser.after_reasoning(grammar, &app.tokenizer));
-            Ok((ids, bad_words, grammar, parser))
+            Ok((ids, bad_words, grammar, parser, text))
         };
-        let (ids, bad_words, grammar, parser) = state.app.text_pool.run(work).await??;
+        let (ids, bad_words, grammar, parser, prompt_text) = state.app.text_pool.run(work).await??;
+        if sampling.thinking_token_budget.is_some()
+            && let Some(marks) = &state.app.limits.thinking
+        {
+            sampling.thinking_start = Some(parser.thinking_start(marks, &ids, grammar.is_some()));
+        }
         sampling.bad_words_token_ids = bad_words;
         sampling.grammar = grammar;
         sampling.kept_special_tokens = kept_special_tokens;
@@ -94,7 +101,7 @@ impl ChatJob {
             bypass_prefix_cache: false,
         };
         let request = generate_request(fields, sampling, &state.app.limits)?;
-        Ok(PreparedChat { request, parser })
+        Ok(PreparedChat { request, prompt_text, parser })
     }
 }
 

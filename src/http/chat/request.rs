@@ -22,13 +22,19 @@ pub(crate) struct ChatRequest {
     pub(crate) tool_choice: ToolChoice,
     pub(crate) single_tool_call: bool,
     pub(crate) include_reasoning: bool,
+    pub(crate) return_prompt_text: bool,
 }
 
 impl ChatRequest {
     pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
         let messages = list_of_messages(&mut fields);
-        let request = Self::read_rest(messages, &mut fields);
+        let mut request = Self::read_rest(messages, &mut fields);
         fields.finish()?;
+        let sampling = &mut request.common.sampling;
+        if request.common.echo {
+            // As for completions: what is repeated is scored like the answer.
+            sampling.prompt_logprobs = sampling.prompt_logprobs.or(sampling.logprobs);
+        }
         Ok(request)
     }
 
@@ -53,11 +59,12 @@ impl ChatRequest {
         let tool_choice = read_tool_choice(fields, &mut conversation.tools);
         let single_tool_call = fields.bool("parallel_tool_calls") == Some(false);
         let include_reasoning = fields.bool("include_reasoning").unwrap_or(true);
+        let return_prompt_text = fields.bool("return_prompt_text").unwrap_or(false);
         fields.describe("max_tokens", max_tokens_schema);
         fields.describe("max_completion_tokens", max_tokens_schema);
         fields.describe("top_logprobs", logprobs_schema);
         fields.describe("tool_choice", |_| tool_choice_schema());
-        Self { common, conversation, tool_choice, single_tool_call, include_reasoning }
+        Self { common, conversation, tool_choice, single_tool_call, include_reasoning, return_prompt_text }
     }
 
     /// What is to be done with one conversation.
@@ -104,6 +111,7 @@ impl BatchRequest {
             ("stream", common.stream, "batches are not streamed"),
             ("prompt_logprobs", common.sampling.prompt_logprobs.is_some(), "batches do not score prompts"),
             ("return_token_ids", common.return_token_ids, "batches do not return tokens"),
+            ("return_prompt_text", request.return_prompt_text, "batches do not return prompts"),
         ] {
             if asked {
                 fields.wrong(name, format!("not supported: {why}"));
@@ -154,6 +162,10 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
     with_messages(messages, fields)
 }
 
+/// vLLM's words.
+const CONTINUES_AND_PROMPTS: &str =
+    "Cannot set both `continue_final_message` and `add_generation_prompt` to True.";
+
 /// Reads all that goes to the template with the messages.
 fn with_messages(messages: Vec<Value>, fields: &mut Fields) -> Conversation {
     let tools = read_tools(fields);
@@ -167,7 +179,7 @@ fn with_messages(messages: Vec<Value>, fields: &mut Fields) -> Conversation {
     let continue_final_message = fields.bool("continue_final_message").unwrap_or(false);
     let add_generation_prompt = fields.bool("add_generation_prompt");
     if continue_final_message && add_generation_prompt == Some(true) {
-        fields.wrong("continue_final_message", "cannot be true together with add_generation_prompt");
+        fields.wrong("continue_final_message", CONTINUES_AND_PROMPTS);
     }
     Conversation {
         messages,
@@ -288,7 +300,7 @@ mod tests {
         .unwrap()
         .conversation;
         assert!(!conversation.add_generation_prompt);
-        assert_eq!(conversation.answer_role(), "assistant");
+        assert_eq!(conversation.answer_role("model"), "assistant");
         assert_eq!(conversation.echo("assistant").as_deref(), Some("b"));
         assert_eq!(conversation.echo("user"), None);
         let both = r#""continue_final_message":true,"add_generation_prompt":true"#;

@@ -85,6 +85,10 @@ impl ChatWriter {
             out.put_slice(b",\"prompt_token_ids\":");
             put_json(out, &*reply.prompts[prompt].ids);
         }
+        if let Some(text) = &reply.prompts[prompt].text {
+            out.put_slice(b",\"prompt_text\":");
+            put_json(out, text);
+        }
         if reply.wants_prompt_logprobs {
             let entries = delta.prompt.as_ref().and_then(|prompt| prompt.logprobs.as_deref());
             let tokenizer = &reply.names.tokenizer;

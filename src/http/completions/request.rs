@@ -47,6 +47,10 @@ impl CompletionRequest {
         fields.finish()?;
         let echo_only = common.echo && sampling.max_tokens == Some(0);
         if echo_only {
+            if sampling.logprob_token_ids.is_some() {
+                let message = "logprob_token_ids are of generated tokens, and max_tokens 0 asks for none";
+                return Err(ApiError::bad_param("logprob_token_ids", message));
+            }
             sampling.max_tokens = Some(1);
         }
         if common.echo && sampling.logprobs.is_some() {

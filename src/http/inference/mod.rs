@@ -85,11 +85,12 @@ pub(crate) async fn generate(
         created: now(),
         model,
         n,
-        prompts: vec![ReplyPrompt { ids: prepared.prompt_token_ids.clone(), echo: None }],
+        prompts: vec![ReplyPrompt { ids: prepared.prompt_token_ids.clone(), echo: None, text: None }],
         names: TokenNames { tokenizer: app.tokenizer.clone(), as_token_ids: !request.text },
         wants_logprobs,
         wants_prompt_logprobs,
         return_token_ids: true,
+        style: state.style.clone(),
         include_usage: request.include_usage,
         continuous_usage: request.continuous_usage,
     };

@@ -66,6 +66,12 @@ impl TokensRequest {
         self.sampling = sampling_params(params);
         self.sampling.logprobs = params.int("logprobs");
         self.sampling.logprobs_param = "logprobs";
+        if let Some(ids) = &self.sampling.logprob_token_ids {
+            let count = ids.len() as i64;
+            if *self.sampling.logprobs.get_or_insert(count) != count {
+                params.wrong("logprob_token_ids", "needs logprobs to be the number of its entries");
+            }
+        }
         self.bad_words = params.strings("bad_words").unwrap_or_default();
         self.structured = structured::read(params);
         let detokenize = params.bool("detokenize");

@@ -251,6 +251,6 @@ fn done_reason(finish: Finish) -> Result<&'static str, OllamaError> {
     match check_finish(finish)?.kind {
         FinishKind::Abort => Err(ApiError::unavailable("the server ended this request early").into()),
         FinishKind::Length => Ok("length"),
-        FinishKind::Stop | FinishKind::Error => Ok("stop"),
+        FinishKind::Stop | FinishKind::Repetition | FinishKind::Error => Ok("stop"),
     }
 }

@@ -178,7 +178,7 @@ impl ResponseWriter {
 
     fn finish(&mut self, finish: &Finish) -> Result<(), ApiError> {
         let (status, event) = match finish.kind {
-            FinishKind::Stop => (Status::Completed, "response.completed"),
+            FinishKind::Stop | FinishKind::Repetition => (Status::Completed, "response.completed"),
             FinishKind::Length => (Status::Incomplete, "response.incomplete"),
             FinishKind::Abort | FinishKind::Error => {
                 return Err(ApiError::internal("the server ended the response before it was complete"));

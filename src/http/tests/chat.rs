@@ -46,12 +46,12 @@ async fn a_whole_answer_has_vllms_fields() {
             "logprobs": null, "finish_reason": "length", "stop_reason": null, "token_ids": null,
         }],
         "service_tier": null,
-        "system_fingerprint": concat!("quire-", env!("CARGO_PKG_VERSION")),
+        "system_fingerprint": fingerprint(), "metrics": null,
         "usage": {
             "prompt_tokens": prompt_tokens, "completion_tokens": 6, "total_tokens": prompt_tokens + 6,
             "prompt_tokens_details": {"cached_tokens": 0},
         },
-        "prompt_logprobs": null, "prompt_token_ids": null, "kv_transfer_params": null,
+        "prompt_logprobs": null, "prompt_token_ids": null, "prompt_text": null, "kv_transfer_params": null,
     });
     assert_eq!(body, expected);
 }
