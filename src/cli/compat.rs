@@ -68,7 +68,6 @@ const ACCEPTED: &[Accepted] = &[
     one_of("node-rank", &["0"], ONE_DEVICE),
     any("api-server-count", "one process answers on all cores, as many servers would"),
     one_of("distributed-executor-backend", &["uni"], ONE_DEVICE),
-    one_of("generation-config", &["auto"], "sampling defaults come from the model's generation_config.json"),
     one_of("model-impl", &["auto"], "there is one implementation"),
     one_of("tokenizer-mode", &["auto", "hf"], "tokenizer.json is used"),
     one_of("config-format", &["auto", "hf"], "config.json is used"),
@@ -109,12 +108,10 @@ const ACCEPTED: &[Accepted] = &[
         "there is one backend for the forms of answers, whatever it is called",
     ),
     one_of("chat-template-content-format", &["auto"], "the template's own form of content is used"),
-    one_of("root-path", &["", "/"], "routes begin at /"),
     off("trust-request-chat-template", "templates in requests are refused"),
     off("enable-lora", "there are no adapters"),
     off("enable-sleep-mode", "there is no sleep mode"),
     off("enable-expert-parallel", ONE_DEVICE),
-    off("allow-credentials", "CORS answers never allow credentials"),
 ];
 
 const NO_ADAPTERS: &str = "adapters (LoRA) are not supported";
@@ -134,7 +131,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("download-dir", NO_DOWNLOAD),
     ("hf-token", NO_DOWNLOAD),
     ("hf-overrides", "the model is what its config.json says"),
-    ("override-generation-config", "edit the model's generation_config.json, or set it in the request"),
     ("model-loader-extra-config", "loading has nothing to configure"),
     ("num-gpu-blocks-override", "give --kv-cache-memory-bytes"),
     ("max-num-active-seqs", "give --max-num-seqs"),
@@ -173,10 +169,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("log-error-stack", "errors name their cause in one line"),
     ("log-config-file", "use QUIRE_LOG and --log-format"),
     ("uvicorn-log-level", "use QUIRE_LOG or VLLM_LOGGING_LEVEL"),
-    ("uds", "servers listen on TCP"),
     ("ssl-ciphers", "the suites of TLS 1.2 and 1.3 are those of rustls, all of them safe"),
-    ("allowed-methods", "CORS allows the methods that there are"),
-    ("allowed-headers", "CORS allows every header"),
     ("headless", NO_PARALLEL),
     ("data-parallel-size-local", NO_PARALLEL),
     ("data-parallel-rank", NO_PARALLEL),
@@ -373,7 +366,8 @@ mod tests {
         assert_eq!(long_form("-tp").as_deref(), Some("--tensor-parallel-size"));
         assert_eq!(long_form("-tp=2").as_deref(), Some("--tensor-parallel-size=2"));
         assert_eq!(long_form("-q"), None);
-        for flag in ["--quantization", "--no-async-scheduling", "--compilation-config.mode", "--uds=/x"] {
+        for flag in ["--quantization", "--no-async-scheduling", "--compilation-config.mode", "--middleware=x"]
+        {
             assert!(refusal(flag).is_some(), "{flag}");
         }
         assert_eq!(refusal("--max-num-sqes"), None);

@@ -28,7 +28,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("/generative_scoring", LABELS),
     ("/get_world_size", ONE_DEVICE),
     ("/init_weight_transfer_engine", WEIGHTS),
-    ("/invocations", "there is one route for each task, under /v1"),
     ("/is_scaling_elastic_ep", ONE_DEVICE),
     ("/release_kv_cache_memory", "the KV cache stays in memory while the server lives"),
     ("/reset_encoder_cache", MEDIA),
@@ -39,7 +38,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("/start_profile", PROFILER),
     ("/start_weight_update", WEIGHTS),
     ("/stop_profile", PROFILER),
-    ("/tokenizer_info", "the tokenizer's files are not shown; see /tokenize"),
     ("/update_weight_version", WEIGHTS),
     ("/update_weights", WEIGHTS),
     ("/v1/audio/transcriptions", SPEECH),
@@ -53,7 +51,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("/v1/realtime", SPEECH),
     ("/v1/responses/render", RENDER),
     ("/v1/systemone", LABELS),
-    ("/v2/embed", COHERE),
     ("/weight_checker", WEIGHTS),
     ("/weight_info", WEIGHTS),
 ];

@@ -10,8 +10,8 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, pooling,
-    responses, tokenize,
+    HttpState, admin, anthropic, chat, completions, inference, invocations, lora, models, ollama, ops, page,
+    pooling, responses, tokenize, tokenizer_info,
 };
 use crate::app::App;
 use crate::embed::{PoolTask, Pooler};
@@ -36,6 +36,7 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/v1/models/{*id}", models::get, models::describe_get),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
         post("/detokenize", tokenize::detokenize, tokenize::describe_detokenize),
+        tokenizer_info_route(server.enable_tokenizer_info_endpoint),
         get("/health", ops::health, ops::describe_health),
         get("/ready", ops::ready, ops::describe_ready),
         get("/ping", ops::health, ops::describe_health),
@@ -43,6 +44,7 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/version", ops::version, ops::describe_version),
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
+        plain(Method::POST, "/invocations", invocations::invocations),
         plain(Method::GET, "/kv_event_sources", ops::kv_event_sources),
         plain(Method::POST, "/v1/load_lora_adapter", lora::load),
         plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
@@ -134,6 +136,13 @@ fn admin_routes(enabled: bool) -> Vec<Route> {
     routes
 }
 
+fn tokenizer_info_route(enabled: bool) -> Route {
+    match enabled {
+        true => get("/tokenizer_info", tokenizer_info::tokenizer_info, tokenizer_info::describe),
+        false => plain(Method::GET, "/tokenizer_info", tokenizer_info::closed),
+    }
+}
+
 /// Those for gateways that bring their own tokenizer.
 fn scale_out_routes(enabled: bool) -> Vec<Route> {
     let mut routes = vec![
@@ -172,6 +181,14 @@ fn ollama_routes() -> Vec<Route> {
 /// The router of the table.
 pub(crate) fn router(app: &App) -> Router<Arc<HttpState>> {
     routes(app).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
+}
+
+/// The same routes, and all of them under another path too: a proxy may have taken that away, or not.
+pub(crate) fn under(root_path: &str, router: Router) -> Router {
+    if root_path.is_empty() {
+        return router;
+    }
+    Router::new().nest(root_path, router.clone()).merge(router)
 }
 
 /// A route that the document leaves out.

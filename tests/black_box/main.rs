@@ -23,6 +23,7 @@ mod dialects;
 mod disconnect;
 mod embeddings;
 mod endpoints;
+mod flags;
 mod golden;
 mod inference;
 mod invariance;
