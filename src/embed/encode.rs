@@ -97,7 +97,7 @@ impl Encoding {
         }
         if let Some(id) = tokens.ids.iter().find(|&&id| id >= self.vocab_size) {
             let last = self.vocab_size - 1;
-            let message = format!("token id {id} is out of the vocabulary; ids go from 0 to {last}");
+            let message = format!("token id {id} is out of vocabulary; ids go from 0 to {last}");
             return Err(self.wrong(index, message));
         }
         if tokens.ids.len() > max {

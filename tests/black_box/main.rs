@@ -30,6 +30,7 @@ mod invariance;
 mod lifecycle;
 mod ollama;
 mod overload;
+mod scoring;
 mod shutdown;
 mod soak;
 mod structured;
