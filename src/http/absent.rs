@@ -50,7 +50,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("/v1/realtime", SPEECH),
     ("/v1/responses/render", RENDER),
     ("/v1/systemone", LABELS),
-    ("/v2/embed", COHERE),
     ("/weight_checker", WEIGHTS),
     ("/weight_info", WEIGHTS),
 ];
