@@ -60,6 +60,7 @@ const ACCEPTED: &[Accepted] = &[
     on("enable-server-load-tracking", "/load always answers"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
     any("max-log-len", TEXT_IS_NOT_LOGGED),
+    any("show-hidden-metrics-for-version", "no metric is hidden"),
     off("enable-log-outputs", TEXT_IS_NOT_LOGGED),
     one_of("tensor-parallel-size", &["1"], ONE_DEVICE),
     one_of("pipeline-parallel-size", &["1"], ONE_DEVICE),

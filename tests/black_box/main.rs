@@ -31,6 +31,7 @@ mod lifecycle;
 mod ollama;
 mod overload;
 mod pooled_requests;
+mod scoring;
 mod shutdown;
 mod soak;
 mod structured;

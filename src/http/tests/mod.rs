@@ -15,6 +15,7 @@ mod ops;
 mod page;
 mod pooling;
 mod responses;
+mod scoring;
 mod streams;
 mod thinking;
 mod tools;
