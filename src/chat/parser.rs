@@ -8,7 +8,7 @@ use super::delta::ChatDelta;
 use super::reasoning::{ReasoningFormat, ReasoningReader, Start};
 use super::setup::ChatSetup;
 use super::tools::{Tool, ToolFormat, ToolReader};
-use crate::grammar::{ThinkingMarks, ThinkingStart, after_text};
+use crate::grammar::{ThinkingMarks, ThinkingStart, ThoughtTracker, after_text};
 use crate::text::Tokenizer;
 
 /// What the request says of its tools.
@@ -38,8 +38,10 @@ struct Thoughts {
     start: Start,
     /// Whether they are shown; if not, they are left out.
     shown: bool,
-    /// The tokens that begin and end them.
-    ends: (Option<TokenId>, Option<TokenId>),
+    /// The token that begins them, if it is one.
+    begin: Option<TokenId>,
+    /// How they are counted.
+    marks: Option<ThinkingMarks>,
 }
 
 #[derive(Debug, Clone)]
@@ -57,7 +59,7 @@ impl ChatParser {
         if let Some(name) = reasoning_parser {
             let format = ReasoningFormat::named(name)?;
             let start = format.start_after("", false);
-            parser.thoughts = Some(Thoughts { format, start, shown: true, ends: (None, None) });
+            parser.thoughts = Some(Thoughts { format, start, shown: true, begin: None, marks: None });
         }
         match tool_call_parser {
             Some(name) => Some(parser.with_tools(ToolFormat::named(name)?, [].into(), false)),
@@ -87,7 +89,8 @@ impl ChatParser {
             format,
             start: format.start_after(prompt, continues),
             shown,
-            ends: chat.reasoning_ends,
+            begin: chat.reasoning_begin,
+            marks: chat.thinking().cloned(),
         });
         self
     }
@@ -107,7 +110,7 @@ impl ChatParser {
     pub(crate) fn after_reasoning(&self, grammar: Grammar, tokenizer: &Tokenizer) -> Grammar {
         let Some(thoughts) = &self.thoughts else { return grammar };
         let Some(end) = thoughts.format.ends().last() else { return grammar };
-        match (thoughts.start, thoughts.ends.0) {
+        match (thoughts.start, thoughts.begin) {
             (Start::Inside | Start::InsideOrMarker, _) => after_text(&grammar, end, None, tokenizer),
             (Start::Marker, Some(begin)) => after_text(&grammar, end, Some(begin), tokenizer),
             // A marker of several tokens would have to be allowed letter by letter.
@@ -128,9 +131,7 @@ impl ChatParser {
             None | Some(Thoughts { start: Start::Inside, .. }) => marks.start_after(prompt),
             Some(Thoughts { start: Start::InsideOrMarker, .. }) => ThinkingStart::Inside { spent: 0 },
             // The grammar holds from the beginning: see `after_reasoning`.
-            Some(Thoughts { start: Start::Marker, ends: (None, _), .. }) if constrained => {
-                ThinkingStart::Never
-            }
+            Some(Thoughts { start: Start::Marker, begin: None, .. }) if constrained => ThinkingStart::Never,
             Some(Thoughts { start: Start::Marker, .. }) => ThinkingStart::Marker,
             Some(Thoughts { start: Start::Outside, .. }) => ThinkingStart::Never,
         }
@@ -140,7 +141,15 @@ impl ChatParser {
     pub fn start(&self) -> Reading {
         let thoughts = self.thoughts.clone().map(|thoughts| {
             let reader = ReasoningReader::new(thoughts.format, thoughts.start);
-            ThoughtReading { inside: reader.is_inside(), reader, thoughts, num_tokens: 0 }
+            let tracker = thoughts.marks.as_ref().map(|marks| {
+                let start = match thoughts.start {
+                    Start::Inside | Start::InsideOrMarker => ThinkingStart::Inside { spent: 0 },
+                    Start::Marker => ThinkingStart::Marker,
+                    Start::Outside => ThinkingStart::Never,
+                };
+                ThoughtTracker::new(marks, start)
+            });
+            ThoughtReading { reader, shown: thoughts.shown, tracker }
         });
         let calls = self
             .calls
@@ -161,11 +170,10 @@ pub struct Reading {
 
 #[derive(Debug, Clone)]
 struct ThoughtReading {
-    thoughts: Thoughts,
     reader: ReasoningReader,
-    /// The last token belongs to the thoughts, as far as tokens tell.
-    inside: bool,
-    num_tokens: u32,
+    shown: bool,
+    /// Counts; by tokens, so that it does not matter which of them come together.
+    tracker: Option<ThoughtTracker>,
 }
 
 impl Reading {
@@ -193,31 +201,16 @@ impl Reading {
 
 impl ThoughtReading {
     fn push(&mut self, text: &str, last: bool, delta: &mut ChatDelta, rest: &mut String) {
-        self.count(&delta.token_ids);
+        if let Some(tracker) = &mut self.tracker {
+            delta.token_ids.iter().for_each(|&token| tracker.take(token));
+            delta.num_reasoning_tokens = tracker.num_tokens();
+        }
         self.reader.push(text, &mut delta.reasoning, rest);
         if last {
             self.reader.finish(&mut delta.reasoning, rest);
         }
-        if !self.thoughts.shown {
+        if !self.shown {
             delta.reasoning.clear();
-        }
-        delta.num_reasoning_tokens = self.num_tokens;
-    }
-
-    /// Counts the tokens between the markers. Where markers are several tokens, the text decides, which may
-    /// lag a few tokens behind.
-    fn count(&mut self, token_ids: &[TokenId]) {
-        let (begin, end) = self.thoughts.ends;
-        if end.is_none() {
-            self.num_tokens += if self.reader.is_inside() { token_ids.len() as u32 } else { 0 };
-            return;
-        }
-        for &id in token_ids {
-            if Some(id) == begin || Some(id) == end {
-                self.inside = Some(id) == begin && self.num_tokens == 0;
-            } else if self.inside {
-                self.num_tokens += 1;
-            }
         }
     }
 }

@@ -172,11 +172,6 @@ impl ReasoningReader {
         Self { format, at, window: Window::default(), blanks: String::new() }
     }
 
-    /// Whether what comes now may be thoughts.
-    pub(super) fn is_inside(&self) -> bool {
-        matches!(self.at, At::Inside { .. } | At::Start { otherwise: Where::Inside })
-    }
-
     /// Takes text in: thoughts go to `reasoning`, the rest to `rest`.
     pub(super) fn push(&mut self, text: &str, reasoning: &mut String, rest: &mut String) {
         for (at, c) in text.char_indices() {

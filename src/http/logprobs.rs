@@ -52,16 +52,14 @@ impl CompletionLogprobs {
         self.top_logprobs.push(None);
     }
 
-    /// The next token. Its alternatives are the likeliest, and the token itself if it is not among them.
+    /// The next token. Its alternatives are the token itself, as in vLLM the first, and the likeliest.
     pub(crate) fn push(&mut self, entry: &TokenLogprobs, names: &TokenNames) {
         self.push_token(entry.token, names);
         self.token_logprobs.push(Some(finite(entry.logprob)));
         let mut top = Top::default();
-        for &(token, logprob) in &entry.top {
+        top.push(names.name(entry.token), entry.logprob);
+        for &(token, logprob) in entry.top.iter().filter(|(token, _)| *token != entry.token) {
             top.push(names.name(token), logprob);
-        }
-        if !entry.top.iter().any(|&(token, _)| token == entry.token) {
-            top.push(names.name(entry.token), entry.logprob);
         }
         self.top_logprobs.push(Some(top));
     }
@@ -74,8 +72,8 @@ impl CompletionLogprobs {
     }
 }
 
-/// Names with their logprobs, best first. Different tokens can have the same text (parts of characters
-/// all read U+FFFD); the likeliest keeps the name.
+/// Names with their logprobs. Different tokens can have the same text (parts of characters all read U+FFFD); the first
+/// keeps the name.
 #[derive(Debug, Default)]
 struct Top {
     entries: Vec<(String, f32)>,
@@ -246,22 +244,24 @@ mod tests {
             "tokens": ["token_id:5", "token_id:7", "token_id:8"],
             "top_logprobs": [
                 null,
-                {"token_id:8": -0.5, "token_id:9": -1.0, "token_id:7": -3.0},
+                {"token_id:7": -3.0, "token_id:8": -0.5, "token_id:9": -1.0},
                 {"token_id:8": -9999.0},
             ],
         });
         assert_eq!(to_value(&logprobs).unwrap(), expected);
+        let text = serde_json::to_string(&logprobs).unwrap();
+        assert!(text.contains(r#"{"token_id:7":-3.0,"token_id:8":-0.5,"#), "{text}");
     }
 
     #[test]
-    fn tokens_with_one_name_are_listed_once_with_the_better_score() {
+    fn tokens_with_one_name_are_listed_once() {
         let names = names(false);
         // Parts of characters, which all read the same.
         let parts: Vec<_> = (0..2048).filter(|&id| names.name(id) == "\u{fffd}").take(2).collect();
         assert_eq!(parts.len(), 2, "the vocabulary has lone bytes");
         let mut logprobs = CompletionLogprobs::default();
         logprobs.push(&entry(parts[1], -2.0, 2, &[(parts[0], -1.0)]), &names);
-        assert_eq!(to_value(&logprobs).unwrap()["top_logprobs"], json!([{"\u{fffd}": -1.0}]));
+        assert_eq!(to_value(&logprobs).unwrap()["top_logprobs"], json!([{"\u{fffd}": -2.0}]));
         let chat = to_value(ChatLogprobs::new(&[entry(parts[0], -1.0, 1, &[])], &names)).unwrap();
         assert_eq!(chat["content"][0]["bytes"], json!(names.tokenizer.token_bytes(parts[0])));
     }

@@ -31,6 +31,7 @@ mod ollama;
 mod overload;
 mod shutdown;
 mod soak;
+mod streams;
 mod structured;
 mod tls;
 mod tools;
