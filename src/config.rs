@@ -208,6 +208,49 @@ pub struct ServerConfig {
     pub stall_timeout: Duration,
     /// TLS on both ports; `None` = plain.
     pub tls: Option<TlsConfig>,
+    /// What answers tell.
+    pub answers: AnswerConfig,
+}
+
+/// What answers tell beyond what clients ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnswerConfig {
+    /// Streams tell the usage, on every chunk and at the end, whether asked to or not.
+    pub force_include_usage: bool,
+    /// The usage tells how many tokens of the prompt were in the prefix cache.
+    pub prompt_tokens_details: bool,
+    /// Answers of a single choice tell how long they took.
+    pub request_metrics: bool,
+    /// Tokens in log-probabilities are written as `token_id:7`, whether asked for or not.
+    pub tokens_as_token_ids: bool,
+    /// `system_fingerprint`.
+    pub fingerprint: Fingerprint,
+    /// The role of answers in chats that continue no message.
+    pub response_role: String,
+}
+
+impl Default for AnswerConfig {
+    fn default() -> Self {
+        Self {
+            force_include_usage: false,
+            prompt_tokens_details: true,
+            request_metrics: false,
+            tokens_as_token_ids: false,
+            fingerprint: Fingerprint::Hash,
+            response_role: "assistant".into(),
+        }
+    }
+}
+
+/// What `system_fingerprint` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fingerprint {
+    /// The program's version, and a hash of the model and the limits it is served with.
+    Hash,
+    /// The operator's own words.
+    Custom(String),
+    /// Null.
+    None,
 }
 
 /// Certificates of the server and of its clients.

@@ -236,8 +236,8 @@ fn task(
     if let Some(longest) = pooler.max_seq_length {
         spec.max_position_embeddings = spec.max_position_embeddings.min(longest);
     }
-    let width = spec.hidden_size;
-    Ok((spec, Some(Pooler { spec: pooler, width })))
+    let (width, joins_pairs) = (spec.pooled_width(), !spec.causal);
+    Ok((spec, Some(Pooler { spec: pooler, width, joins_pairs })))
 }
 
 /// The small files of a model.

@@ -11,7 +11,7 @@ use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy}
 
 use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
-use crate::config::ServerConfig;
+use crate::config::{AnswerConfig, ServerConfig};
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
@@ -151,5 +151,6 @@ fn server_config() -> ServerConfig {
         sse_keep_alive_interval: Duration::ZERO,
         stall_timeout: Duration::from_secs(60),
         tls: None,
+        answers: AnswerConfig::default(),
     }
 }

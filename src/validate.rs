@@ -297,6 +297,7 @@ fn sampling_params(
         repetition: f.repetition_detection.map(repetition).transpose()?.flatten(),
         prompt_logprobs: logprobs("prompt_logprobs", f.prompt_logprobs, limits)?,
         pooling: None,
+        second_text_start: None,
     })
 }
 

@@ -6,7 +6,7 @@ mod support;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use candle_core::{Device, safetensors};
+use candle_core::{Device, Tensor, safetensors};
 use quire_cpu::{CpuBackend, CpuOptions, Isa};
 use quire_model::{
     Activation, Checkpoint, Dtype, LayerSpec, LmHead, Model, ModelSpec, Norms, Pooling, Positions, Runner,
@@ -44,30 +44,67 @@ fn decoders_as_transformers_has_them() {
     compare("qwen2-window");
 }
 
-/// All prompts of a fixture in one step after another, by every pooling, against the stored hidden states.
-fn compare(name: &str) {
+#[test]
+fn classifiers_as_transformers_has_them() {
+    compare_labels("bert-pairs", Pooling::Cls);
+    compare_labels("roberta-classes", Pooling::Cls);
+    compare_labels("qwen2-classes", Pooling::Last);
+}
+
+/// The logits of all prompts of a fixture, of which some are two texts.
+fn compare_labels(name: &str, pooling: Pooling) {
+    let (stored, mut runner, spec) = fixture(name, "labels.safetensors");
+    let mut sequences = Vec::new();
+    for number in 0..4 {
+        let ids = token_ids(&stored, number);
+        let types: Vec<i64> = stored[&format!("type_ids.{number}")].to_vec1().unwrap();
+        let second_text_start = types.iter().position(|of| *of == 1).map(|at| at as u32);
+        let sampling =
+            SamplingParams { pooling: Some(pooling), second_text_start, ..SamplingParams::default() };
+        sequences.push(Sequence::new(number, u64::from(number), &ids, sampling));
+    }
+    let found = run(&mut runner, sequences, spec.causal, &mut StdRng::seed_from_u64(1));
+    for number in 0..4 {
+        let expected: Vec<f32> = stored[&format!("logits.{number}")].to_vec1().unwrap();
+        let found = &found[&RequestId(number)];
+        assert_eq!((found.len(), found.len()), (expected.len(), spec.classifier.unwrap().num_labels));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() < TOLERANCE, "{name}, {number}: {found} for {expected}");
+        }
+    }
+}
+
+/// What transformers gave, and a runner of the same model.
+fn fixture(name: &str, file: &str) -> (HashMap<String, Tensor>, Runner<CpuBackend>, ModelSpec) {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures").join(name);
-    let stored = safetensors::load(dir.join("pooled.safetensors"), &Device::Cpu).unwrap();
+    let stored = safetensors::load(dir.join(file), &Device::Cpu).unwrap();
     let spec = ModelSpec::from_dir(&dir).unwrap().for_pooling();
-    let width = spec.hidden_size;
     let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
     let checkpoint = Checkpoint::open(&dir).unwrap();
-    let causal = spec.causal;
-    let max_model_len = spec.max_position_embeddings.min(40);
-    let model = Model::load(&mut backend, spec, &checkpoint, &mut |_| {}).unwrap();
     let config = RunnerConfig {
         max_num_seqs: 12,
         max_num_batched_tokens: MAX_STEP,
-        max_model_len,
+        max_model_len: spec.max_position_embeddings.min(40),
         block_size: BLOCK_SIZE,
         num_blocks: 200,
     };
-    let mut runner = Runner::new(backend, model, config).unwrap();
+    let model = Model::load(&mut backend, spec.clone(), &checkpoint, &mut |_| {}).unwrap();
+    (stored, Runner::new(backend, model, config).unwrap(), spec)
+}
+
+fn token_ids(stored: &HashMap<String, Tensor>, number: u32) -> Vec<TokenId> {
+    let ids: Vec<i64> = stored[&format!("token_ids.{number}")].to_vec1().unwrap();
+    ids.into_iter().map(|id| id as TokenId).collect()
+}
+
+/// All prompts of a fixture in one step after another, by every pooling, against the stored hidden states.
+fn compare(name: &str) {
+    let (stored, mut runner, spec) = fixture(name, "pooled.safetensors");
+    let (width, causal) = (spec.hidden_size, spec.causal);
     let mut sequences = Vec::new();
     let mut expected = Vectors::new();
     for number in 0..4 {
-        let ids: Vec<i64> = stored[&format!("token_ids.{number}")].to_vec1().unwrap();
-        let ids: Vec<TokenId> = ids.into_iter().map(|id| id as TokenId).collect();
+        let ids = token_ids(&stored, number);
         let hidden: Vec<Vec<f32>> = stored[&format!("hidden.{number}")].to_vec2().unwrap();
         for pooling in POOLINGS {
             let slot = sequences.len() as u32;
@@ -153,7 +190,7 @@ fn random_encoder(rng: &mut StdRng) -> ModelSpec {
     ModelSpec {
         activation: Activation::Gelu,
         norms: Norms::LayerAfter,
-        positions: Positions::Learned { rows: MAX_LEN + 2, first: 2 },
+        positions: Positions::Learned { rows: MAX_LEN + 2, first: 2, types: rng.random_range(1..3) },
         causal: false,
         layers: vec![LayerSpec { sliding_window: None }; rng.random_range(1..4)],
         lm_head: LmHead::None,

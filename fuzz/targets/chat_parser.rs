@@ -7,13 +7,14 @@ use super::input::{Input, cut};
 
 const MAX_TEXT_BYTES: usize = 2048;
 
-/// One answer.
-#[derive(Debug, Default, PartialEq)]
-struct Parts {
-    reasoning: String,
-    content: String,
-    /// Names and arguments; ids are random.
-    calls: Vec<(String, String)>,
+/// One piece of an answer as clients are told it: reasoning, content, the name of a call (ids are random) or
+/// arguments.
+#[derive(Debug, PartialEq)]
+enum Part {
+    Reasoning(String),
+    Content(String),
+    Name(String),
+    Arguments(String),
 }
 
 /// One byte for the format of calls, one for that of reasoning, the places to cut, and the text.
@@ -28,7 +29,11 @@ pub fn run(data: &[u8]) {
     let whole = parse(&parser, &[text]);
     let streamed = parse(&parser, &cut(text, cuts));
     assert_eq!(streamed, whole, "{calls:?} {reasoning:?}: {text:?}");
-    let shown = whole.reasoning.len() + whole.content.len();
+    let shown = |part: &Part| match part {
+        Part::Reasoning(text) | Part::Content(text) => text.len(),
+        Part::Name(_) | Part::Arguments(_) => 0,
+    };
+    let shown: usize = whole.iter().map(shown).sum();
     assert!(shown <= text.len(), "{calls:?} {reasoning:?}: more text than there was in {text:?}");
 }
 
@@ -37,23 +42,39 @@ fn chosen(names: &[&'static str], byte: u8) -> Option<&'static str> {
     usize::from(byte).checked_sub(1).map(|index| names[index % names.len()])
 }
 
-fn parse(parser: &ChatParser, pieces: &[&str]) -> Parts {
-    let (mut reading, mut parts) = (parser.start(), Parts::default());
+fn parse(parser: &ChatParser, pieces: &[&str]) -> Vec<Part> {
+    let (mut reading, mut parts, mut num_calls) = (parser.start(), Vec::new(), 0);
     let last = pieces.len() - 1;
     for (index, piece) in pieces.iter().enumerate() {
-        let mut delta = ChatDelta::default();
-        reading.push(&mut (*piece).to_owned(), index == last, &mut delta);
-        parts.reasoning += &delta.reasoning;
-        parts.content += &delta.content;
-        for call in delta.tool_calls {
-            if let Some(ToolCallStart { name, id }) = call.start {
-                assert_eq!(call.index as usize, parts.calls.len(), "calls begin in order");
-                assert!(!name.is_empty() && !id.is_empty(), "a call begins with its id and name");
-                parts.calls.push((name, String::new()));
+        reading.push(piece, &[], index == last);
+        let mut more = true;
+        while more {
+            let mut delta = ChatDelta::default();
+            more = !reading.tell(&mut delta);
+            add(&mut parts, Part::Reasoning(delta.reasoning));
+            add(&mut parts, Part::Content(delta.content));
+            for call in delta.tool_calls {
+                if let Some(ToolCallStart { name, id }) = call.start {
+                    assert_eq!(call.index, num_calls, "calls begin in order");
+                    assert!(!name.is_empty() && !id.is_empty(), "a call begins with its id and name");
+                    num_calls += 1;
+                    parts.push(Part::Name(name));
+                }
+                assert_eq!(call.index + 1, num_calls, "a call is told before the next begins");
+                add(&mut parts, Part::Arguments(call.arguments));
             }
-            let (_, arguments) = &mut parts.calls[call.index as usize];
-            *arguments += &call.arguments;
         }
     }
     parts
+}
+
+/// Adds to the last part, if that is of the same kind.
+fn add(parts: &mut Vec<Part>, part: Part) {
+    match (parts.last_mut(), part) {
+        (_, Part::Reasoning(text) | Part::Content(text) | Part::Arguments(text)) if text.is_empty() => (),
+        (Some(Part::Reasoning(last)), Part::Reasoning(text))
+        | (Some(Part::Content(last)), Part::Content(text))
+        | (Some(Part::Arguments(last)), Part::Arguments(text)) => last.push_str(&text),
+        (_, part) => parts.push(part),
+    }
 }

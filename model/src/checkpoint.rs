@@ -100,17 +100,6 @@ impl Checkpoint {
         }
     }
 
-    /// The first dimension of a tensor; `None` for a dummy, whose tensors have whatever is asked for.
-    pub fn rows(&self, name: &str) -> Result<Option<usize>, ModelError> {
-        let missing = |_| ModelError::MissingTensor { name: name.into() };
-        let view = match &self.source {
-            Source::Mapped(files) => files.get(name).map_err(missing)?,
-            Source::Memory(file) => file.get(name).map_err(missing)?,
-            Source::Dummy(_) => return Ok(None),
-        };
-        Ok(view.shape().first().copied())
-    }
-
     /// The tensor of that name, which must have that shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
         let missing = |_| ModelError::MissingTensor { name: name.into() };

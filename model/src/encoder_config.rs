@@ -5,10 +5,20 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 use crate::hf_config::{parse, positive, stored_dtype, unsupported};
-use crate::spec::{Activation, AttentionSpec, LayerSpec, LmHead, ModelSpec, Norms, Positions};
+use crate::labels::num_labels;
+use crate::spec::{
+    Activation, AttentionSpec, ClassifierForm, ClassifierSpec, LayerSpec, LmHead, ModelSpec, Norms, Positions,
+};
 
-/// The architectures. They differ in where their table of positions begins.
-pub(crate) const ENCODERS: [&str; 3] = ["BertModel", "RobertaModel", "XLMRobertaModel"];
+/// The architectures. They differ in where their table of positions begins, and in their heads.
+pub(crate) const ENCODERS: [&str; 6] = [
+    "BertModel",
+    "RobertaModel",
+    "XLMRobertaModel",
+    "BertForSequenceClassification",
+    "RobertaForSequenceClassification",
+    "XLMRobertaForSequenceClassification",
+];
 
 /// The fields of config.json that matter here; defaults are those of transformers' `BertConfig`.
 #[derive(Deserialize)]
@@ -24,6 +34,7 @@ struct EncoderConfig {
     layer_norm_eps: Option<f32>,
     hidden_act: Option<String>,
     position_embedding_type: Option<String>,
+    type_vocab_size: Option<usize>,
     pad_token_id: Option<usize>,
     is_decoder: Option<bool>,
     add_cross_attention: Option<bool>,
@@ -41,14 +52,15 @@ pub(crate) fn encoder_spec(config: &str) -> Result<Option<ModelSpec>, ModelError
     }
     match &parse::<Name>("config.json", config)?.architectures[..] {
         [name] if ENCODERS.contains(&name.as_str()) => {
-            parse::<EncoderConfig>("config.json", config)?.to_spec().map(Some)
+            let labels = num_labels(config)?;
+            parse::<EncoderConfig>("config.json", config)?.to_spec(labels).map(Some)
         }
         _ => Ok(None),
     }
 }
 
 impl EncoderConfig {
-    fn to_spec(&self) -> Result<ModelSpec, ModelError> {
+    fn to_spec(&self, num_labels: usize) -> Result<ModelSpec, ModelError> {
         self.refuse_what_is_not_there()?;
         let hidden_size = positive("hidden_size", self.hidden_size)?;
         let num_heads = positive("num_attention_heads", self.num_attention_heads)?;
@@ -61,6 +73,7 @@ impl EncoderConfig {
         let rows = positive("max_position_embeddings", self.max_position_embeddings)?;
         let max_position_embeddings = positive("max_position_embeddings", rows.checked_sub(first))?;
         let layers = positive("num_hidden_layers", self.num_hidden_layers)?;
+        let types = positive("type_vocab_size", self.type_vocab_size.or(Some(2)))?;
         Ok(ModelSpec {
             architecture: self.architectures[0].clone(),
             dtype: stored_dtype(self.dtype.as_deref().or(self.torch_dtype.as_deref()))?,
@@ -82,20 +95,27 @@ impl EncoderConfig {
                 scale: (head_dim as f32).powf(-0.5),
                 softcap: None,
             },
-            positions: Positions::Learned { rows, first },
+            positions: Positions::Learned { rows, first, types },
             causal: false,
             layers: vec![LayerSpec { sliding_window: None }; layers],
             lm_head: LmHead::None,
+            classifier: self.classifier_form().map(|form| ClassifierSpec { num_labels, form }),
             eos_token_ids: Vec::new(),
         })
     }
 
     /// RoBERTa counts positions from the padding token's id on, and the first one stands for padding itself.
     fn first_position(&self) -> usize {
-        match self.architectures[0].as_str() {
-            "BertModel" => 0,
-            _ => self.pad_token_id.unwrap_or(1) + 1,
-        }
+        if self.is_bert() { 0 } else { self.pad_token_id.unwrap_or(1) + 1 }
+    }
+
+    fn is_bert(&self) -> bool {
+        self.architectures[0].starts_with("Bert")
+    }
+
+    fn classifier_form(&self) -> Option<ClassifierForm> {
+        let form = if self.is_bert() { ClassifierForm::Pooler } else { ClassifierForm::TwoLayers };
+        self.architectures[0].ends_with("ForSequenceClassification").then_some(form)
     }
 
     fn refuse_what_is_not_there(&self) -> Result<(), ModelError> {

@@ -11,8 +11,10 @@ use serde_json::Value;
 
 use crate::encoder_config::{ENCODERS, encoder_spec};
 use crate::error::ModelError;
+use crate::labels::num_labels;
 use crate::spec::{
-    Activation, AttentionSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms, Positions, RopeScaling, RopeSpec,
+    Activation, AttentionSpec, ClassifierForm, ClassifierSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms,
+    Positions, RopeScaling, RopeSpec,
 };
 
 impl ModelSpec {
@@ -36,6 +38,7 @@ impl ModelSpec {
         if let Some(encoder) = encoder_spec(config)? {
             return Ok(encoder);
         }
+        let num_labels = num_labels(config)?;
         let config: HfConfig = parse("config.json", config)?;
         let family = config.family()?;
         let mut eos = token_ids("eos_token_id", config.eos_token_id.as_ref())?;
@@ -45,7 +48,10 @@ impl ModelSpec {
         }
         eos.sort_unstable();
         eos.dedup();
-        config.to_spec(family, eos)
+        let spec = config.to_spec(family, eos)?;
+        let classifies = spec.architecture.ends_with(CLASSIFIER);
+        let head = ClassifierSpec { num_labels, form: ClassifierForm::Linear };
+        Ok(Self { classifier: classifies.then_some(head), ..spec })
     }
 }
 
@@ -58,7 +64,10 @@ enum Family {
     Qwen3,
 }
 
-const FAMILIES: [(&str, Family); 8] = [
+/// What names of architectures with a head of labels end in.
+const CLASSIFIER: &str = "ForSequenceClassification";
+
+const FAMILIES: [(&str, Family); 12] = [
     ("LlamaForCausalLM", Family::Llama),
     ("MistralForCausalLM", Family::Mistral),
     ("Qwen2ForCausalLM", Family::Qwen2),
@@ -67,6 +76,10 @@ const FAMILIES: [(&str, Family); 8] = [
     ("MistralModel", Family::Mistral),
     ("Qwen2Model", Family::Qwen2),
     ("Qwen3Model", Family::Qwen3),
+    ("LlamaForSequenceClassification", Family::Llama),
+    ("MistralForSequenceClassification", Family::Mistral),
+    ("Qwen2ForSequenceClassification", Family::Qwen2),
+    ("Qwen3ForSequenceClassification", Family::Qwen3),
 ];
 
 #[derive(Deserialize)]
@@ -147,14 +160,15 @@ impl HfConfig {
             causal: true,
             layers: self.layers(family, num_layers)?,
             lm_head: self.lm_head(),
+            classifier: None,
             eos_token_ids,
         })
     }
 
-    /// An architecture of bare name (`Qwen3Model`) is the same without the head.
+    /// An architecture of bare name (`Qwen3Model`) is the same without the head, and classifiers have another.
     fn lm_head(&self) -> LmHead {
         match self.tie_word_embeddings {
-            _ if self.architectures[0].ends_with("Model") => LmHead::None,
+            _ if ["Model", CLASSIFIER].iter().any(|end| self.architectures[0].ends_with(end)) => LmHead::None,
             Some(true) => LmHead::Tied,
             Some(false) | None => LmHead::Own,
         }

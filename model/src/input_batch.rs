@@ -16,6 +16,7 @@ pub struct InputBatch {
     inputs: StepInputs,
     logits_rows: Vec<LogitsRow>,
     pool_rows: Vec<PoolRow>,
+    second_text_offset: u32,
 }
 
 impl InputBatch {
@@ -30,7 +31,14 @@ impl InputBatch {
             inputs: StepInputs::with_capacity(tokens, limits.max_num_seqs, writes),
             logits_rows: Vec::with_capacity(tokens),
             pool_rows: Vec::with_capacity(limits.max_num_seqs),
+            second_text_offset: 0,
         }
+    }
+
+    /// The same where positions in the second text of a pair are `offset` further on: see
+    /// [`crate::ModelSpec::second_text_offset`].
+    pub fn with_second_texts_at(self, offset: u32) -> Self {
+        Self { second_text_offset: offset, ..self }
     }
 
     /// Takes in a plan: who left, who came, what to compute. The error says how the plan contradicts the
@@ -172,12 +180,14 @@ impl InputBatch {
                 // The token at position p is predicted by the hidden state at p - 1.
                 *token = next_token as u32 + (wanted.position - 1 - row.start);
             }
+            let second_text = slot.params().second_text_start.unwrap_or(u32::MAX);
             for position in row.start..row.start + row.num_tokens {
                 sections.token_ids[next_token] = match slot.tokens()[position as usize] {
                     UNKNOWN_TOKEN => PLACEHOLDER_BIT | row.slot,
                     token => token,
                 };
-                sections.positions[next_token] = position;
+                let offset = if position < second_text { 0 } else { self.second_text_offset };
+                sections.positions[next_token] = position + offset;
                 sections.token_rows[next_token] = index as u32;
                 next_token += 1;
             }

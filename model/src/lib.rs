@@ -6,6 +6,7 @@
 
 mod backend;
 mod checkpoint;
+mod classifier;
 mod dummy;
 mod encoder_config;
 mod error;
@@ -13,6 +14,7 @@ mod forward;
 mod hf_config;
 mod input_batch;
 mod kv_layout;
+mod labels;
 mod logprobs;
 mod masks;
 mod philox;
@@ -35,6 +37,7 @@ pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};
 pub use error::ModelError;
 pub use input_batch::InputBatch;
 pub use kv_layout::KvLayout;
+pub use labels::{LabelActivation, Labels};
 pub use logprobs::{RankedLogprob, capture_logprob, capture_logprobs_of};
 pub use philox::{philox4x32, uniform};
 pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
@@ -45,7 +48,8 @@ pub use sampler::{RowFailure, SamplerScratch, sample_row};
 pub use sampling_defaults::SamplingDefaults;
 pub use slot::{Slot, UNKNOWN_TOKEN};
 pub use spec::{
-    Activation, AttentionSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms, Positions, RopeScaling, RopeSpec,
+    Activation, AttentionSpec, ClassifierForm, ClassifierSpec, Dtype, LayerSpec, LmHead, ModelSpec, Norms,
+    Positions, RopeScaling, RopeSpec,
 };
 pub use step_inputs::{LogitsRow, LogitsTask, PLACEHOLDER_BIT, PoolRow, RowResult, StepInputs};
 pub use weights::{Model, Progress};

@@ -1,6 +1,7 @@
 //! [`PoolerSpec`]: how a model's makers want its hidden states to become one vector, from the files that
 //! sentence-transformers puts beside a model.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use quire_scheduler::Pooling;
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use crate::error::ModelError;
 use crate::hf_config::parse;
+use crate::labels::Labels;
 use crate::spec::ModelSpec;
 
 /// The way from hidden states to an embedding.
@@ -22,6 +24,10 @@ pub struct PoolerSpec {
     pub max_seq_length: Option<usize>,
     /// Whether the first numbers of a vector are an embedding by themselves.
     pub matryoshka: Matryoshka,
+    /// What the numbers mean, if they are a classifier's and no embedding.
+    pub labels: Option<Labels>,
+    /// What the makers want before texts, by the kind of text (`query`, `passage`); nothing is added unasked.
+    pub prompts: BTreeMap<String, String>,
 }
 
 /// Lengths to which a vector may be cut (Matryoshka representation learning).
@@ -44,8 +50,10 @@ impl PoolerSpec {
             normalize: true,
             max_seq_length: None,
             matryoshka: matryoshka(config)?,
+            labels: spec.classifier.map(|head| Labels::of(config, head.num_labels)).transpose()?,
+            prompts: prompts(config, dir)?,
         };
-        if let Some(dir) = dir.filter(|dir| is_sentence_transformer(dir)) {
+        if let Some(dir) = dir.filter(|dir| spec.classifier.is_none() && is_sentence_transformer(dir)) {
             pooler.read_modules(dir)?;
         }
         Ok(pooler)
@@ -154,6 +162,20 @@ impl PoolingConfig {
             }),
         }
     }
+}
+
+/// `task_instructions` of config.json, else `prompts` of sentence-transformers' own file (as in vLLM).
+fn prompts(config: &str, dir: Option<&Path>) -> Result<BTreeMap<String, String>, ModelError> {
+    const FILE: &str = "config_sentence_transformers.json";
+    #[derive(Deserialize)]
+    struct Config {
+        task_instructions: Option<BTreeMap<String, String>>,
+        prompts: Option<BTreeMap<String, String>>,
+    }
+    let own = parse::<Config>("config.json", config)?.task_instructions.filter(|own| !own.is_empty());
+    let file = dir.map(|dir| dir.join(FILE)).filter(|file| own.is_none() && file.exists());
+    let beside = file.map(|file| parse::<Config>(FILE, &read(&file)?)).transpose()?;
+    Ok(own.or(beside.and_then(|beside| beside.prompts)).unwrap_or_default())
 }
 
 fn matryoshka(config: &str) -> Result<Matryoshka, ModelError> {

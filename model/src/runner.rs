@@ -90,11 +90,12 @@ impl<B: Backend> Runner<B> {
         let mut workspace = Workspace::new(&mut backend, &model.spec, &limits, config.num_blocks)?;
         record_decode_steps(&mut backend, &model, &mut workspace, &limits)?;
         let max_in_flight = backend.max_in_flight();
+        let second_text_offset = model.spec.second_text_offset();
         Ok(Self {
             backend,
             model,
             workspace,
-            batch: InputBatch::new(limits),
+            batch: InputBatch::new(limits).with_second_texts_at(second_text_offset),
             masks: Masks::new(limits.max_num_seqs, limits.vocab_size),
             stuck: Vec::new(),
             sampled: Vec::with_capacity(limits.max_num_seqs),
@@ -229,8 +230,14 @@ impl<B: Backend> ModelRunner for Runner<B> {
                 });
             }
         }
-        output.pooled.extend_from_slice(self.backend.pooled());
-        let width = self.model.spec.hidden_size;
+        match &mut self.model.classifier {
+            None => output.pooled.extend_from_slice(self.backend.pooled()),
+            Some(head) => {
+                let vectors = self.backend.pooled().chunks_exact(self.model.spec.hidden_size);
+                vectors.for_each(|vector| head.classify(vector, &mut output.pooled));
+            }
+        }
+        let width = self.model.spec.pooled_width();
         for (plan_row, vector) in pending.pooled.iter().zip(output.pooled.chunks_exact(width)) {
             if vector.iter().any(|x| !x.is_finite()) {
                 output.failed_rows.push((*plan_row, "the model's hidden states are not finite".into()));

@@ -58,6 +58,8 @@ pub struct ModelSpec {
     pub layers: Vec<LayerSpec>,
     /// What makes logits of the last hidden states.
     pub lm_head: LmHead,
+    /// What makes logits of labels of a pooled hidden state.
+    pub classifier: Option<ClassifierSpec>,
     /// End tokens of config.json and generation_config.json together; sorted, without repeats.
     pub eos_token_ids: Vec<TokenId>,
 }
@@ -71,6 +73,26 @@ pub enum LmHead {
     Tied,
     /// There are no logits: the model is there for its hidden states, which are pooled.
     None,
+}
+
+/// A head that tells texts apart: `num_labels` numbers of one pooled hidden state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClassifierSpec {
+    /// Classes, or 1 for a score.
+    pub num_labels: usize,
+    /// What the head is made of, which decides the names of its weights too.
+    pub form: ClassifierForm,
+}
+
+/// The heads of `...ForSequenceClassification`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClassifierForm {
+    /// The model's own pooler (a projection and tanh), then a projection (BERT).
+    Pooler,
+    /// A projection and tanh of the head's own, then a projection (RoBERTa).
+    TwoLayers,
+    /// One projection without bias (decoders).
+    Linear,
 }
 
 /// Attention with grouped queries.
@@ -130,6 +152,8 @@ pub enum Positions {
         rows: usize,
         /// Of these, the first position's (RoBERTa's tables begin with rows that stand for padding).
         first: usize,
+        /// Kinds of text in a prompt that are told apart by a vector of their own (token types); at least 1.
+        types: usize,
     },
 }
 
@@ -181,11 +205,15 @@ impl ModelSpec {
         let products = hidden * (qkv + self.attention_size() + self.mlp_input_size() + inner);
         let positions = match self.positions {
             Positions::Rotary(_) => 0,
-            Positions::Learned { rows, .. } => rows * hidden,
+            Positions::Learned { rows, types, .. } => (rows + types) * hidden,
         };
         let embeddings = if self.lm_head == LmHead::Own { 2 } else { 1 };
         let embedding = embeddings * self.vocab_size * hidden + positions;
-        self.layers.len() * (products + biases + norms) + embedding + norm
+        let head = self.classifier.map_or(0, |head| match head.form {
+            ClassifierForm::Linear => head.num_labels * hidden,
+            ClassifierForm::Pooler | ClassifierForm::TwoLayers => (hidden + head.num_labels) * (hidden + 1),
+        });
+        self.layers.len() * (products + biases + norms) + embedding + norm + head
     }
 
     /// The hidden state that stands for a text if nobody says which: the last of a causal model has seen it all,
@@ -199,6 +227,20 @@ impl ModelSpec {
         match &self.positions {
             Positions::Rotary(rope) => Some(rope),
             Positions::Learned { .. } => None,
+        }
+    }
+
+    /// Numbers that come of a pooled prompt.
+    pub fn pooled_width(&self) -> usize {
+        self.classifier.map_or(self.hidden_size, |head| head.num_labels)
+    }
+
+    /// How far apart the two kinds of text are in the table of positions, which is there once for each kind; 0 if
+    /// the model does not tell texts apart.
+    pub fn second_text_offset(&self) -> u32 {
+        match self.positions {
+            Positions::Learned { rows, first, types } if types > 1 => (rows - first) as u32,
+            Positions::Learned { .. } | Positions::Rotary(_) => 0,
         }
     }
 

@@ -85,7 +85,8 @@ impl StepInputs {
         self.section(0..self.num_tokens)
     }
 
-    /// `[T]` positions in their sequences. A token attends to positions up to its own.
+    /// `[T]` positions in their sequences. A token attends to positions up to its own. Where positions are learned,
+    /// rows of their table: those of a second text are further on ([`crate::ModelSpec::second_text_offset`]).
     pub fn positions(&self) -> &[u32] {
         self.section(self.num_tokens..2 * self.num_tokens)
     }

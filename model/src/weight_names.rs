@@ -1,7 +1,7 @@
 //! [`Names`]: what Hugging Face's checkpoints call a model's tensors.
 
 use crate::checkpoint::Checkpoint;
-use crate::spec::{LmHead, ModelSpec, Norms};
+use crate::spec::{ClassifierForm, LmHead, ModelSpec, Norms};
 
 /// The names of one checkpoint.
 pub(crate) struct Names {
@@ -116,12 +116,23 @@ impl Names {
         }
     }
 
+    /// The one or two projections of a classifier's head, in order.
+    pub(crate) fn classifier(&self, form: ClassifierForm) -> (Option<String>, String) {
+        match form {
+            ClassifierForm::Pooler => (Some(format!("{}pooler.dense", self.prefix)), "classifier".into()),
+            ClassifierForm::TwoLayers => (Some("classifier.dense".into()), "classifier.out_proj".into()),
+            ClassifierForm::Linear => (None, "score".into()),
+        }
+    }
+
     /// Tensors that older tools wrote though they follow from others (rotary frequencies and numbers of positions
     /// from the config, a copy of a tied head), and heads that nothing is computed with.
     pub(crate) fn is_redundant(&self, name: &str, spec: &ModelSpec) -> bool {
         let unused_head = spec.lm_head != LmHead::Own && name == "lm_head.weight";
         let bare = name.strip_prefix(self.prefix).unwrap_or(name);
-        let of_encoder = bare == "embeddings.position_ids" || bare.starts_with("pooler.dense.");
+        let needs_pooler = spec.classifier.is_some_and(|head| head.form == ClassifierForm::Pooler);
+        let unused_pooler = bare.starts_with("pooler.dense.") && !needs_pooler;
+        let of_encoder = bare == "embeddings.position_ids" || unused_pooler;
         unused_head || name.ends_with(".rotary_emb.inv_freq") || (!spec.causal && of_encoder)
     }
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, TensorView};
+use crate::classifier::{Classifier, Dense};
 use crate::error::ModelError;
-use crate::spec::{Dtype, LmHead, ModelSpec, Norms, Positions};
+use crate::spec::{ClassifierForm, ClassifierSpec, Dtype, LmHead, ModelSpec, Norms, Positions};
 use crate::weight_names::Names;
 
 /// A model on a device.
@@ -20,6 +21,7 @@ pub struct Model<B: Backend> {
     pub(crate) layers: Vec<LayerWeights<B>>,
     /// `None` if tied to the embedding, or if there is none.
     pub(crate) lm_head: Option<B::Weight>,
+    pub(crate) classifier: Option<Classifier>,
 }
 
 /// One layer's weights. Projections of the same input are stacked: one product instead of three.
@@ -74,7 +76,7 @@ impl<B: Backend> Model<B> {
         let embedding = loader.load(&[(loader.names.embedding(), vocab)], Some(hidden))?;
         let positions = match spec.positions {
             Positions::Rotary(_) => None,
-            Positions::Learned { rows, first } => Some(loader.positions(spec.hidden_size, rows, first)?),
+            Positions::Learned { rows, first, types } => Some(loader.positions(hidden, rows, first, types)?),
         };
         let first_norm = loader.norm(&spec, loader.names.first_norm())?;
         let mut layers = Vec::with_capacity(spec.layers.len());
@@ -87,10 +89,11 @@ impl<B: Backend> Model<B> {
             LmHead::Tied | LmHead::None => None,
             LmHead::Own => Some(loader.load(&[("lm_head.weight".into(), vocab)], Some(hidden))?),
         };
+        let classifier = spec.classifier.map(|head| loader.classifier(&spec, head)).transpose()?;
         if let Some(example) = loader.unused.first() {
             return Err(ModelError::UnmappedTensors { count: loader.unused.len(), example: example.clone() });
         }
-        Ok(Self { spec, embedding, positions, first_norm, layers, lm_head })
+        Ok(Self { spec, embedding, positions, first_norm, layers, lm_head, classifier })
     }
 }
 
@@ -138,17 +141,38 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
-    /// The table of learned positions from row `first` on. Texts are all of one segment, so the vector of the
-    /// first segment (token type 0) is the same for every token, and goes in here.
-    fn positions(&mut self, hidden: usize, rows: usize, first: usize) -> Result<B::Weight, ModelError> {
-        let num_types = self.checkpoint.rows(&self.names.token_types())?.unwrap_or(1);
+    /// The table of learned positions from row `first` on, once for each of the first two types of token, with the
+    /// type's vector added: a position and a type are one addition, as in [`ModelSpec::second_text_offset`].
+    fn positions(
+        &mut self,
+        hidden: usize,
+        rows: usize,
+        first: usize,
+        types: usize,
+    ) -> Result<B::Weight, ModelError> {
         let table = self.values(&self.names.positions(), &[rows, hidden])?;
-        let types = self.values(&self.names.token_types(), &[num_types, hidden])?;
-        let mut positions = table[first * hidden..].to_vec();
-        for row in positions.chunks_exact_mut(hidden) {
-            row.iter_mut().zip(&types).for_each(|(x, of_type)| *x += of_type);
-        }
+        let types = self.values(&self.names.token_types(), &[types, hidden])?;
+        let rows = table[first * hidden..].chunks_exact(hidden);
+        let of_type = |of_type: &[f32]| -> Vec<f32> {
+            rows.clone().flat_map(|row| row.iter().zip(of_type).map(|(x, y)| x + y)).collect()
+        };
+        let positions: Vec<f32> = types.chunks_exact(hidden).take(2).flat_map(of_type).collect();
         Ok(self.backend.load_table(&positions, hidden)?)
+    }
+
+    /// The head of a classifier, on the host.
+    fn classifier(&mut self, spec: &ModelSpec, head: ClassifierSpec) -> Result<Classifier, ModelError> {
+        let hidden = spec.hidden_size;
+        let (inner, outer) = self.names.classifier(head.form);
+        let has_bias = head.form != ClassifierForm::Linear;
+        let inner = inner.map(|name| self.dense(&name, hidden, hidden, has_bias)).transpose()?;
+        Ok(Classifier::new(inner, self.dense(&outer, head.num_labels, hidden, has_bias)?))
+    }
+
+    fn dense(&mut self, name: &str, rows: usize, columns: usize, bias: bool) -> Result<Dense, ModelError> {
+        let weight = self.values(&format!("{name}.weight"), &[rows, columns])?;
+        let bias = if bias { self.values(&format!("{name}.bias"), &[rows])? } else { vec![0.0; rows] };
+        Ok(Dense { weight, bias })
     }
 
     /// A tensor in f32.

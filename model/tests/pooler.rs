@@ -1,5 +1,6 @@
 //! Encoders and the files of sentence-transformers: what is understood, and what is refused by name.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use quire_model::{
@@ -26,11 +27,11 @@ fn encoders_are_the_same_line_with_other_settings() {
     let plain = spec(&bert(json!({}))).unwrap();
     assert_eq!((plain.norms, plain.activation, plain.causal), (Norms::LayerAfter, Activation::Gelu, false));
     assert_eq!((plain.lm_head, plain.norm_eps, plain.max_position_embeddings), (LmHead::None, 1e-12, 40));
-    assert_eq!(plain.positions, Positions::Learned { rows: 40, first: 0 });
+    assert_eq!(plain.positions, Positions::Learned { rows: 40, first: 0, types: 2 });
     assert_eq!(plain.default_pooling(), Pooling::Cls);
     for architecture in ["RobertaModel", "XLMRobertaModel"] {
         let roberta = spec(&bert(json!({ "architectures": [architecture], "pad_token_id": 1 }))).unwrap();
-        assert_eq!(roberta.positions, Positions::Learned { rows: 40, first: 2 });
+        assert_eq!(roberta.positions, Positions::Learned { rows: 40, first: 2, types: 2 });
         assert_eq!(roberta.max_position_embeddings, 38);
     }
     for (fields, named) in [
@@ -38,7 +39,7 @@ fn encoders_are_the_same_line_with_other_settings() {
         (json!({ "position_embedding_type": "relative_key" }), "position_embedding_type"),
         (json!({ "is_decoder": true }), "is_decoder"),
         (json!({ "num_attention_heads": 7 }), "num_attention_heads"),
-        (json!({ "architectures": ["BertForSequenceClassification"] }), "BertForSequenceClassification"),
+        (json!({ "architectures": ["BertForMaskedLM"] }), "BertForMaskedLM"),
     ] {
         let error = spec(&bert(fields)).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
@@ -96,6 +97,8 @@ fn folders_of_sentence_transformers_say_how() {
         normalize: true,
         max_seq_length: Some(32),
         matryoshka: Matryoshka::Lengths(vec![8, 16]),
+        labels: None,
+        prompts: BTreeMap::new(),
     };
     assert_eq!(pooler(&all.0, &bert(json!({ "matryoshka_dimensions": [8, 16] }))).unwrap(), expected);
 

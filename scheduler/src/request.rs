@@ -88,6 +88,8 @@ pub struct SamplingParams {
     /// Generate nothing: the request ends when its prompt is computed, with the prompt's hidden states
     /// pooled into one vector. Nothing above is used then.
     pub pooling: Option<Pooling>,
+    /// Where the second text begins in a pooled prompt of two, for encoders that tell them apart (token type 1).
+    pub second_text_start: Option<u32>,
 }
 
 /// How the hidden states of a prompt's tokens become one vector (vLLM's `seq_pooling_type`).
@@ -130,6 +132,7 @@ impl Default for SamplingParams {
             logprob_token_ids: None,
             prompt_logprobs: None,
             pooling: None,
+            second_text_start: None,
         }
     }
 }

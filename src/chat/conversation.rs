@@ -34,10 +34,10 @@ impl Conversation {
         })
     }
 
-    /// Whose message is generated: the assistant's, or that of whose message is continued.
-    pub fn answer_role(&self) -> &str {
+    /// Whose message is generated: that of `role`, or of whose message is continued.
+    pub fn answer_role<'a>(&'a self, role: &'a str) -> &'a str {
         let last = self.messages.last().and_then(|message| message["role"].as_str());
-        last.filter(|_| !self.add_generation_prompt).unwrap_or("assistant")
+        last.filter(|_| !self.add_generation_prompt).unwrap_or(role)
     }
 
     /// The last message, if it is of the role that answers: what `echo` repeats.

@@ -1,17 +1,21 @@
-//! [`ChatDelta`]: news of one answer, taken apart into what a client wants to see apart.
+//! [`ChatDelta`]: news of one answer, taken apart into what a client wants to see apart; and [`Pieces`], which
+//! keep the order in which the model wrote them.
+
+use std::collections::VecDeque;
 
 use quire_scheduler::TokenId;
 
 use crate::engine::{Finish, FinishKind, PromptOutput, TokenLogprobs};
 
-/// What is new of one of a request's `n` answers.
+/// What is new of one of a request's `n` answers. What the model wrote comes in the order of the fields: reasoning,
+/// then content, then tool calls; what it wrote in another order is told in several deltas.
 #[derive(Debug, Default)]
 pub struct ChatDelta {
     /// Which of the `n`.
     pub index: u32,
     /// Set on the first delta of an answer.
     pub prompt: Option<PromptOutput>,
-    /// What the model thought before it answered. Comes before any content.
+    /// What the model thought.
     pub reasoning: String,
     /// The answer's text.
     pub content: String,
@@ -68,4 +72,78 @@ pub struct ToolCallStart {
     pub id: String,
     /// The function.
     pub name: String,
+}
+
+/// What a text was taken apart into, in the order of the text, until it is told.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Pieces {
+    pieces: VecDeque<Piece>,
+}
+
+#[derive(Debug, Clone)]
+enum Piece {
+    Reasoning(String),
+    Content(String),
+    Call(ToolCallDelta),
+}
+
+impl Pieces {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    pub(super) fn reasoning(&mut self, text: &str) {
+        match self.pieces.back_mut() {
+            _ if text.is_empty() => (),
+            Some(Piece::Reasoning(last)) => last.push_str(text),
+            _ => self.pieces.push_back(Piece::Reasoning(text.to_owned())),
+        }
+    }
+
+    pub(super) fn content(&mut self, text: &str) {
+        match self.pieces.back_mut() {
+            _ if text.is_empty() => (),
+            Some(Piece::Content(last)) => last.push_str(text),
+            _ => self.pieces.push_back(Piece::Content(text.to_owned())),
+        }
+    }
+
+    /// Call number `index` begins.
+    pub(super) fn call(&mut self, index: u32, start: ToolCallStart) {
+        let start = Some(start);
+        self.pieces.push_back(Piece::Call(ToolCallDelta { index, start, arguments: String::new() }));
+    }
+
+    /// More arguments of call number `index`.
+    pub(super) fn arguments(&mut self, index: u32, text: &str) {
+        match self.pieces.back_mut() {
+            Some(Piece::Call(last)) if last.index == index && last.start.is_none() => {
+                last.arguments.push_str(text);
+            }
+            _ => {
+                let arguments = text.to_owned();
+                self.pieces.push_back(Piece::Call(ToolCallDelta { index, start: None, arguments }));
+            }
+        }
+    }
+
+    /// Moves into `delta`, which has no text yet, as much as it can tell in the right order.
+    pub(super) fn tell(&mut self, delta: &mut ChatDelta) {
+        while let Some(piece) = self.pieces.front_mut() {
+            let fits = match piece {
+                Piece::Reasoning(_) => delta.reasoning.is_empty() && delta.content.is_empty(),
+                Piece::Content(_) => delta.content.is_empty(),
+                Piece::Call(_) => true,
+            };
+            if !fits || (!matches!(piece, Piece::Call(_)) && !delta.tool_calls.is_empty()) {
+                return;
+            }
+            match self.pieces.pop_front() {
+                Some(Piece::Reasoning(text)) => delta.reasoning = text,
+                Some(Piece::Content(text)) => delta.content = text,
+                Some(Piece::Call(call)) => delta.tool_calls.push(call),
+                None => (),
+            }
+        }
+    }
 }

@@ -6,10 +6,12 @@
 
 mod conversation;
 mod delta;
+mod harmony;
 mod parser;
 mod reasoning;
 mod setup;
 mod stream;
+mod thought_count;
 mod tools;
 mod window;
 

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use quire_scheduler::{Grammar, TokenId};
 
-use super::delta::ChatDelta;
+use super::delta::{ChatDelta, Pieces};
+use super::harmony::{self, HarmonyReader};
 use super::reasoning::{ReasoningFormat, ReasoningReader, Start};
 use super::setup::ChatSetup;
+use super::thought_count::{ThoughtCount, ThoughtMarks};
 use super::tools::{Tool, ToolFormat, ToolReader};
 use crate::grammar::{ThinkingMarks, ThinkingStart, ThoughtTracker, after_text};
 use crate::text::Tokenizer;
@@ -38,10 +40,23 @@ struct Thoughts {
     start: Start,
     /// Whether they are shown; if not, they are left out.
     shown: bool,
-    /// The token that begins them, if it is one.
-    begin: Option<TokenId>,
-    /// How they are counted.
-    marks: Option<ThinkingMarks>,
+    /// The message that the prompt has begun, of those that answer in channels.
+    begun: Arc<str>,
+    marks: ThoughtMarks,
+    /// The same as texts.
+    thinking: Option<ThinkingMarks>,
+}
+
+impl Thoughts {
+    /// Counts tokens by the texts of the markers.
+    fn tracker(&self) -> Option<ThoughtTracker> {
+        let start = match self.start {
+            Start::Inside | Start::InsideOrMarker => ThinkingStart::Inside { spent: 0 },
+            Start::Marker => ThinkingStart::Marker,
+            Start::Outside => ThinkingStart::Never,
+        };
+        self.thinking.as_ref().map(|marks| ThoughtTracker::new(marks, start))
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -59,7 +74,14 @@ impl ChatParser {
         if let Some(name) = reasoning_parser {
             let format = ReasoningFormat::named(name)?;
             let start = format.start_after("", false);
-            parser.thoughts = Some(Thoughts { format, start, shown: true, begin: None, marks: None });
+            parser.thoughts = Some(Thoughts {
+                format,
+                start,
+                shown: true,
+                begun: "".into(),
+                marks: ThoughtMarks::default(),
+                thinking: None,
+            });
         }
         match tool_call_parser {
             Some(name) => Some(parser.with_tools(ToolFormat::named(name)?, [].into(), false)),
@@ -89,8 +111,9 @@ impl ChatParser {
             format,
             start: format.start_after(prompt, continues),
             shown,
-            begin: chat.reasoning_begin,
-            marks: chat.thinking().cloned(),
+            begun: harmony::begun(prompt).into(),
+            marks: chat.thought_marks.clone(),
+            thinking: chat.thinking().cloned(),
         });
         self
     }
@@ -110,7 +133,7 @@ impl ChatParser {
     pub(crate) fn after_reasoning(&self, grammar: Grammar, tokenizer: &Tokenizer) -> Grammar {
         let Some(thoughts) = &self.thoughts else { return grammar };
         let Some(end) = thoughts.format.ends().last() else { return grammar };
-        match (thoughts.start, thoughts.begin) {
+        match (thoughts.start, thoughts.marks.begin.first().copied()) {
             (Start::Inside | Start::InsideOrMarker, _) => after_text(&grammar, end, None, tokenizer),
             (Start::Marker, Some(begin)) => after_text(&grammar, end, Some(begin), tokenizer),
             // A marker of several tokens would have to be allowed letter by letter.
@@ -131,7 +154,9 @@ impl ChatParser {
             None | Some(Thoughts { start: Start::Inside, .. }) => marks.start_after(prompt),
             Some(Thoughts { start: Start::InsideOrMarker, .. }) => ThinkingStart::Inside { spent: 0 },
             // The grammar holds from the beginning: see `after_reasoning`.
-            Some(Thoughts { start: Start::Marker, begin: None, .. }) if constrained => ThinkingStart::Never,
+            Some(Thoughts { start: Start::Marker, marks, .. }) if constrained && marks.begin.is_empty() => {
+                ThinkingStart::Never
+            }
             Some(Thoughts { start: Start::Marker, .. }) => ThinkingStart::Marker,
             Some(Thoughts { start: Start::Outside, .. }) => ThinkingStart::Never,
         }
@@ -139,78 +164,169 @@ impl ChatParser {
 
     /// At the beginning of an answer.
     pub fn start(&self) -> Reading {
-        let thoughts = self.thoughts.clone().map(|thoughts| {
-            let reader = ReasoningReader::new(thoughts.format, thoughts.start);
-            let tracker = thoughts.marks.as_ref().map(|marks| {
-                let start = match thoughts.start {
-                    Start::Inside | Start::InsideOrMarker => ThinkingStart::Inside { spent: 0 },
-                    Start::Marker => ThinkingStart::Marker,
-                    Start::Outside => ThinkingStart::Never,
-                };
-                ThoughtTracker::new(marks, start)
-            });
-            ThoughtReading { reader, shown: thoughts.shown, tracker }
+        let (reader, inside) = match self.channels() {
+            Some(prompt) => {
+                let shown = self.thoughts.as_ref().is_none_or(|thoughts| thoughts.shown);
+                let calls = self.calls.as_ref().map(|calls| calls.only_first);
+                let reader = HarmonyReader::new(prompt, shown, calls);
+                let inside = reader.is_in_thoughts();
+                (Reader::Channels(reader), inside)
+            }
+            None => self.start_staged(),
+        };
+        let again = matches!(reader, Reader::Channels(_));
+        let count = self.thoughts.as_ref().map(|thoughts| {
+            ThoughtCount::new(thoughts.marks.clone(), inside, again).tracked_by(thoughts.tracker())
         });
+        Reading { reader, count, pieces: Pieces::default() }
+    }
+
+    fn start_staged(&self) -> (Reader, bool) {
+        let thoughts = self.thoughts.as_ref().map(|thoughts| ThoughtReading {
+            reader: ReasoningReader::new(thoughts.format, thoughts.start),
+            shown: thoughts.shown,
+        });
+        let inside = thoughts.as_ref().is_some_and(|thoughts| thoughts.reader.is_inside());
         let calls = self
             .calls
             .as_ref()
             .map(|calls| ToolReader::new(calls.format, calls.tools.clone(), calls.only_first));
-        Reading { thoughts, calls, rest: String::new() }
+        (Reader::Staged { thoughts, calls, rest: String::new() }, inside)
+    }
+
+    /// If the answer comes in channels: the message that the prompt has begun.
+    fn channels(&self) -> Option<&str> {
+        let thoughts = self.thoughts.as_ref().filter(|thoughts| thoughts.format.is_in_channels());
+        match &self.calls {
+            Some(calls) if !calls.format.is_in_channels() => None,
+            None => thoughts.map(|thoughts| &*thoughts.begun),
+            Some(_) => Some(thoughts.map_or("", |thoughts| &thoughts.begun)),
+        }
     }
 }
 
 /// The state of reading one answer.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 pub struct Reading {
-    thoughts: Option<ThoughtReading>,
-    calls: Option<ToolReader>,
-    /// Between the two; empty between two pushes.
-    rest: String,
+    reader: Reader,
+    count: Option<ThoughtCount>,
+    /// Read and not told yet.
+    pieces: Pieces,
+}
+
+#[derive(Debug, Clone)]
+enum Reader {
+    /// Thoughts are taken off first, and calls found in the rest.
+    Staged {
+        thoughts: Option<ThoughtReading>,
+        calls: Option<ToolReader>,
+        /// Between the two; empty between two pushes.
+        rest: String,
+    },
+    Channels(HarmonyReader),
 }
 
 #[derive(Debug, Clone)]
 struct ThoughtReading {
     reader: ReasoningReader,
     shown: bool,
-    /// Counts; by tokens, so that it does not matter which of them come together.
-    tracker: Option<ThoughtTracker>,
 }
 
 impl Reading {
-    /// Takes `text` in and puts what it means into `delta`, whose tokens are there already. `last` = nothing
-    /// follows.
-    pub fn push(&mut self, text: &mut String, last: bool, delta: &mut ChatDelta) {
-        if let Some(thoughts) = &mut self.thoughts {
-            thoughts.push(text, last, delta, &mut self.rest);
-        } else {
-            std::mem::swap(text, &mut self.rest);
+    /// Takes in `text`, which `token_ids` have brought. `last` = nothing follows.
+    pub fn push(&mut self, text: &str, token_ids: &[TokenId], last: bool) {
+        if let Some(count) = &mut self.count {
+            count.push(token_ids, self.reader.is_in_thoughts());
         }
-        match &mut self.calls {
-            None => std::mem::swap(&mut self.rest, &mut delta.content),
-            Some(calls) => {
-                calls.push(&self.rest, &mut delta.content, &mut delta.tool_calls);
+        let out = &mut self.pieces;
+        match &mut self.reader {
+            Reader::Channels(reader) => {
+                reader.push(text, out);
                 if last {
-                    calls.finish(&mut delta.content, &mut delta.tool_calls);
+                    reader.finish(out);
                 }
-                delta.num_tool_calls = calls.num_calls();
+            }
+            Reader::Staged { thoughts, calls, rest } => {
+                match thoughts {
+                    Some(thoughts) => thoughts.push(text, last, out, rest),
+                    None => rest.push_str(text),
+                }
+                match calls {
+                    Some(calls) => calls.push(rest, out),
+                    None => out.content(rest),
+                }
+                if let (Some(calls), true) = (calls, last) {
+                    calls.finish(out);
+                }
+                rest.clear();
             }
         }
-        self.rest.clear();
+    }
+
+    /// Moves what has been read into `delta`, whose texts are empty, as far as it can be told in one; false if
+    /// more is to be told in the next.
+    pub fn tell(&mut self, delta: &mut ChatDelta) -> bool {
+        self.pieces.tell(delta);
+        delta.num_tool_calls = match &self.reader {
+            Reader::Channels(reader) => reader.num_calls(),
+            Reader::Staged { calls, .. } => calls.as_ref().map_or(0, ToolReader::num_calls),
+        };
+        delta.num_reasoning_tokens = self.count.as_ref().map_or(0, ThoughtCount::num_tokens);
+        self.pieces.is_empty()
+    }
+}
+
+impl Reader {
+    /// Whether what comes now may be thoughts.
+    fn is_in_thoughts(&self) -> bool {
+        match self {
+            Self::Channels(reader) => reader.is_in_thoughts(),
+            Self::Staged { thoughts, .. } => {
+                thoughts.as_ref().is_some_and(|thoughts| thoughts.reader.is_inside())
+            }
+        }
     }
 }
 
 impl ThoughtReading {
-    fn push(&mut self, text: &str, last: bool, delta: &mut ChatDelta, rest: &mut String) {
-        if let Some(tracker) = &mut self.tracker {
-            delta.token_ids.iter().for_each(|&token| tracker.take(token));
-            delta.num_reasoning_tokens = tracker.num_tokens();
-        }
-        self.reader.push(text, &mut delta.reasoning, rest);
+    fn push(&mut self, text: &str, last: bool, out: &mut Pieces, rest: &mut String) {
+        let mut reasoning = String::new();
+        self.reader.push(text, &mut reasoning, rest);
         if last {
-            self.reader.finish(&mut delta.reasoning, rest);
+            self.reader.finish(&mut reasoning, rest);
         }
-        if !self.shown {
-            delta.reasoning.clear();
+        if self.shown {
+            out.reasoning(&reasoning);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is told of a text that comes at once, as one letter a piece.
+    fn told(text: &str) -> (String, u32) {
+        let mut reading = ChatParser::named(Some("hermes"), Some("qwen3")).unwrap().start();
+        reading.push(text, &[], true);
+        let (mut letters, mut more) = (String::new(), true);
+        let mut delta = ChatDelta::default();
+        while more {
+            delta = ChatDelta::default();
+            more = !reading.tell(&mut delta);
+            letters.push_str(if delta.reasoning.is_empty() { "" } else { "r" });
+            letters.push_str(if delta.content.is_empty() { "" } else { "c" });
+            letters.extend(delta.tool_calls.iter().filter(|call| call.start.is_some()).map(|_| 'f'));
+            letters.push('.');
+        }
+        (letters, delta.num_tool_calls)
+    }
+
+    #[test]
+    fn what_comes_at_once_is_told_in_its_order() {
+        let call = "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>";
+        assert_eq!(told("a"), ("c.".into(), 0));
+        assert_eq!(told(&format!("<think>a</think>b{call}{call}")), ("rcff.".into(), 2));
+        assert_eq!(told(&format!("a{call}b{call}{call}c")), ("cf.cff.c.".into(), 3));
     }
 }

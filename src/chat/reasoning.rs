@@ -19,6 +19,8 @@ pub(crate) struct ReasoningFormat {
     also_ends: &'static [&'static str],
     /// Tags around the answer proper, which are left out.
     around_answer: &'static [&'static str],
+    /// The whole answer comes in channels, one of which is for thoughts.
+    channels: bool,
 }
 
 /// Thoughts between tags; nothing else is special.
@@ -29,34 +31,109 @@ const TAGS: ReasoningFormat = ReasoningFormat {
     starts_inside: false,
     also_ends: &[],
     around_answer: &[],
+    channels: false,
 };
 
 /// Every format. Examples are in the tests.
 const FORMATS: &[ReasoningFormat] = &[
     // `Hm.</think>Yes.`: the template, or the model itself, has written <think>.
-    ReasoningFormat { names: &["deepseek_r1", "minimax_m2"], starts_inside: true, ..TAGS },
+    ReasoningFormat { names: &["deepseek_r1", "step5"], starts_inside: true, ..TAGS },
+    ReasoningFormat {
+        names: &["minimax_m2"],
+        starts_inside: true,
+        also_ends: &["<minimax:tool_call>"],
+        ..TAGS
+    },
     // `<think>Hm.</think>Yes.`, and no markers at all with thinking switched off.
+    ReasoningFormat {
+        names: &["deepseek_v3", "holo2", "hy_v3", "hy_v4", "olmo3", "poolside_v1", "step3"],
+        ..TAGS
+    },
+    // The same, and `<think>Hm.<tool_call>...`: the thoughts may lead straight to a call.
     ReasoningFormat {
         names: &[
             "qwen3",
-            "deepseek_v3",
             "glm45",
             "glm47",
-            "holo2",
-            "nemotron_v3",
-            "olmo3",
-            "step3",
-            "step3p5",
+            "granite_thinking_parser",
+            "ling3",
             "mimo",
+            "minicpmv",
+            "nemotron_v3",
+            "step3p5",
+        ],
+        also_ends: &["<tool_call>"],
+        ..TAGS
+    },
+    ReasoningFormat { names: &["kimi_k2"], also_ends: &["<|tool_calls_section_begin|>"], ..TAGS },
+    ReasoningFormat { names: &["deepseek_v4"], also_ends: &["<｜DSML｜tool_calls>"], ..TAGS },
+    ReasoningFormat { names: &["deepseek_v41"], also_ends: &["<｜DSML｜ calls>"], ..TAGS },
+    // `[THINK]Hm.[/THINK]Yes.`
+    ReasoningFormat {
+        names: &["mistral"],
+        begin: &["[THINK]"],
+        end: &["[/THINK]"],
+        also_ends: &["[TOOL_CALLS]"],
+        ..TAGS
+    },
+    // `<seed:think>Hm.</seed:think>Yes.`
+    ReasoningFormat {
+        names: &["seed_oss"],
+        begin: &["<seed:think>"],
+        end: &["</seed:think>"],
+        also_ends: &["<seed:tool_call>"],
+        ..TAGS
+    },
+    // `<mm:think>Hm.</mm:think>Yes.`
+    ReasoningFormat { names: &["minimax_m3"], begin: &["<mm:think>"], end: &["</mm:think>"], ..TAGS },
+    // `<ifm|think>Hm.</ifm|think>Yes.`, with a pair of markers for each effort
+    ReasoningFormat {
+        names: &["k2_horizon"],
+        begin: &["<ifm|think>", "<ifm|think_fast>", "<ifm|think_faster>"],
+        end: &["</ifm|think>", "</ifm|think_fast>", "</ifm|think_faster>"],
+        also_ends: &["<ifm|tool_calls>"],
+        ..TAGS
+    },
+    // `<|plamo:begin_think:plamo|>Hm.<|plamo:end_think:plamo|>Yes.`
+    ReasoningFormat {
+        names: &["plamo3"],
+        begin: &["<|plamo:begin_think:plamo|>"],
+        end: &["<|plamo:end_think:plamo|>"],
+        also_ends: &["<|plamo:begin_tool_requests:plamo|>"],
+        ..TAGS
+    },
+    // `<|channel>thought
+    // Hm.<channel|>Yes.`
+    ReasoningFormat {
+        names: &["gemma4"],
+        begin: &["<|channel>thought\n", "<|channel>"],
+        end: &["<channel|>"],
+        also_ends: &["<|tool_call>"],
+        ..TAGS
+    },
+    // `<|open|>think<|sep|>Hm.<|close|>think<|sep|><|open|>response<|sep|>Yes.<|close|>response<|sep|>`
+    ReasoningFormat {
+        names: &["kimi_k3"],
+        begin: &["<|open|>think<|sep|>"],
+        end: &["<|close|>think<|sep|>"],
+        also_ends: &["<|open|>tools<|sep|>"],
+        around_answer: &[
+            "<|open|>response<|sep|>",
+            "<|close|>response<|sep|>",
+            "<|close|>message<|sep|>",
+            "<|end_of_msg|>",
         ],
         ..TAGS
     },
-    // `<think>Hm.<|tool_calls_section_begin|>...`: the thoughts may lead straight to a call.
-    ReasoningFormat { names: &["kimi_k2"], also_ends: &["<|tool_calls_section_begin|>"], ..TAGS },
-    // `[THINK]Hm.[/THINK]Yes.`
-    ReasoningFormat { names: &["mistral"], begin: &["[THINK]"], end: &["[/THINK]"], ..TAGS },
-    // `<seed:think>Hm.</seed:think>Yes.`
-    ReasoningFormat { names: &["seed_oss"], begin: &["<seed:think>"], end: &["</seed:think>"], ..TAGS },
+    // `<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>Yes.<|END_RESPONSE|>`, or TEXT for RESPONSE
+    ReasoningFormat {
+        names: &["cohere_command3", "cohere_command4"],
+        begin: &["<|START_THINKING|>"],
+        end: &["<|END_THINKING|>"],
+        also_ends: &["<|START_ACTION|>"],
+        around_answer: &["<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"],
+        ..TAGS
+    },
     // `<think>Hm.</think><answer>Yes.</answer>`
     ReasoningFormat { names: &["hunyuan_a13b"], around_answer: &["<answer>", "</answer>"], ..TAGS },
     // `<think>Hm.</think><response>Yes.</response>`
@@ -66,6 +143,22 @@ const FORMATS: &[ReasoningFormat] = &[
         names: &["granite"],
         begin: &["Here's my thought process:", "Here is my thought process:"],
         end: &["Here's my response:", "Here is my response:"],
+        ..TAGS
+    },
+    // `<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>`
+    ReasoningFormat {
+        names: &["openai_gptoss"],
+        begin: &["<|channel|>analysis<|message|>"],
+        end: &["<|end|>"],
+        around_answer: &[
+            "<|start|>assistant",
+            "<|channel|>final<|message|>",
+            "<|channel|>commentary<|message|>",
+            "<|channel|>final <|constrain|>json<|message|>",
+            "<|call|>",
+            "<|return|>",
+        ],
+        channels: true,
         ..TAGS
     },
 ];
@@ -81,6 +174,11 @@ impl ReasoningFormat {
         let mut names: Vec<_> = FORMATS.iter().flat_map(|format| format.names).copied().collect();
         names.sort_unstable();
         names
+    }
+
+    /// Whether the whole answer comes in channels.
+    pub(crate) fn is_in_channels(&self) -> bool {
+        self.channels
     }
 
     /// All markers.
@@ -106,7 +204,7 @@ impl ReasoningFormat {
     /// Where an answer to this prompt begins. `continues` = the prompt ends within a message.
     pub(crate) fn start_after(&self, prompt: &str, continues: bool) -> Start {
         let prompt = prompt.trim_end();
-        let ends_with = |markers: &[&str]| markers.iter().any(|marker| prompt.ends_with(marker));
+        let ends_with = |markers: &[&str]| markers.iter().any(|marker| prompt.ends_with(marker.trim_end()));
         if ends_with(self.begin) {
             Start::Inside
         } else if continues || ends_with(self.end) {
@@ -172,6 +270,11 @@ impl ReasoningReader {
         Self { format, at, window: Window::default(), blanks: String::new() }
     }
 
+    /// Whether what comes now may be thoughts.
+    pub(super) fn is_inside(&self) -> bool {
+        matches!(self.at, At::Inside { .. } | At::Start { otherwise: Where::Inside })
+    }
+
     /// Takes text in: thoughts go to `reasoning`, the rest to `rest`.
     pub(super) fn push(&mut self, text: &str, reasoning: &mut String, rest: &mut String) {
         for (at, c) in text.char_indices() {
@@ -187,6 +290,7 @@ impl ReasoningReader {
     pub(super) fn finish(&mut self, reasoning: &mut String, rest: &mut String) {
         let held = self.window.take();
         match self.at {
+            At::Start { .. } if self.format.begin.contains(&&*held) => (),
             At::Start { otherwise: Where::Outside } => {
                 rest.push_str(&self.blanks);
                 rest.push_str(&held);
@@ -251,7 +355,14 @@ impl ReasoningReader {
                 self.at = At::Inside { empty: true };
             }
             Look::Neither => {
+                let begin = self.window.longest(self.format.begin.iter().copied());
                 let held = self.window.take();
+                if let Some(begin) = begin {
+                    // The beginning of a longer one that it turned out not to be.
+                    self.blanks.clear();
+                    self.at = At::Inside { empty: true };
+                    return self.push(&held[begin.len()..], reasoning, rest);
+                }
                 match otherwise {
                     Where::Outside => {
                         rest.push_str(&std::mem::take(&mut self.blanks));
@@ -337,6 +448,28 @@ mod tests {
             ("ernie45", "", "<think>\nHm.\n</think>\n\n<response>\nYes.\n</response>\n"),
             ("seed_oss", "assistant\n", "<seed:think>Hm.</seed:think>Yes."),
             ("granite", "assistant", "Here is my thought process: Hm. Here is my response: Yes."),
+            ("gemma4", "model\n", "<|channel>thought\nHm.\n<channel|>Yes."),
+            ("gemma4", "model\n", "<|channel>Hm.<channel|>Yes."),
+            ("gemma4", "model\n<|channel>thought\n", "Hm.<channel|>Yes."),
+            (
+                "kimi_k3",
+                "<|open|>think<|sep|>",
+                "Hm.<|close|>think<|sep|><|open|>response<|sep|>Yes.<|close|>response<|sep|><|close|>message<|sep|>",
+            ),
+            (
+                "cohere_command3",
+                "<|CHATBOT_TOKEN|>",
+                "<|START_THINKING|> Hm.<|END_THINKING|>\n<|START_RESPONSE|>Yes.<|END_RESPONSE|>",
+            ),
+            ("cohere_command4", "<|START_THINKING|>", "Hm.<|END_THINKING|><|START_TEXT|>Yes.<|END_TEXT|>"),
+            ("minimax_m3", "", "<mm:think>Hm.</mm:think>Yes."),
+            ("k2_horizon", "<ifm|think_fast>\n", "Hm.</ifm|think_fast>\nYes."),
+            ("plamo3", "", "<|plamo:begin_think:plamo|>Hm.<|plamo:end_think:plamo|>Yes."),
+            (
+                "openai_gptoss",
+                "<|start|>assistant",
+                "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>",
+            ),
             ("granite", "assistant", "Here's my thought process:\nHm.\n\nHere's my response:\nYes."),
         ] {
             let start = ReasoningFormat::named(name).unwrap().start_after(prompt, false);

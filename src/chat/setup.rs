@@ -7,6 +7,7 @@ use quire_scheduler::TokenId;
 
 use super::conversation::Conversation;
 use super::reasoning::ReasoningFormat;
+use super::thought_count::ThoughtMarks;
 use super::tools::ToolFormat;
 use crate::config::{ChatConfig, ReasoningConfig};
 use crate::grammar::ThinkingMarks;
@@ -24,9 +25,8 @@ pub struct ChatSetup {
     pub(crate) tool_tokens: Arc<[TokenId]>,
     /// Special tokens that mark thoughts.
     pub(crate) reasoning_tokens: Arc<[TokenId]>,
-    /// The token that begins thoughts, where it is one.
-    pub(crate) reasoning_begin: Option<TokenId>,
     thinking: Option<ThinkingMarks>,
+    pub(super) thought_marks: ThoughtMarks,
     config: ChatConfig,
 }
 
@@ -43,6 +43,12 @@ pub enum ChatSetupError {
         /// What could have been typed.
         known: String,
     },
+    /// One of the two parsers reads all of an answer, the other does not know.
+    #[error(
+        "--tool-call-parser openai and --reasoning-parser openai_gptoss read one and the same format: give both or \
+         neither"
+    )]
+    Channels,
     /// `--enable-auto-tool-choice` without a parser.
     #[error(
         "--enable-auto-tool-choice needs to know how the model writes tool calls, and its chat template does not \
@@ -66,8 +72,16 @@ impl ChatSetup {
         tokenizer: &Tokenizer,
     ) -> Result<Self, ChatSetupError> {
         let template = template.unwrap_or_default();
-        let tool_name = config.tool_call_parser.as_deref().or_else(|| tool_format_of(template));
-        let reasoning_name = config.reasoning_parser.as_deref().or_else(|| reasoning_format_of(template));
+        let mut tool_name = config.tool_call_parser.as_deref();
+        let mut reasoning_name = config.reasoning_parser.as_deref();
+        // What comes in channels comes in channels altogether.
+        match (tool_name, reasoning_name) {
+            (Some("openai"), None) => reasoning_name = Some("openai_gptoss"),
+            (None, Some("openai_gptoss")) => tool_name = Some("openai"),
+            _ => (),
+        }
+        let tool_name = tool_name.or_else(|| tool_format_of(template));
+        let reasoning_name = reasoning_name.or_else(|| reasoning_format_of(template));
         let unknown = |flag, given: &str, known: Vec<&str>| ChatSetupError::Unknown {
             flag,
             given: given.into(),
@@ -81,6 +95,11 @@ impl ChatSetup {
             ReasoningFormat::named(name).ok_or_else(|| unknown("reasoning-parser", name, known()))
         });
         let (tools, reasoning) = (tools.transpose()?, reasoning.transpose()?);
+        if tools.is_some_and(ToolFormat::is_in_channels)
+            != reasoning.is_some_and(ReasoningFormat::is_in_channels)
+        {
+            return Err(ChatSetupError::Channels);
+        }
         if config.enable_auto_tool_choice && tools.is_none() {
             return Err(ChatSetupError::NoToolParser { known: ToolFormat::names().join(", ") });
         }
@@ -89,12 +108,11 @@ impl ChatSetup {
             let ids = markers.flat_map(|marker| tokenizer.encode(marker, false).unwrap_or_default());
             ids.filter(|&id| tokenizer.is_special(id)).collect()
         };
-        let token = |markers: &[&str]| markers.iter().find_map(|marker| tokenizer.token_to_id(marker));
         Ok(Self {
             tool_tokens: tools.map_or_else(|| [].into(), |format| special(&mut format.markers())),
             reasoning_tokens: reasoning.map_or_else(|| [].into(), |format| special(&mut format.markers())),
-            reasoning_begin: reasoning.and_then(|format| token(format.begins())),
             thinking: thinking_marks(reasoning, config.reasoning.as_ref(), tokenizer),
+            thought_marks: reasoning.map(|format| thought_marks(format, tokenizer)).unwrap_or_default(),
             tools,
             reasoning,
             tool_name: tool_name.map(String::from),
@@ -143,26 +161,65 @@ fn thinking_marks(
     ThinkingMarks::new(begins, ends, forced, tokenizer)
 }
 
+fn thought_marks(format: &ReasoningFormat, tokenizer: &Tokenizer) -> ThoughtMarks {
+    let begin = |marker: &&str| {
+        if let Some(id) = tokenizer.token_to_id(marker) {
+            return Some(vec![id]);
+        }
+        let ids = tokenizer.encode(marker, false).unwrap_or_default();
+        // Text after a special token is always cut alike.
+        Some(ids).filter(|ids| ids.first().is_some_and(|id| tokenizer.is_special(*id)))
+    };
+    ThoughtMarks {
+        begin: format.begins().iter().find_map(begin).unwrap_or_default().into(),
+        ends: format.ends().iter().filter_map(|marker| tokenizer.token_to_id(marker)).collect(),
+    }
+}
+
 /// What the template's own text says of tool calls. Templates write calls of earlier answers, and most tell the
 /// model how to write them.
 fn tool_format_of(template: &str) -> Option<&'static str> {
     let has = |mark: &str| template.contains(mark);
-    let tests: [(&str, bool); 15] = [
+    let tests = [
+        ("openai", has("<|channel|>") && has("to=functions.")),
         ("kimi_k2", has("<|tool_calls_section_begin|>")),
+        ("kimi_k3", has("<|open|>") && has("<|sep|>")),
         ("deepseek_v32", has("｜DSML｜function_calls")),
+        ("deepseek_v4", has("｜DSML｜tool_calls")),
+        ("deepseek_v41", has("｜DSML｜ calls")),
         ("deepseek_v3", has("<｜tool▁call▁begin｜>") && has("```json")),
         ("deepseek_v31", has("<｜tool▁call▁begin｜>")),
         ("step3", has("<steptml:invoke")),
         ("minimax_m2", has("<minimax:tool_call>")),
         ("seed_oss", has("<seed:tool_call>")),
+        ("hy_v3", has("<tool_sep>") && has("<arg_key>")),
+        ("hy_v4", has("<tool_calls>") && has("<arg_key>")),
         ("glm45", has("<arg_key>")),
+        ("k2_horizon", has("<ifm|tool_call>")),
+        ("plamo3", has("<|plamo:begin_tool_request:plamo|>")),
+        ("dots", has("<dots_function_call>")),
+        ("minicpm5", has("<function name=") && has("<param name=")),
+        ("gemma4", has("<|tool_call>call:")),
+        ("functiongemma", has("<start_function_call>")),
+        ("cohere_command3", has("<|START_ACTION|>")),
+        ("apertus", has("<|tools_prefix|>")),
+        ("gigachat3", has("function call<|role_sep|>") || has("<|function_call|>")),
         ("qwen3_coder", has("<tool_call>") && has("<function=")),
         ("mistral", has("[TOOL_CALLS]")),
         ("internlm", has("<|plugin|>") && has("<|action_start|>")),
         ("lfm2", has("<|tool_call_start|>")),
-        ("llama4_pythonic", has("<|python_start|>")),
+        ("llama4_pythonic", has("<|python_start|>") || has("[func_name1(") && has("<|header_start|>")),
+        ("pythonic", has("[func_name1(")),
+        ("olmo3", has("<function_calls>") && !has("<invoke")),
+        ("granite", has("<|tool_call|>")),
+        ("granite-20b-fc", has("<function_call>")),
+        ("longcat", has("<longcat_tool_call>")),
+        ("hunyuan_a13b", has("<tool_calls>")),
+        ("phi4_mini_json", has("functools[")),
+        ("xlam", has("[{\"name\": \"tool_call_name\", \"arguments\":")),
         ("hermes", has("<tool_call>") && (has("\"arguments\"") || has("\\\"arguments\\\""))),
         ("llama3_json", has("<|python_tag|>") && has("\"parameters\"")),
+        ("llama3_json", has("{\"name\": function name, \"parameters\":")),
     ];
     tests.into_iter().find_map(|(name, found)| found.then_some(name))
 }
@@ -170,13 +227,25 @@ fn tool_format_of(template: &str) -> Option<&'static str> {
 /// What the template's own text says of thoughts.
 fn reasoning_format_of(template: &str) -> Option<&'static str> {
     let has = |mark: &str| template.contains(mark);
-    let tests: [(&str, bool); 6] = [
+    let thinks = has("<think>") && has("</think>");
+    let tests = [
+        ("openai_gptoss", has("<|channel|>") && has("to=functions.")),
         ("seed_oss", has("<seed:think>")),
+        ("minimax_m3", has("<mm:think>")),
+        ("k2_horizon", has("<ifm|think>")),
+        ("plamo3", has("<|plamo:begin_think:plamo|>")),
+        ("kimi_k3", has("<|open|>") && has("<|sep|>")),
+        ("gemma4", has("<|channel>") && has("<channel|>")),
+        ("cohere_command3", has("<|START_THINKING|>")),
         ("mistral", has("[THINK]") && has("[/THINK]")),
-        ("kimi_k2", has("<think>") && has("<|tool_calls_section_begin|>")),
-        ("minimax_m2", has("<think>") && has("<minimax:tool_call>")),
+        ("hunyuan_a13b", thinks && (has("<answer>") || (has("<tool_calls>") && !has("<arg_key>")))),
+        ("ernie45", thinks && has("<response>")),
+        ("kimi_k2", thinks && has("<|tool_calls_section_begin|>")),
+        ("minimax_m2", thinks && has("<minimax:tool_call>")),
+        ("deepseek_v4", thinks && has("｜DSML｜tool_calls")),
+        ("deepseek_v41", thinks && has("｜DSML｜ calls")),
         ("deepseek_r1", has("</think>") && has("<｜Assistant｜>")),
-        ("qwen3", has("<think>") && has("</think>")),
+        ("qwen3", thinks),
     ];
     tests.into_iter().find_map(|(name, found)| found.then_some(name))
 }
@@ -214,6 +283,38 @@ mod tests {
             ("'<minimax:tool_call>' '<think>' '</think>'", Some("minimax_m2"), Some("minimax_m2")),
             ("'<seed:tool_call><function=' '<seed:think>'", Some("seed_oss"), Some("seed_oss")),
             ("'<think>\\n\\n</think>\\n\\n'", None, Some("qwen3")),
+            ("'<|channel|>commentary to=functions.'", Some("openai"), Some("openai_gptoss")),
+            ("'<|open|>call' '<|sep|>'", Some("kimi_k3"), Some("kimi_k3")),
+            (
+                "'<｜DSML｜tool_calls>' '<think></think>' '<｜Assistant｜>'",
+                Some("deepseek_v4"),
+                Some("deepseek_v4"),
+            ),
+            ("'<｜DSML｜ calls>' '<think></think>'", Some("deepseek_v41"), Some("deepseek_v41")),
+            ("'<tool_calls>' '<tool_call>' + name + '<tool_sep>' '<arg_key>'", Some("hy_v3"), None),
+            ("'<tool_calls>' '<tool_call>' + name + '<arg_key>'", Some("hy_v4"), None),
+            ("'<ifm|tool_call>' '<ifm|think>'", Some("k2_horizon"), Some("k2_horizon")),
+            ("'<|tool_call>call:' '<|channel>thought\\n<channel|>'", Some("gemma4"), Some("gemma4")),
+            ("<start_function_call>call:{{ name }}{", Some("functiongemma"), None),
+            ("'<|START_ACTION|>' '<|START_THINKING|>'", Some("cohere_command3"), Some("cohere_command3")),
+            ("'<|tools_prefix|>['", Some("apertus"), None),
+            ("'function call<|role_sep|>\\n'", Some("gigachat3"), None),
+            ("<dots_function_call><invoke name=", Some("dots"), None),
+            ("'<function name=' '<param name='", Some("minicpm5"), None),
+            ("'<|plamo:begin_tool_request:plamo|>'", Some("plamo3"), None),
+            ("'<|tool_call|>' + calls|tojson", Some("granite"), None),
+            ("'<function_call> ' + call|tojson", Some("granite-20b-fc"), None),
+            ("<tool_calls>[{\"name\": <think></think><answer>", Some("hunyuan_a13b"), Some("hunyuan_a13b")),
+            ("formatted as functools[{", Some("phi4_mini_json"), None),
+            (
+                r#"Respond in the format {"name": function name, "parameters": dict}"#,
+                Some("llama3_json"),
+                None,
+            ),
+            ("[func_name1(params_name1=params_value1)]", Some("pythonic"), None),
+            ("<|header_start|> [func_name1(params_name1=params_value1)]", Some("llama4_pythonic"), None),
+            ("'<mm:think>'", None, Some("minimax_m3")),
+            ("'<think></think>\\n<response>'", None, Some("ernie45")),
         ] {
             assert_eq!(
                 (tool_format_of(template), reasoning_format_of(template)),

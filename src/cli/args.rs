@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::answer_args::AnswerArgs;
 use super::bench::BenchCommand;
 #[cfg(feature = "cuda")]
 use super::compile_kernels::CompileKernelsArgs;
@@ -64,6 +65,9 @@ pub(super) struct ServeArgs {
     /// Everything about memory and steps.
     #[command(flatten)]
     pub(super) scheduling: SchedulingArgs,
+    /// Everything about what answers tell.
+    #[command(flatten)]
+    pub(super) answers: AnswerArgs,
     /// Everything about sockets.
     #[command(flatten)]
     pub(super) listen: ListenArgs,

@@ -3,6 +3,7 @@
 //! Two levels, so that nothing below sees a raw flag: [`args`] and [`layers`] are what was typed (or said
 //! by the environment or a config file), [`resolve`] is what it means.
 
+mod answer_args;
 mod args;
 mod bench;
 mod chat;

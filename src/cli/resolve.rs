@@ -12,8 +12,8 @@ use super::args::{
     SchedulingArgs, ServeArgs,
 };
 use crate::config::{
-    ChatConfig, ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
-    TlsConfig, WeightDtype,
+    AnswerConfig, ChatConfig, ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice,
+    ServerConfig, TlsConfig, WeightDtype,
 };
 
 /// The demo model's name.
@@ -58,7 +58,7 @@ pub(super) fn resolve(
     args: ServeArgs,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(EngineConfig, ServerConfig), ConfigError> {
-    let server = server_config(&args.listen)?;
+    let server = ServerConfig { answers: args.answers.resolve()?, ..server_config(&args.listen)? };
     let chat = chat_config(args.chat)?;
     Ok((EngineConfig { chat, ..engine_config(args.model_tag, args.model, args.scheduling, env)? }, server))
 }
@@ -166,7 +166,7 @@ fn runner(m: &ModelArgs) -> Result<RunnerChoice, ConfigError> {
     Ok(choice)
 }
 
-fn value(flag: &'static str, given: impl ToString, allowed: &str) -> ConfigError {
+pub(super) fn value(flag: &'static str, given: impl ToString, allowed: &str) -> ConfigError {
     ConfigError::Value { flag, given: given.to_string(), allowed: allowed.into() }
 }
 
@@ -205,6 +205,7 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
         sse_keep_alive_interval: Duration::from_secs_f64(l.sse_keep_alive_interval),
         stall_timeout: Duration::from_secs_f64(l.stall_timeout),
         tls: tls_config(l)?,
+        answers: AnswerConfig::default(),
     })
 }
 

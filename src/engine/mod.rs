@@ -19,5 +19,5 @@ pub use self::pause::PauseMode;
 pub use self::request::{GenerateRequest, SubmitError, TextOptions};
 pub use self::stats::EngineStats;
 pub use self::stream::{
-    Finish, FinishKind, OutputDelta, OutputStream, PromptOutput, StopCause, TokenLogprobs,
+    Finish, FinishKind, OutputDelta, OutputStream, PromptOutput, StopCause, Timings, TokenLogprobs,
 };

@@ -18,7 +18,7 @@ use quire_scheduler::{
 use super::handle::{Abort, Admission, ExternalIds};
 use super::kv_events::KvEvents;
 use super::request::TextOptions;
-use super::stream::{Finish, FinishKind, Mailbox, PromptOutput, StopCause, TokenLogprobs};
+use super::stream::{Finish, FinishKind, Mailbox, PromptOutput, StopCause, Timings, TokenLogprobs};
 use crate::metrics::{FinishedSequence, Metrics};
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 
@@ -404,7 +404,13 @@ impl SequenceOutput {
     }
 
     fn end(&self, kind: FinishKind, stop: Option<StopCause>, error: Option<Arc<str>>) -> Finish {
-        Finish { kind, stop, error, num_output_tokens: self.num_output_tokens }
+        let since = |t: Instant| t.duration_since(self.arrived);
+        let timings = Timings {
+            scheduled: self.scheduled.map(since),
+            first_token: self.first_token.map(since),
+            last_token: self.last_token.map(since),
+        };
+        Finish { kind, stop, error, num_output_tokens: self.num_output_tokens, timings }
     }
 }
 

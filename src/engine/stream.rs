@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use quire_scheduler::{RequestId, TokenId};
@@ -66,6 +67,19 @@ pub struct Finish {
     pub error: Option<Arc<str>>,
     /// Tokens generated, a final stop token included.
     pub num_output_tokens: u32,
+    /// When it got where.
+    pub timings: Timings,
+}
+
+/// When a sequence got where, since its request arrived; `None` if it never did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Into a step for the first time.
+    pub scheduled: Option<Duration>,
+    /// To its first token.
+    pub first_token: Option<Duration>,
+    /// To its last token.
+    pub last_token: Option<Duration>,
 }
 
 /// vLLM's finish reasons.

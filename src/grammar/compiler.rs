@@ -140,8 +140,14 @@ fn checked(parser: TokenParser) -> Result<llguidance::Matcher, GrammarRefusal> {
     }
 }
 
+/// What llguidance says of its own limits is for whoever can change them.
 fn refusal(error: anyhow::Error) -> GrammarRefusal {
-    GrammarRefusal(gist(&format!("{error:#}")))
+    let message = format!("{error:#}");
+    let limits = ["fuel", "grammar) too big", "grammar size", "too many expressions", "too many states"];
+    if limits.iter().any(|limit| message.contains(limit)) {
+        return GrammarRefusal::new("it is too complex: compiling it takes more steps than are allowed");
+    }
+    GrammarRefusal(gist(&message))
 }
 
 /// llguidance's messages go on with the place in the source, the parser's state, and a trace where it panicked.

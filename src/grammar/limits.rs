@@ -19,10 +19,15 @@ pub(super) const MAX_BRACKET_DEPTH: usize = 128;
 /// Rules of a grammar: each may lead to the next, one level deeper.
 pub(super) const MAX_RULES: usize = 2048;
 
-/// What llguidance may spend on one grammar: 20 ms or so to compile it, as much for a mask, 30 MB for a
-/// sequence's automaton. A sequence that needs more ends with an error.
+/// What llguidance may spend on one grammar: some 200 ms to compile it, 20 ms for a mask, 30 MB for a
+/// sequence's automaton. A sequence that needs more ends with an error. `precompute_large_lexemes` stays on:
+/// what llguidance does before its first mask is bounded by nothing else.
 pub(super) fn parser_limits() -> ParserLimits {
     ParserLimits {
+        initial_lexer_fuel: 200_000,
+        step_lexer_fuel: 50_000,
+        step_max_items: 20_000,
+        max_items_in_row: 4_000,
         max_lexer_states: 20_000,
         // What a client hears is about its grammar, not about the parser's state.
         verbose_errors: false,

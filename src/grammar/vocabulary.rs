@@ -14,6 +14,11 @@ const LEAD: &str = "\u{2}";
 /// Bytes of a token; longer ones (a thousand spaces or so) do not fit into the trie, and are never allowed.
 const MAX_TOKEN_BYTES: usize = 1000;
 
+/// Bytes made into tokens at once.
+const MAX_FORCED_BYTES: usize = 4096;
+/// Tokens at the end of a text that was cut off which may not be the tokens of the whole text.
+const UNSURE_TOKENS: usize = 8;
+
 /// The tokens of a model, and its way of making text into them.
 pub(super) struct Vocabulary {
     tokenizer: Tokenizer,
@@ -63,7 +68,14 @@ impl TokenizerEnv for Vocabulary {
         &self.trie
     }
 
+    /// The tokens of the beginning of a long text: they are forced tokens, and the rest is asked for again.
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
+        if bytes.len() > MAX_FORCED_BYTES {
+            let mut tokens = self.tokenize_bytes(&bytes[..MAX_FORCED_BYTES]);
+            // The last could be others if more of the text were seen.
+            tokens.truncate(tokens.len().saturating_sub(UNSURE_TOKENS));
+            return tokens;
+        }
         let lead = self.lead.unwrap_or_default();
         self.trie.tokenize_with_greedy_fallback(bytes, |text| {
             // Where the text spells out a special token, the tokenizer would make that token of it.

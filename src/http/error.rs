@@ -183,7 +183,7 @@ impl From<SubmitError> for ApiError {
 impl From<EmbedError> for ApiError {
     fn from(error: EmbedError) -> Self {
         match error {
-            EmbedError::NotPooled => Self::wrong_task(error.to_string()),
+            EmbedError::NotPooled | EmbedError::WrongTask { .. } => Self::wrong_task(error.to_string()),
             EmbedError::Param(error) => error.into(),
             EmbedError::Text(error) => error.into(),
             EmbedError::Submit(error) => error.into(),

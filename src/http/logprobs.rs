@@ -3,7 +3,7 @@
 //! JSON has no infinity: what is less likely than e^-9999 is written as -9999.0, as in vLLM.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
@@ -52,14 +52,17 @@ impl CompletionLogprobs {
         self.top_logprobs.push(None);
     }
 
-    /// The next token. Its alternatives are the token itself, as in vLLM the first, and the likeliest.
+    /// The next token. Its alternatives are the token itself, which clients of vLLM look for in the first place, and
+    /// the likeliest.
     pub(crate) fn push(&mut self, entry: &TokenLogprobs, names: &TokenNames) {
         self.push_token(entry.token, names);
         self.token_logprobs.push(Some(finite(entry.logprob)));
         let mut top = Top::default();
         top.push(names.name(entry.token), entry.logprob);
-        for &(token, logprob) in entry.top.iter().filter(|(token, _)| *token != entry.token) {
-            top.push(names.name(token), logprob);
+        for &(token, logprob) in &entry.top {
+            if token != entry.token {
+                top.push(names.name(token), logprob);
+            }
         }
         self.top_logprobs.push(Some(top));
     }
@@ -72,19 +75,21 @@ impl CompletionLogprobs {
     }
 }
 
-/// Names with their logprobs. Different tokens can have the same text (parts of characters all read U+FFFD); the first
-/// keeps the name.
+/// Names with their logprobs, in the order in which they came. Different tokens can have the same text (parts of
+/// characters all read U+FFFD); the name has the best of their scores.
 #[derive(Debug, Default)]
 struct Top {
     entries: Vec<(String, f32)>,
-    /// A set, because there can be as many entries as the vocabulary has.
-    names: HashSet<String>,
+    /// Their places. A map, because there can be as many entries as the vocabulary has.
+    names: HashMap<String, usize>,
 }
 
 impl Top {
     fn push(&mut self, name: String, logprob: f32) {
-        if self.names.insert(name.clone()) {
-            self.entries.push((name, finite(logprob)));
+        let place = *self.names.entry(name.clone()).or_insert(self.entries.len());
+        match self.entries.get_mut(place) {
+            Some((_, best)) => *best = best.max(finite(logprob)),
+            None => self.entries.push((name, finite(logprob))),
         }
     }
 }
@@ -232,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn completions_add_the_token_itself_to_the_best() {
+    fn completions_list_the_token_itself_and_the_best() {
         let names = names(true);
         let mut logprobs = CompletionLogprobs::default();
         logprobs.push_unknown(5, &names);
@@ -249,19 +254,19 @@ mod tests {
             ],
         });
         assert_eq!(to_value(&logprobs).unwrap(), expected);
-        let text = serde_json::to_string(&logprobs).unwrap();
-        assert!(text.contains(r#"{"token_id:7":-3.0,"token_id:8":-0.5,"#), "{text}");
+        // The token itself is the first.
+        assert!(serde_json::to_string(&logprobs).unwrap().contains(r#"{"token_id:7":-3.0,"token_id:8""#));
     }
 
     #[test]
-    fn tokens_with_one_name_are_listed_once() {
+    fn tokens_with_one_name_are_listed_once_with_the_better_score() {
         let names = names(false);
         // Parts of characters, which all read the same.
         let parts: Vec<_> = (0..2048).filter(|&id| names.name(id) == "\u{fffd}").take(2).collect();
         assert_eq!(parts.len(), 2, "the vocabulary has lone bytes");
         let mut logprobs = CompletionLogprobs::default();
         logprobs.push(&entry(parts[1], -2.0, 2, &[(parts[0], -1.0)]), &names);
-        assert_eq!(to_value(&logprobs).unwrap()["top_logprobs"], json!([{"\u{fffd}": -2.0}]));
+        assert_eq!(to_value(&logprobs).unwrap()["top_logprobs"], json!([{"\u{fffd}": -1.0}]));
         let chat = to_value(ChatLogprobs::new(&[entry(parts[0], -1.0, 1, &[])], &names)).unwrap();
         assert_eq!(chat["content"][0]["bytes"], json!(names.tokenizer.token_bytes(parts[0])));
     }

@@ -26,6 +26,7 @@ mod part;
 mod pooling;
 mod prompt;
 mod reply;
+mod request_metrics;
 mod responses;
 mod routes;
 mod sampling;
@@ -55,6 +56,7 @@ use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 use self::error::ApiError;
 use self::prompt::Encoder;
+use self::reply::ReplyStyle;
 use self::responses::ResponseStore;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
@@ -70,6 +72,7 @@ pub fn router(app: Arc<App>) -> Router {
         encoder: Encoder::new(app.tokenizer.clone(), &app.limits),
         openapi: OnceLock::new(),
         responses: Arc::default(),
+        style: ReplyStyle::of(&app),
         app,
     });
     let mut router = routes::router(&state.app)
@@ -98,6 +101,7 @@ pub(crate) struct HttpState {
     /// `/openapi.json`, once somebody has asked for it.
     pub(crate) openapi: OnceLock<Bytes>,
     pub(crate) responses: Arc<ResponseStore>,
+    pub(crate) style: ReplyStyle,
 }
 
 impl HttpState {

@@ -10,14 +10,14 @@ use quire_model::RowFailure;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
+use crate::app::{App, ModelInfo};
+use crate::config::Fingerprint;
 use crate::engine::{Finish, FinishKind, OutputStream, PromptOutput, StopCause, TokenLogprobs};
 
 use super::error::ApiError;
 use super::logprobs::TokenNames;
+use super::request_metrics::RequestMetrics;
 use super::usage::Usage;
-
-/// `system_fingerprint`: which program answered.
-pub(crate) const FINGERPRINT: &str = concat!("quire-", env!("CARGO_PKG_VERSION"));
 
 /// The answer to one HTTP request, but for its text.
 #[derive(Debug)]
@@ -34,10 +34,33 @@ pub(crate) struct Reply {
     pub(crate) wants_logprobs: bool,
     pub(crate) wants_prompt_logprobs: bool,
     pub(crate) return_token_ids: bool,
+    pub(crate) style: ReplyStyle,
     /// Streams: a last chunk with the usage.
     pub(crate) include_usage: bool,
     /// Streams: the usage so far on every chunk.
     pub(crate) continuous_usage: bool,
+}
+
+/// What the operator wants of all answers.
+#[derive(Debug, Clone)]
+pub(crate) struct ReplyStyle {
+    /// `system_fingerprint`.
+    pub(crate) fingerprint: Option<Arc<str>>,
+    /// The usage tells of the prefix cache.
+    tells_cached: bool,
+    /// An answer of just one choice tells how long it took.
+    tells_metrics: bool,
+}
+
+impl ReplyStyle {
+    pub(crate) fn of(app: &App) -> Self {
+        let answers = &app.server.answers;
+        Self {
+            fingerprint: fingerprint(&answers.fingerprint, &app.model, app.limits.max_model_len),
+            tells_cached: answers.prompt_tokens_details,
+            tells_metrics: answers.request_metrics,
+        }
+    }
 }
 
 /// One prompt of the request.
@@ -54,6 +77,17 @@ impl Reply {
     /// Prompt tokens of the whole request.
     pub(crate) fn prompt_tokens(&self) -> u64 {
         self.prompts.iter().map(|prompt| prompt.ids.len() as u64).sum()
+    }
+
+    /// Tokens that were in the prefix cache, if that is told.
+    pub(crate) fn cached_tokens(&self, cached_tokens: u64) -> Option<u64> {
+        self.style.tells_cached.then_some(cached_tokens)
+    }
+
+    /// How long it took, if that is wanted: of several choices, none could be told from the others.
+    pub(crate) fn metrics(&self, finish: Option<&Finish>) -> Option<RequestMetrics> {
+        let single = self.n == 1 && self.prompts.len() == 1;
+        finish.filter(|_| self.style.tells_metrics && single).map(RequestMetrics::of)
     }
 }
 
@@ -107,7 +141,7 @@ pub(crate) fn usage(reply: &Reply, prompts: &[Vec<Generated>]) -> Usage {
     let cached = |sequences: &Vec<Generated>| u64::from(sequences[0].prompt.num_cached_tokens);
     Usage {
         prompt_tokens: reply.prompt_tokens(),
-        cached_tokens: prompts.iter().map(cached).sum(),
+        cached_tokens: reply.cached_tokens(prompts.iter().map(cached).sum()),
         completion_tokens: prompts.iter().flatten().map(|one| one.token_ids.len() as u64).sum(),
         reasoning_tokens: 0,
     }
@@ -149,6 +183,29 @@ pub(crate) fn json(body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
         Ok(bytes) => ([(CONTENT_TYPE, "application/json")], bytes).into_response(),
         Err(error) => ApiError::internal(format!("the answer could not be written: {error}")).into_response(),
+    }
+}
+
+/// `system_fingerprint`. Servers with the same program, model and limits have the same; the hash is FNV-1a, which no
+/// change of the compiler changes.
+fn fingerprint(chosen: &Fingerprint, model: &ModelInfo, max_model_len: u32) -> Option<Arc<str>> {
+    match chosen {
+        Fingerprint::None => None,
+        Fingerprint::Custom(text) => Some(text.as_str().into()),
+        Fingerprint::Hash => {
+            let facts = format!(
+                "{}\n{}\n{}\n{max_model_len}\n{}\n{}\n{}",
+                model.root,
+                model.architecture,
+                model.num_parameters,
+                model.block_size,
+                model.max_num_seqs,
+                model.max_num_batched_tokens,
+            );
+            let step = |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+            let hash = facts.bytes().fold(0x811c_9dc5, step);
+            Some(format!("quire-{}-{hash:08x}", env!("CARGO_PKG_VERSION")).into())
+        }
     }
 }
 

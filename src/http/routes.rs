@@ -14,6 +14,7 @@ use super::{
     responses, tokenize,
 };
 use crate::app::App;
+use crate::embed::{PoolTask, Pooler};
 
 /// One method of one path.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub(crate) struct Route {
 /// Every route of this server.
 pub(crate) fn routes(app: &App) -> Vec<Route> {
     let server = &app.server;
-    let mut routes = task_routes(app.pooler.is_some());
+    let mut routes = task_routes(app.pooler.as_ref());
     routes.extend([
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
@@ -63,9 +64,9 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
     routes
 }
 
-/// Those about the one thing that the server does with its model, and those about the other, which answer 404 and
+/// Those about the one thing that the server does with its model, and those about the others, which answer 404 and
 /// why.
-fn task_routes(pools: bool) -> Vec<Route> {
+fn task_routes(pooler: Option<&Pooler>) -> Vec<Route> {
     let mut generating = vec![
         post("/v1/completions", completions::completions, completions::describe),
         post("/v1/chat/completions", chat::chat_completions, chat::describe),
@@ -78,20 +79,37 @@ fn task_routes(pools: bool) -> Vec<Route> {
         post("/v1/messages", anthropic::messages, anthropic::describe_messages),
         post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
     ];
-    let mut pooled = vec![
+    let mut embedding = vec![
         post("/v1/embeddings", pooling::embeddings, pooling::describe_embeddings),
-        post("/pooling", pooling::pooling, pooling::describe_pooling),
+        post("/v2/embed", pooling::cohere_embed, pooling::describe_cohere),
+        post("/api/embed", ollama::embed::embeddings, ollama::describe::embeddings),
+        post("/api/embeddings", ollama::embed::old_embeddings, ollama::describe::old_embeddings),
+    ];
+    let mut classifying = vec![post("/classify", pooling::classify, pooling::describe_classify)];
+    let mut scoring = vec![
         post("/v1/score", pooling::score, pooling::describe_score),
         post("/score", pooling::score, pooling::describe_score),
         post("/v1/rerank", pooling::rerank, pooling::describe_rerank),
         post("/v2/rerank", pooling::rerank, pooling::describe_rerank),
         post("/rerank", pooling::rerank, pooling::describe_rerank),
     ];
-    let others = if pools { &mut generating } else { &mut pooled };
-    others.iter_mut().for_each(|route| route.describe = None);
-    generating.append(&mut pooled);
-    generating.push(plain(Method::POST, "/classify", pooling::classify));
-    generating
+    let mut pooling = vec![post("/pooling", pooling::pooling, pooling::describe_pooling)];
+    let embeds = pooler.is_some_and(|pooler| pooler.task() == PoolTask::Embed);
+    let classifies = pooler.is_some_and(|pooler| pooler.task() == PoolTask::Classify);
+    let scores = embeds || pooler.is_some_and(|pooler| pooler.width == 1);
+    let mut all = Vec::new();
+    for (routes, is_there) in [
+        (&mut generating, pooler.is_none()),
+        (&mut pooling, pooler.is_some()),
+        (&mut embedding, embeds),
+        (&mut classifying, classifies),
+        (&mut scoring, scores),
+    ] {
+        let hidden = routes.iter_mut().filter(|_| !is_there);
+        hidden.for_each(|route| route.describe = None);
+        all.append(routes);
+    }
+    all
 }
 
 /// Those that change the server for everybody.
@@ -137,8 +155,6 @@ fn ollama_routes() -> Vec<Route> {
     vec![
         post("/api/chat", ollama::chat, ollama::describe::chat),
         post("/api/generate", ollama::generate, ollama::describe::generate),
-        plain(Method::POST, "/api/embed", ollama::embed::embeddings),
-        plain(Method::POST, "/api/embeddings", ollama::embed::old_embeddings),
         get("/api/tags", ollama::models::tags, ollama::describe::tags),
         get("/api/ps", ollama::models::ps, ollama::describe::ps),
         post("/api/show", ollama::models::show, ollama::describe::show),

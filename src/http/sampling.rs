@@ -208,15 +208,15 @@ pub(crate) fn stream_options(fields: &mut Fields, stream: bool) -> (bool, bool) 
     (include_usage, continuous_usage)
 }
 
-/// Wrong keys of `logit_bias` that an error names.
-const MAX_KEYS_NAMED: usize = 10;
-
 pub(crate) fn logit_bias(fields: &mut Fields) -> Vec<(i64, f64)> {
-    let (mut biases, mut bad_keys) = (Vec::new(), Vec::new());
+    const MAX_NAMED: usize = 10;
+    let mut biases = Vec::new();
+    let mut bad_keys = Vec::new();
     for (key, value) in fields.map("logit_bias").unwrap_or_default() {
         match (key.parse(), value.as_f64()) {
             (Ok(id), Some(bias)) => biases.push((id, bias)),
-            (Err(_), _) => bad_keys.push(format!("{:?}", excerpt(&key))),
+            (Err(_), _) if bad_keys.len() < MAX_NAMED => bad_keys.push(format!("{:?}", excerpt(&key))),
+            (Err(_), _) => break,
             (_, None) => {
                 fields.wrong(format!("logit_bias.{key}"), "expected a number");
                 break;
@@ -224,7 +224,6 @@ pub(crate) fn logit_bias(fields: &mut Fields) -> Vec<(i64, f64)> {
         }
     }
     if !bad_keys.is_empty() {
-        bad_keys.truncate(MAX_KEYS_NAMED);
         fields.wrong("logit_bias", format!("keys must be token ids, got {}", bad_keys.join(", ")));
     }
     biases

@@ -26,7 +26,8 @@ use super::chat::ChatWriter;
 use super::completions::CompletionStream;
 use super::error::ApiError;
 use super::inference::TokenWriter;
-use super::reply::{FINGERPRINT, Reply, check_finish};
+use super::reply::{Reply, check_finish};
+use super::request_metrics::RequestMetrics;
 use super::usage::Usage;
 
 /// Above this the buffer is handed to the socket before more is added.
@@ -175,6 +176,8 @@ struct Frames {
     pen: Pen,
     choices: Vec<Choice>,
     usage: Usage,
+    /// Of the only choice, once it has ended.
+    metrics: Option<RequestMetrics>,
 }
 
 /// What is known of one choice.
@@ -192,13 +195,16 @@ pub(crate) struct Choice {
 impl Frames {
     fn new(reply: Reply, dialect: Dialect) -> Self {
         let choices = vec![Choice::default(); reply.prompts.len() * reply.n as usize];
-        let usage = Usage { prompt_tokens: reply.prompt_tokens(), ..Usage::default() };
+        let cached_tokens = reply.cached_tokens(0);
+        let usage = Usage { prompt_tokens: reply.prompt_tokens(), cached_tokens, ..Usage::default() };
         let object = match &dialect {
             Dialect::Completion(_) => "text_completion",
-            Dialect::Tokens(_) => return Self { pen: Pen::of_tokens(reply), dialect, choices, usage },
+            Dialect::Tokens(_) => {
+                return Self { pen: Pen::of_tokens(reply), dialect, choices, usage, metrics: None };
+            }
             Dialect::Chat(_) => "chat.completion.chunk",
         };
-        Self { dialect, pen: Pen::new(reply, object), choices, usage }
+        Self { dialect, pen: Pen::new(reply, object), choices, usage, metrics: None }
     }
 
     /// Writes one delta of prompt number `prompt`, or says that the sequence failed.
@@ -209,6 +215,7 @@ impl Frames {
         let choice = &mut self.choices[index];
         let first = delta.index == 0;
         count(choice, &mut self.usage, first, delta.prompt.as_ref(), num_tokens, &mut delta.finish)?;
+        self.metrics = self.pen.reply.metrics(delta.finish.as_ref());
         match &self.dialect {
             Dialect::Completion(stream) => stream.write(&self.pen, prompt, index, choice, delta, out),
             Dialect::Tokens(stream) => stream.write(&self.pen, index, choice, delta, out),
@@ -224,6 +231,7 @@ impl Frames {
         let choice = &mut self.choices[index];
         let (first, num_tokens) = (index == 0, delta.token_ids.len());
         count(choice, &mut self.usage, first, delta.prompt.as_ref(), num_tokens, &mut delta.finish)?;
+        self.metrics = self.pen.reply.metrics(delta.finish.as_ref());
         let reasoning_tokens = u64::from(delta.num_reasoning_tokens);
         self.usage.reasoning_tokens += reasoning_tokens - choice.reasoning_tokens;
         choice.reasoning_tokens = reasoning_tokens;
@@ -236,6 +244,13 @@ impl Frames {
             out.put_slice(&self.pen.envelope);
             out.put_slice(b"],\"usage\":");
             put_json(out, &self.usage);
+            if !matches!(self.dialect, Dialect::Tokens(_)) {
+                self.pen.write_fingerprint(out);
+                if let Some(metrics) = &self.metrics {
+                    out.put_slice(b",\"metrics\":");
+                    put_json(out, metrics);
+                }
+            }
             out.put_slice(b"}\n\n");
         }
         out.put_slice(b"data: [DONE]\n\n");
@@ -257,7 +272,9 @@ fn count(
     }
     if let Some(prompt) = prompt {
         choice.cached_tokens = u64::from(prompt.num_cached_tokens);
-        usage.cached_tokens += if first { choice.cached_tokens } else { 0 };
+        if let Some(cached_tokens) = usage.cached_tokens.as_mut().filter(|_| first) {
+            *cached_tokens += choice.cached_tokens;
+        }
     }
     choice.completion_tokens += num_tokens as u64;
     usage.completion_tokens += num_tokens as u64;
@@ -313,16 +330,22 @@ impl Pen {
         put_int(out, index as u64);
     }
 
+    fn write_fingerprint(&self, out: &mut BytesMut) {
+        if let Some(fingerprint) = &self.reply.style.fingerprint {
+            out.put_slice(b",\"system_fingerprint\":");
+            put_json(out, &**fingerprint);
+        }
+    }
+
     /// From the end of the choices list on. `last` = the choice has ended.
     pub(crate) fn end(&self, prompt: usize, choice: &Choice, last: bool, out: &mut BytesMut) {
         if last {
-            out.put_slice(b",\"system_fingerprint\":");
-            put_json(out, FINGERPRINT);
+            self.write_fingerprint(out);
         }
         if self.reply.continuous_usage {
             let usage = Usage {
                 prompt_tokens: self.reply.prompts[prompt].ids.len() as u64,
-                cached_tokens: choice.cached_tokens,
+                cached_tokens: self.reply.cached_tokens(choice.cached_tokens),
                 completion_tokens: choice.completion_tokens,
                 reasoning_tokens: choice.reasoning_tokens,
             };

@@ -124,8 +124,6 @@ const REFUSED: &[Refused] = &[
     refused("length_penalty", Harmless::Number(1.0), "it belongs to beam search, which is not supported"),
     refused("instruction", Harmless::Empty, "write it into the texts"),
     refused("logits_processors", Harmless::Empty, "processors written by clients are not supported"),
-    refused("max_tokens_per_doc", Harmless::Number(0.0), "see truncate_prompt_tokens"),
-    refused("max_tokens_per_query", Harmless::Number(0.0), "see truncate_prompt_tokens"),
     refused("media_io_kwargs", Harmless::Empty, TEXT_ONLY),
     refused("messages", Harmless::Never, OF_CHAT),
     refused("mm_payload", Harmless::Empty, TEXT_ONLY),

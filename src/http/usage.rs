@@ -10,8 +10,8 @@ use serde::Serialize;
 pub(crate) struct Usage {
     /// Tokens of all prompts, each counted once however many choices it has.
     pub(crate) prompt_tokens: u64,
-    /// Prompt tokens taken from the prefix cache.
-    pub(crate) cached_tokens: u64,
+    /// Prompt tokens taken from the prefix cache; `None` = not to be told.
+    pub(crate) cached_tokens: Option<u64>,
     /// Generated tokens of all choices, final stop tokens included.
     pub(crate) completion_tokens: u64,
     /// Those of them that were reasoning. Told if there are any.
@@ -25,7 +25,8 @@ struct UsageJson {
     prompt_tokens: u64,
     total_tokens: u64,
     completion_tokens: u64,
-    prompt_tokens_details: PromptTokensDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptTokensDetails>,
     #[serde(skip_serializing_if = "Option::is_none")]
     completion_tokens_details: Option<CompletionTokensDetails>,
 }
@@ -46,7 +47,9 @@ impl From<Usage> for UsageJson {
             prompt_tokens: usage.prompt_tokens,
             total_tokens: usage.prompt_tokens + usage.completion_tokens,
             completion_tokens: usage.completion_tokens,
-            prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
+            prompt_tokens_details: usage
+                .cached_tokens
+                .map(|cached_tokens| PromptTokensDetails { cached_tokens }),
             completion_tokens_details: (usage.reasoning_tokens > 0)
                 .then_some(CompletionTokensDetails { reasoning_tokens: usage.reasoning_tokens }),
         }
@@ -59,10 +62,16 @@ mod tests {
 
     #[test]
     fn the_total_is_the_sum() {
-        let usage = Usage { prompt_tokens: 5, cached_tokens: 4, completion_tokens: 7, reasoning_tokens: 0 };
+        let usage =
+            Usage { prompt_tokens: 5, cached_tokens: Some(4), completion_tokens: 7, reasoning_tokens: 0 };
         assert_eq!(
             serde_json::to_string(&usage).unwrap(),
             r#"{"prompt_tokens":5,"total_tokens":12,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":4}}"#
+        );
+        let usage = Usage { cached_tokens: None, ..usage };
+        assert_eq!(
+            serde_json::to_string(&usage).unwrap(),
+            r#"{"prompt_tokens":5,"total_tokens":12,"completion_tokens":7}"#
         );
     }
 }

@@ -20,7 +20,7 @@ pub use pool::TextPool;
 pub use stop::StopMatcher;
 pub(crate) use template::strftime;
 pub use template::{ChatInput, ChatTemplate};
-pub use tokenizer::{SpecialTokens, Tokenizer};
+pub use tokenizer::{Keep, SpecialTokens, Tokenizer, Tokens};
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokenizers::{PostProcessor, TruncationDirection};
+use tokenizers::utils::truncation::{TruncationParams, TruncationStrategy, truncate_encodings};
+use tokenizers::{Encoding, PostProcessor, TruncationDirection};
 
 use super::TextError;
 use super::detokenizer::Detokenizer;
@@ -50,6 +51,26 @@ pub struct SpecialTokens {
     pub cls_token: Option<String>,
     /// Hides a token.
     pub mask_token: Option<String>,
+}
+
+/// Which tokens of a text, or of a pair of texts, to keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Own tokens of the first text and of the second; `None` = all.
+    pub each: [Option<usize>; 2],
+    /// Tokens of the whole; what the post-processor adds is among them, and is not cut off.
+    pub all: Option<usize>,
+    /// Keep the ends of texts instead of their beginnings.
+    pub from_end: bool,
+}
+
+/// The tokens of one text, or of two.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Ids.
+    pub ids: Vec<u32>,
+    /// Where the tokens begin that the tokenizer counts to the second text (token type 1), if it tells them apart.
+    pub second_text_start: Option<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -130,30 +151,45 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The same, with at most `keep` tokens; what the post-processor adds is among them, and is not cut off.
-    /// `from_end` keeps the end of the text instead of its beginning.
+    /// The same of a text of which only a part may be kept, or of a pair of texts, as models that compare two are
+    /// trained on them. If a pair is too long, the longer text is cut first (as in transformers).
     ///
     /// # Errors
-    /// [`TextError::Encode`] where the vocabulary cannot express the text.
-    pub fn encode_truncated(
+    /// [`TextError::Encode`] where the vocabulary cannot express a text.
+    pub fn encode_part(
         &self,
         text: &str,
+        second: Option<&str>,
         add_special_tokens: bool,
-        keep: usize,
-        from_end: bool,
-    ) -> Result<Vec<u32>, TextError> {
+        keep: &Keep,
+    ) -> Result<Tokens, TextError> {
         let failed = |error: tokenizers::Error| TextError::Encode { message: error.to_string() };
         let tokenizer = &self.inner.tokenizer;
-        let mut encoding = tokenizer.encode_fast(text, false).map_err(failed)?;
-        let processor = tokenizer.get_post_processor().filter(|_| add_special_tokens);
-        let added = processor.map_or(0, |processor| processor.added_tokens(false));
-        let direction = if from_end { TruncationDirection::Left } else { TruncationDirection::Right };
-        encoding.truncate(keep.saturating_sub(added), 0, direction);
-        let mut ids =
-            tokenizer.post_process(encoding, None, add_special_tokens).map_err(failed)?.get_ids().to_vec();
+        let direction = if keep.from_end { TruncationDirection::Left } else { TruncationDirection::Right };
+        let encode = |text: &str, limit: Option<usize>| -> Result<Encoding, TextError> {
+            let mut encoding = tokenizer.encode_fast(text, false).map_err(failed)?;
+            encoding.truncate(limit.unwrap_or(usize::MAX), 0, direction);
+            // What was cut off would be processed too, and for pairs in all combinations.
+            encoding.take_overflowing();
+            Ok(encoding)
+        };
+        let mut first = encode(text, keep.each[0])?;
+        let mut second = second.map(|second| encode(second, keep.each[1])).transpose()?;
+        if let Some(all) = keep.all {
+            let processor = tokenizer.get_post_processor().filter(|_| add_special_tokens);
+            let added = processor.map_or(0, |processor| processor.added_tokens(second.is_some()));
+            let (max_length, strategy) = (all.saturating_sub(added), TruncationStrategy::LongestFirst);
+            let params = TruncationParams { max_length, strategy, stride: 0, direction };
+            (first, second) = truncate_encodings(first, second, &params).map_err(failed)?;
+            first.take_overflowing();
+            second.iter_mut().for_each(|second| drop(second.take_overflowing()));
+        }
+        let whole = tokenizer.post_process(first, second, add_special_tokens).map_err(failed)?;
+        let mut ids = whole.get_ids().to_vec();
         // Only if there is no room even for what is added.
-        ids.truncate(keep);
-        Ok(ids)
+        ids.truncate(keep.all.unwrap_or(usize::MAX));
+        let second_text_start = whole.get_type_ids().iter().position(|of| *of > 0).map(|at| at as u32);
+        Ok(Tokens { ids, second_text_start })
     }
 
     /// The text of a whole sequence. Ids that the vocabulary does not have contribute nothing.

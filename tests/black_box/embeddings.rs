@@ -67,3 +67,39 @@ async fn invariant_8_chunks_and_company_change_no_bit_of_a_vector() {
         assert_eq!(&vectors(&whole, std::slice::from_ref(text)).await[0], expected, "{text:?}");
     }
 }
+
+const PAIRS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tests/fixtures/bert-pairs");
+
+/// Pairs of texts, told apart by their types, are scored as in Python: alone, in company, and as a ranking.
+#[tokio::test]
+async fn a_cross_encoder_scores_pairs_as_in_python() {
+    let server = Server::shared(&[PAIRS, "--served-model-name", "tiny"]);
+    let text = std::fs::read_to_string(format!("{PAIRS}/expected.json")).expect("the fixture is there");
+    let pairs: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+    let side = |which: usize| pairs.iter().map(|one| one["pair"][which].clone()).collect::<Vec<_>>();
+    let score = async |more: Value| {
+        let mut body = json!({ "queries": side(0), "documents": side(1) });
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        http::post(server.http, "/score", &body).await.ok()
+    };
+    let (logits, probabilities) = (score(json!({ "use_activation": false })).await, score(json!({})).await);
+    for (index, one) in pairs.iter().enumerate() {
+        let logit = one["logit"].as_f64().expect("a number");
+        for (found, expected) in [(&logits, logit), (&probabilities, 1.0 / (1.0 + (-logit).exp()))] {
+            let found = found["data"][index]["score"].as_f64().expect("a score");
+            assert!((found - expected).abs() < 1e-5, "{one}: {found} for {expected}");
+        }
+        let body = json!({ "query": one["pair"][0], "documents": [one["pair"][1]] });
+        let alone = http::post(server.http, "/rerank", &body).await.ok();
+        assert_eq!(alone["results"][0]["relevance_score"], probabilities["data"][index]["score"]);
+    }
+    let tokens: usize = pairs.iter().map(|one| one["token_ids"].as_array().expect("a list").len()).sum();
+    assert_eq!(probabilities["usage"]["prompt_tokens"], tokens);
+    // `[CLS] the stone [SEP] the peb [SEP]`
+    let body = json!({ "text_1": "the stone the", "text_2": "the pebble", "max_tokens_per_query": 2,
+                       "max_tokens_per_doc": 2 });
+    let cut = http::post(server.http, "/score", &body).await.ok();
+    assert_eq!(cut["usage"]["prompt_tokens"], 7);
+    let refused = http::post(server.http, "/v1/embeddings", &json!({ "input": "a" })).await;
+    assert_eq!(refused.status, 404);
+}

@@ -1,7 +1,5 @@
 //! The small endpoints: models, tokens, versions, health, load and metrics.
 
-use std::time::Duration;
-
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -128,7 +126,7 @@ async fn metrics_count_exactly() {
     http::post(server.http, "/v1/completions", &eos).await.ok();
     let bad = json!({"prompt": prompt, "max_tokens": 0});
     assert_eq!(http::post(server.http, "/v1/completions", &bad).await.status, 400);
-    server.until_idle(Duration::from_secs(2)).await;
+    server.until_idle().await;
     let metrics = server.metrics().await;
 
     assert_eq!(metrics.value("vllm:prompt_tokens_total"), 6.0 * 40.0);

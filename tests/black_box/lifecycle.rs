@@ -26,7 +26,7 @@ async fn an_idle_server_uses_no_cpu() {
     let server = Server::start(&[]);
     let body = serde_json::json!({"prompt": "Hello", "max_tokens": 20, "ignore_eos": true});
     http::post(server.http, "/v1/completions", &body).await.ok();
-    server.until_idle(Duration::from_secs(2)).await;
+    server.until_idle().await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let before = server.cpu_ticks();
     tokio::time::sleep(Duration::from_secs(2)).await;

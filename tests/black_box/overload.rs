@@ -1,15 +1,12 @@
 //! A full server says so at once, and what it holds goes on.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quire_proto::vllm;
 use serde_json::{Value, json};
 
 use crate::server::Server;
 use crate::{grpc, http};
-
-/// A refusal that takes longer than this was queued first.
-const AT_ONCE: Duration = Duration::from_millis(500);
 
 fn body(max_tokens: u32, stream: bool) -> Value {
     json!({"prompt": "Once upon a time", "max_tokens": max_tokens, "ignore_eos": true, "stream": stream})
@@ -35,28 +32,26 @@ async fn invariant_7_the_fifth_of_four_is_refused_at_once() {
     }
 
     for stream in [false, true] {
-        let start = Instant::now();
         let refused = http::post(server.http, "/v1/completions", &body(5, stream)).await;
-        assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
         assert_eq!(refused.status, 503, "{}", refused.text());
         let seconds: u64 = refused.header("retry-after").parse().expect("Retry-After in seconds");
         assert!((1..=60).contains(&seconds), "{seconds}");
         assert_eq!(refused.json()["error"]["code"], 503);
     }
     let request = vllm::GenerateRequest { prompt: Some(grpc::text("Hello")), ..Default::default() };
-    let start = Instant::now();
     let refused = grpc::try_generate(server.grpc, request.clone()).await.expect_err("full");
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused:?}");
     let refused = grpc::open_stream(server.grpc, request).await.expect_err("full");
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused:?}");
-    assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
+    // None of the answers waited for room: there was none before them, and there is none after.
+    assert_eq!(server.metrics().await.load_figures()[..2], [2.0, 2.0]);
 
     // As soon as there is room, new requests are taken, and those that waited get their turn.
     drop(held);
     for answer in waiting {
         answer.await.expect("no panic").ok();
     }
-    server.until_idle(Duration::from_secs(2)).await;
+    server.until_idle().await;
     http::post(server.http, "/v1/completions", &body(5, false)).await.ok();
     let metrics = server.metrics().await;
     assert_eq!(metrics.value("vllm:admission_rejections_total"), 4.0);

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::http::PATIENCE;
 use crate::metrics::Metrics;
 
 /// Kernel ticks a second in `/proc/PID/stat` (USER_HZ, which Linux fixes for user space).
@@ -130,18 +131,18 @@ impl Server {
         Metrics::parse(&response.text())
     }
 
-    /// Waits until no request is queued or running and no KV block is held; says how long it took.
-    pub(crate) async fn until_idle(&self, limit: Duration) -> Duration {
+    /// Waits until no request is queued or running and no KV block is held.
+    pub(crate) async fn until_idle(&self) {
         let start = Instant::now();
         loop {
             let metrics = self.metrics().await;
             let figures = metrics.load_figures();
             if figures == [0.0; 3] {
-                return start.elapsed();
+                return;
             }
             assert!(
-                start.elapsed() < limit,
-                "not idle after {limit:?}: running, waiting, KV usage are {figures:?}\n{}",
+                start.elapsed() < PATIENCE,
+                "not idle after {PATIENCE:?}: running, waiting, KV usage are {figures:?}\n{}",
                 self.stderr()
             );
             tokio::time::sleep(Duration::from_millis(5)).await;

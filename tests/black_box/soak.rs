@@ -233,7 +233,7 @@ async fn soak(num_streams: usize, num_requests: usize, flags: &[&str]) {
         worker.await.unwrap_or_else(|error| panic!("QUIRE_SOAK_SEED={seed}: {error}"));
     }
     eprintln!("soak: {num_requests} requests in {:.1} s", start.elapsed().as_secs_f64());
-    server.until_idle(Duration::from_secs(5)).await;
+    server.until_idle().await;
     check_memory(&samples.lock().expect("no panic"), num_requests);
     let metrics = server.metrics().await;
     for reason in ["stop", "length", "abort"] {

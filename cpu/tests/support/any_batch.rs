@@ -66,6 +66,7 @@ pub(crate) fn random_spec(rng: &mut StdRng, width_multiple: usize, head_dims: &[
         causal: true,
         layers: (0..num_layers).map(|_| layer(rng)).collect(),
         lm_head: if rng.random_bool(0.5) { LmHead::Tied } else { LmHead::Own },
+        classifier: None,
         eos_token_ids: vec![0],
     }
 }

@@ -1,12 +1,12 @@
-//! [`Calls`]: the tool calls of one answer, as they are found.
+//! [`Calls`]: the tool calls of one answer, as they are found, and the text between them.
 
 use uuid::Uuid;
 
-use crate::chat::delta::{ToolCallDelta, ToolCallStart};
+use crate::chat::delta::{Pieces, ToolCallStart};
 
 /// Where the engines that read calls report them.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Calls {
+pub(in crate::chat) struct Calls {
     /// Calls begun, those that are not reported included.
     num_begun: u32,
     /// Only the first call is reported (`parallel_tool_calls: false`).
@@ -14,7 +14,7 @@ pub(super) struct Calls {
     /// If given: names that a call must have, where only its name shows that it is one.
     pub(super) names: Option<Vec<String>>,
     ids: Ids,
-    news: Vec<ToolCallDelta>,
+    news: Pieces,
 }
 
 /// What ids of calls look like.
@@ -43,18 +43,23 @@ impl Calls {
         Self { ids, only_first, ..Self::default() }
     }
 
+    /// With ids as vLLM's.
+    pub(in crate::chat) fn of_vllm(only_first: bool) -> Self {
+        Self::new(Ids::Long, only_first)
+    }
+
     pub(super) fn num_begun(&self) -> u32 {
         self.num_begun
     }
 
     /// Calls that were reported.
-    pub(super) fn num_reported(&self) -> u32 {
+    pub(in crate::chat) fn num_reported(&self) -> u32 {
         if self.only_first { self.num_begun.min(1) } else { self.num_begun }
     }
 
     /// Begins a call, unless this cannot be the name of one. `id` if the model itself has given it one.
     #[must_use]
-    pub(super) fn begin(&mut self, name: &str, id: Option<String>) -> bool {
+    pub(in crate::chat) fn begin(&mut self, name: &str, id: Option<String>) -> bool {
         let allowed = self.names.as_ref().is_none_or(|names| names.iter().any(|known| known == name));
         if !allowed || !is_name(name) {
             return false;
@@ -62,27 +67,32 @@ impl Calls {
         self.num_begun += 1;
         if self.is_reported() {
             let id = id.unwrap_or_else(|| self.ids.make());
-            let start = Some(ToolCallStart { id, name: name.to_owned() });
-            self.news.push(ToolCallDelta { index: self.num_begun - 1, start, arguments: String::new() });
+            self.news.call(self.num_begun - 1, ToolCallStart { id, name: name.to_owned() });
         }
         true
     }
 
     /// Adds to the arguments of the call begun last.
-    pub(super) fn arguments(&mut self, text: &str) {
+    pub(in crate::chat) fn arguments(&mut self, text: &str) {
         if text.is_empty() || !self.is_reported() {
             return;
         }
-        let index = self.num_begun - 1;
-        match self.news.last_mut() {
-            Some(last) if last.index == index && last.start.is_none() => last.arguments.push_str(text),
-            _ => self.news.push(ToolCallDelta { index, start: None, arguments: text.to_owned() }),
-        }
+        self.news.arguments(self.num_begun - 1, text);
     }
 
-    /// Hands out what is new.
-    pub(super) fn take(&mut self, out: &mut Vec<ToolCallDelta>) {
-        out.append(&mut self.news);
+    /// Adds to what was thought around the calls.
+    pub(in crate::chat) fn reasoning(&mut self, text: &str) {
+        self.news.reasoning(text);
+    }
+
+    /// Adds to the text around the calls.
+    pub(in crate::chat) fn content(&mut self, text: &str) {
+        self.news.content(text);
+    }
+
+    /// What is found goes to `pieces`, and what has been found is in it.
+    pub(in crate::chat) fn exchange(&mut self, pieces: &mut Pieces) {
+        std::mem::swap(&mut self.news, pieces);
     }
 
     fn is_reported(&self) -> bool {

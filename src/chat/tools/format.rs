@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::calls::{Calls, Ids, Step};
+use super::gemma_call::{GemmaCall, GemmaQuotes};
 use super::headed_call::{Head, HeadedCall};
 use super::json_call::JsonCall;
 use super::python_call::PythonCall;
@@ -59,11 +60,23 @@ pub(super) enum Kind {
     JsonOrHeaded(Head),
     /// See [`XmlCall`].
     Xml(&'static XmlTags),
+    /// As `Json` if the call begins with a brace, else as `Xml`.
+    JsonOrXml(&'static XmlTags),
     /// See [`PythonCall`].
     Python,
+    /// See [`GemmaCall`].
+    Gemma(&'static GemmaQuotes),
+    /// Calls are messages to a function: the whole answer is read by
+    /// [`HarmonyReader`](crate::chat::harmony::HarmonyReader).
+    Channels,
 }
 
 impl ToolFormat {
+    /// Whether the whole answer comes in channels, its calls with it.
+    pub(crate) fn is_in_channels(&self) -> bool {
+        matches!(self.kind, Kind::Channels)
+    }
+
     /// Every marker.
     pub(crate) fn markers(&self) -> impl Iterator<Item = &'static str> {
         self.openers()
@@ -88,18 +101,23 @@ impl ToolFormat {
         match self.kind {
             Kind::Json => text.starts_with('{'),
             Kind::Python => text.starts_with(|c: char| c.is_alphabetic() || c == '_'),
-            Kind::Headed(_) | Kind::JsonOrHeaded(_) | Kind::Xml(_) => true,
+            Kind::Headed(_) | Kind::JsonOrHeaded(_) | Kind::Xml(_) | Kind::JsonOrXml(_) | Kind::Gemma(_) => {
+                true
+            }
+            Kind::Channels => false,
         }
     }
 
-    /// To read a call that begins with `c`, as far as that is known.
-    pub(super) fn body(&self, c: Option<char>, tools: &Arc<[Tool]>) -> Body {
+    /// To read a call that begins with `c`.
+    pub(super) fn body(&self, c: char, tools: &Arc<[Tool]>) -> Body {
         match self.kind {
             Kind::Json => Body::Json(JsonCall::default()),
-            Kind::JsonOrHeaded(_) if c == Some('{') => Body::Json(JsonCall::default()),
+            Kind::JsonOrHeaded(_) | Kind::JsonOrXml(_) if c == '{' => Body::Json(JsonCall::default()),
             Kind::Headed(head) | Kind::JsonOrHeaded(head) => Body::Headed(HeadedCall::new(head)),
-            Kind::Xml(tags) => Body::Xml(XmlCall::new(tags, tools.clone())),
+            Kind::Xml(tags) | Kind::JsonOrXml(tags) => Body::Xml(XmlCall::new(tags, tools.clone())),
             Kind::Python => Body::Python(PythonCall::default()),
+            Kind::Gemma(quotes) => Body::Gemma(GemmaCall::new(quotes, tools.clone())),
+            Kind::Channels => unreachable!("no marker begins a call"),
         }
     }
 }
@@ -111,6 +129,7 @@ pub(super) enum Body {
     Headed(HeadedCall),
     Xml(XmlCall),
     Python(PythonCall),
+    Gemma(GemmaCall),
 }
 
 impl Body {
@@ -120,6 +139,7 @@ impl Body {
             Self::Headed(call) => call.feed(c, calls),
             Self::Xml(call) => call.feed(c, calls),
             Self::Python(call) => call.feed(c, calls),
+            Self::Gemma(call) => call.feed(c, calls),
         }
     }
 
@@ -127,7 +147,7 @@ impl Body {
     pub(super) fn take_rest(&mut self) -> String {
         match self {
             Self::Xml(call) => call.take_rest(),
-            Self::Json(_) | Self::Headed(_) | Self::Python(_) => String::new(),
+            Self::Json(_) | Self::Headed(_) | Self::Python(_) | Self::Gemma(_) => String::new(),
         }
     }
 
@@ -135,6 +155,7 @@ impl Body {
     pub(super) fn finish(&mut self, calls: &mut Calls) {
         match self {
             Self::Xml(call) => call.finish(calls),
+            Self::Gemma(call) => call.finish(calls),
             Self::Json(_) | Self::Headed(_) | Self::Python(_) => (),
         }
     }

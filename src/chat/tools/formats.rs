@@ -2,7 +2,9 @@
 
 use super::calls::Ids;
 use super::format::{Kind, ToolFormat, Writes};
-use super::xml_call::XmlTags;
+use super::gemma_call::GemmaQuotes;
+use super::heads;
+use super::xml_call::{Edges, XmlTags};
 
 /// A call is a JSON object; they come one by one or in a list.
 const JSON: ToolFormat = ToolFormat {
@@ -81,7 +83,7 @@ static FORMATS: &[ToolFormat] = &[
         names: &["mistral"],
         open: &["[TOOL_CALLS]"],
         between: &["[", "]", ",", "[TOOL_CALLS]"],
-        kind: Kind::JsonOrHeaded(mistral_head),
+        kind: Kind::JsonOrHeaded(heads::mistral),
         ids: Ids::Nine,
         writes: &[
             Writes { needs: "[ARGS]", call: ["[TOOL_CALLS]", "[ARGS]", ""], ..Writes::NONE },
@@ -113,12 +115,22 @@ static FORMATS: &[ToolFormat] = &[
     // </function>
     // </tool_call>
     ToolFormat {
-        names: &["qwen3_coder", "qwen3_xml"],
+        names: &["qwen3_coder", "qwen3_xml", "step3p5", "step5"],
         open: &["<tool_call>"],
         close: "</tool_call>",
         call_open: &["<function="],
         between: &[],
-        kind: Kind::Xml(&XmlTags { on_lines: true, ..FUNCTION_TAGS }),
+        kind: Kind::Xml(&FUNCTION_TAGS),
+        ..JSON
+    },
+    // The same without line breaks; those in values are part of them.
+    ToolFormat {
+        names: &["mimo"],
+        open: &["<tool_call>"],
+        close: "</tool_call>",
+        call_open: &["<function="],
+        between: &[],
+        kind: Kind::Xml(&XmlTags { edges: Edges::Kept, ..FUNCTION_TAGS }),
         ..JSON
     },
     // <seed:tool_call>
@@ -146,12 +158,29 @@ static FORMATS: &[ToolFormat] = &[
         close: "</minimax:tool_call>",
         call_open: &["<invoke name=\""],
         between: &[],
+        kind: Kind::Xml(&INVOKE_TAGS),
+        ..JSON
+    },
+    // <dots_function_call>, and the same within
+    ToolFormat {
+        names: &["dots"],
+        open: &["<dots_function_call>"],
+        close: "</dots_function_call>",
+        call_open: &["<invoke name=\""],
+        between: &[],
+        kind: Kind::Xml(&INVOKE_TAGS),
+        ..JSON
+    },
+    // <function name="get_weather"><param name="city">Paris</param></function>
+    ToolFormat {
+        names: &["minicpm5"],
+        call_open: &["<function name=\""],
+        between: &[],
         kind: Kind::Xml(&XmlTags {
-            name_end: "\">",
-            key_open: "<parameter name=\"",
-            key_close: "\">",
-            call_close: "</invoke>",
-            ..FUNCTION_TAGS
+            key_open: "<param name=\"",
+            value_close: "</param>",
+            call_close: "</function>",
+            ..INVOKE_TAGS
         }),
         ..JSON
     },
@@ -160,18 +189,26 @@ static FORMATS: &[ToolFormat] = &[
     // <arg_value>Paris</arg_value>
     // </tool_call>
     ToolFormat {
-        names: &["glm45", "glm47"],
+        names: &["glm45", "glm47", "ling3", "poolside_v1"],
         call_open: &["<tool_call>"],
         between: &[],
-        kind: Kind::Xml(&XmlTags {
-            name_end: "\n",
-            key_open: "<arg_key>",
-            key_close: "</arg_key>",
-            value_open: &[("<arg_value>", None)],
-            value_close: "</arg_value>",
-            call_close: "</tool_call>",
-            on_lines: false,
-        }),
+        kind: Kind::Xml(&ARG_TAGS),
+        ..JSON
+    },
+    // <tool_calls>
+    // <tool_call>get_weather<tool_sep>
+    // <arg_key>city</arg_key>
+    // <arg_value>Paris</arg_value>
+    // </tool_call>
+    // </tool_calls>
+    // hy_v4 has neither the separator nor the line breaks.
+    ToolFormat {
+        names: &["hy_v3", "hy_v4"],
+        open: &["<tool_calls>"],
+        close: "</tool_calls>",
+        call_open: &["<tool_call>"],
+        between: &[],
+        kind: Kind::Xml(&XmlTags { name_end: "<tool_sep>", ..ARG_TAGS }),
         ..JSON
     },
     // <｜DSML｜function_calls>
@@ -185,14 +222,82 @@ static FORMATS: &[ToolFormat] = &[
         close: "</｜DSML｜function_calls>",
         call_open: &["<｜DSML｜invoke name=\""],
         between: &[],
+        kind: Kind::Xml(&DSML_TAGS),
+        ..JSON
+    },
+    // <｜DSML｜tool_calls>, and the same within
+    ToolFormat {
+        names: &["deepseek_v4"],
+        open: &["<｜DSML｜tool_calls>", "<｜DSML｜toolcalls>", "<｜DSML｜tool>"],
+        close: "</｜DSML｜tool_calls>",
+        call_open: &["<｜DSML｜invoke name=\""],
+        between: &[],
+        kind: Kind::Xml(&DSML_TAGS),
+        ..JSON
+    },
+    // <｜DSML｜ calls>
+    // <｜DSML｜ invoke name="get_weather">
+    // <｜DSML｜ parameter name="city" string="true">Paris</｜DSML｜ parameter>
+    // </｜DSML｜ invoke>
+    // </｜DSML｜ calls>
+    ToolFormat {
+        names: &["deepseek_v41"],
+        open: &["<｜DSML｜ calls>"],
+        close: "</｜DSML｜ calls>",
+        call_open: &["<｜DSML｜ invoke name=\""],
+        between: &[],
         kind: Kind::Xml(&XmlTags {
-            name_end: "\">",
-            key_open: "<｜DSML｜parameter name=\"",
+            key_open: "<｜DSML｜ parameter name=\"",
+            value_close: "</｜DSML｜ parameter>",
+            call_close: "</｜DSML｜ invoke>",
+            ..DSML_TAGS
+        }),
+        ..JSON
+    },
+    // <|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>
+    // <|open|>argument key="city" type="string"<|sep|>Paris<|close|>argument<|sep|>
+    // <|close|>call<|sep|><|close|>tools<|sep|>
+    ToolFormat {
+        names: &["kimi_k3"],
+        open: &["<|open|>tools<|sep|>"],
+        close: "<|close|>tools<|sep|>",
+        call_open: &["<|open|>call tool=\""],
+        between: &[],
+        kind: Kind::Xml(&XmlTags {
+            name_end: "\"",
+            head_end: "<|sep|>",
+            key_open: "<|open|>argument key=\"",
             key_close: "\"",
-            value_open: &[("string=\"true\">", Some(true)), ("string=\"false\">", Some(false))],
-            value_close: "</｜DSML｜parameter>",
-            call_close: "</｜DSML｜invoke>",
-            on_lines: false,
+            value_open: &[("type=\"string\"<|sep|>", Some(true)), ("<|sep|>", Some(false))],
+            skips_to_value: true,
+            value_close: "<|close|>argument<|sep|>",
+            call_close: "<|close|>call<|sep|>",
+            edges: Edges::Kept,
+        }),
+        ..JSON
+    },
+    // <ifm|tool_calls><ifm|tool_call>get_weather<ifm|arg_key>city</ifm|arg_key>
+    // <ifm|arg_type>string</ifm|arg_type><ifm|arg_value>Paris</ifm|arg_value></ifm|tool_call></ifm|tool_calls>
+    // with or without the type; or an object: <ifm|tool_call>{"name": "get_weather", "arguments": {...}}</ifm|tool_call>
+    ToolFormat {
+        names: &["k2_horizon"],
+        open: &["<ifm|tool_calls>"],
+        close: "</ifm|tool_calls>",
+        call_open: &["<ifm|tool_call>"],
+        between: &["</ifm|tool_call>"],
+        kind: Kind::JsonOrXml(&XmlTags {
+            name_end: "\n",
+            head_end: "",
+            key_open: "<ifm|arg_key>",
+            key_close: "</ifm|arg_key>",
+            value_open: &[
+                ("<ifm|arg_value>", None),
+                ("<ifm|arg_type>string</ifm|arg_type><ifm|arg_value>", Some(true)),
+            ],
+            skips_to_value: true,
+            value_close: "</ifm|arg_value>",
+            call_close: "</ifm|tool_call>",
+            edges: Edges::Kept,
         }),
         ..JSON
     },
@@ -213,6 +318,7 @@ static FORMATS: &[ToolFormat] = &[
             key_close: "\">",
             value_close: "</steptml:parameter>",
             call_close: "</steptml:invoke>",
+            edges: Edges::Blanks,
             ..FUNCTION_TAGS
         }),
         ..JSON
@@ -224,7 +330,7 @@ static FORMATS: &[ToolFormat] = &[
     ToolFormat {
         names: &["deepseek_v3"],
         between: &["```", "<｜tool▁call▁end｜>"],
-        kind: Kind::Headed(deepseek_v3_head),
+        kind: Kind::Headed(heads::deepseek_v3),
         writes: &[Writes {
             first: "<｜tool▁calls▁begin｜>",
             call: ["<｜tool▁call▁begin｜>function<｜tool▁sep｜>", "\n```json\n", "\n```<｜tool▁call▁end｜>"],
@@ -237,7 +343,7 @@ static FORMATS: &[ToolFormat] = &[
     // <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>
     ToolFormat {
         names: &["deepseek_v31"],
-        kind: Kind::Headed(deepseek_v31_head),
+        kind: Kind::Headed(heads::deepseek_v31),
         writes: &[Writes {
             first: "<｜tool▁calls▁begin｜>",
             call: ["<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"],
@@ -254,7 +360,7 @@ static FORMATS: &[ToolFormat] = &[
         close: "<|tool_calls_section_end|>",
         call_open: &["<|tool_call_begin|>"],
         between: &["<|tool_call_end|>"],
-        kind: Kind::Headed(kimi_k2_head),
+        kind: Kind::Headed(heads::kimi_k2),
         writes: &[Writes {
             first: "<|tool_calls_section_begin|>",
             call: [
@@ -326,16 +432,120 @@ static FORMATS: &[ToolFormat] = &[
         writes: &[Writes { first: "[", last: "]", ..LIST }],
         ..JSON
     },
+    // function call<|role_sep|>
+    // {"name": "get_weather", "arguments": {"city": "Paris"}}
+    // or <|function_call|>{...}
+    ToolFormat { names: &["gigachat3"], open: &["function call<|role_sep|>\n", "<|function_call|>"], ..JSON },
+    // <|START_ACTION|>[{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Paris"}}]<|END_ACTION|>
+    ToolFormat {
+        names: &["cohere_command3", "cohere_command4"],
+        open: &["<|START_ACTION|>"],
+        close: "<|END_ACTION|>",
+        ..JSON
+    },
+    // <|tools_prefix|>[{"get_weather": {"city": "Paris"}}]<|tools_suffix|>
+    ToolFormat {
+        names: &["apertus"],
+        open: &["<|tools_prefix|>"],
+        close: "<|tools_suffix|>",
+        between: &["[", "]", ",", "{", "}"],
+        kind: Kind::Headed(heads::apertus),
+        writes: &[Writes {
+            first: "<|tools_prefix|>[",
+            call: ["{\"", "\": ", "}"],
+            between: ", ",
+            last: "]<|tools_suffix|>",
+            ..Writes::NONE
+        }],
+        ..JSON
+    },
+    // <|plamo:begin_tool_requests:plamo|><|plamo:begin_tool_request:plamo|>
+    // <|plamo:begin_tool_name:plamo|>get_weather<|plamo:end_tool_name:plamo|>
+    // <|plamo:begin_tool_arguments:plamo|><|plamo:constrain|>json<|plamo:msg|>{"city": "Paris"}
+    // <|plamo:end_tool_arguments:plamo|><|plamo:end_tool_request:plamo|><|plamo:end_tool_requests:plamo|>
+    ToolFormat {
+        names: &["plamo3"],
+        open: &["<|plamo:begin_tool_requests:plamo|>"],
+        close: "<|plamo:end_tool_requests:plamo|>",
+        call_open: &["<|plamo:begin_tool_request:plamo|>"],
+        between: &["<|plamo:end_tool_arguments:plamo|>", "<|plamo:end_tool_request:plamo|>"],
+        kind: Kind::Headed(heads::plamo),
+        ..JSON
+    },
+    // <|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:[1,2]}<tool_call|>
+    ToolFormat {
+        names: &["gemma4"],
+        call_open: &["<|tool_call>call:", "<|tool_call>:"],
+        between: &["<tool_call|>"],
+        kind: Kind::Gemma(&GemmaQuotes { quote: "<|\"|>", around_all: false }),
+        ..JSON
+    },
+    // <start_function_call>call:get_weather{city:<escape>Paris<escape>}<end_function_call>
+    ToolFormat {
+        names: &["functiongemma"],
+        call_open: &["<start_function_call>call:"],
+        between: &["<end_function_call>"],
+        kind: Kind::Gemma(&GemmaQuotes { quote: "<escape>", around_all: true }),
+        ..JSON
+    },
+    // <|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}<|call|>
+    ToolFormat {
+        names: &["openai"],
+        between: &[],
+        kind: Kind::Channels,
+        writes: &[Writes {
+            needs: "<|channel|>",
+            call: ["<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", "<|call|>"],
+            between: "<|start|>assistant",
+            ..Writes::NONE
+        }],
+        ..JSON
+    },
 ];
 
 const FUNCTION_TAGS: XmlTags = XmlTags {
     name_end: ">",
+    head_end: "",
     key_open: "<parameter=",
     key_close: ">",
     value_open: &[],
+    skips_to_value: false,
     value_close: "</parameter>",
     call_close: "</function>",
-    on_lines: false,
+    edges: Edges::LineBreak,
+};
+
+const INVOKE_TAGS: XmlTags = XmlTags {
+    name_end: "\">",
+    key_open: "<parameter name=\"",
+    key_close: "\">",
+    call_close: "</invoke>",
+    edges: Edges::Kept,
+    ..FUNCTION_TAGS
+};
+
+const ARG_TAGS: XmlTags = XmlTags {
+    name_end: "\n",
+    head_end: "",
+    key_open: "<arg_key>",
+    key_close: "</arg_key>",
+    value_open: &[("<arg_value>", None)],
+    skips_to_value: false,
+    value_close: "</arg_value>",
+    call_close: "</tool_call>",
+    edges: Edges::Kept,
+};
+
+const DSML_TAGS: XmlTags = XmlTags {
+    name_end: "\">",
+    head_end: "",
+    key_open: "<｜DSML｜parameter name=\"",
+    key_close: "\"",
+    value_open: &[("string=\"true\">", Some(true)), ("string=\"false\">", Some(false))],
+    skips_to_value: false,
+    value_close: "</｜DSML｜parameter>",
+    call_close: "</｜DSML｜invoke>",
+    edges: Edges::Kept,
 };
 
 const DEEPSEEK: ToolFormat = ToolFormat {
@@ -358,31 +568,4 @@ impl ToolFormat {
         names.sort_unstable();
         names
     }
-}
-
-/// `get_weather[CALL_ID]abc[ARGS]`; both markers may be missing.
-fn mistral_head(head: &str) -> Option<(&str, Option<&str>)> {
-    let (head, _) = head.split_once("[ARGS]").unwrap_or((head, ""));
-    Some(match head.split_once("[CALL_ID]") {
-        Some((name, id)) => (name.trim(), Some(id.trim())),
-        None => (head.trim(), None),
-    })
-}
-
-fn deepseek_v3_head(head: &str) -> Option<(&str, Option<&str>)> {
-    let (_, rest) = head.split_once("<｜tool▁sep｜>")?;
-    Some((rest.trim_start().lines().next()?.trim(), None))
-}
-
-fn deepseek_v31_head(head: &str) -> Option<(&str, Option<&str>)> {
-    let (name, _) = head.split_once("<｜tool▁sep｜>")?;
-    Some((name.trim(), None))
-}
-
-/// `functions.get_weather:0<|tool_call_argument_begin|>`: what the template wants back as the id.
-fn kimi_k2_head(head: &str) -> Option<(&str, Option<&str>)> {
-    let (id, _) = head.split_once("<|tool_call_argument_begin|>")?;
-    let id = id.trim();
-    let name = id.rsplit_once(':').map_or(id, |(name, _)| name);
-    Some((name.strip_prefix("functions.").unwrap_or(name), Some(id)))
 }

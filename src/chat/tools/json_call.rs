@@ -4,7 +4,7 @@
 //! {"name": "get_weather", "arguments": {"city": "Paris"}}
 //! ```
 //!
-//! `parameters` is another word for `arguments`; the two keys come in any order; arguments may be missing (then
+//! `parameters` is another word for `arguments`, and `tool_name` for `name`; the two keys come in any order; arguments may be missing (then
 //! they are `{}`) or be a string of JSON; all may be wrapped in `{"type": "function", "function": {...}}`. The
 //! arguments stream as they come once the name is known.
 
@@ -81,7 +81,7 @@ impl JsonCall {
             return Step::More;
         }
         self.role = match &*std::mem::take(&mut self.word) {
-            "name" => Role::Name,
+            "name" | "tool_name" => Role::Name,
             "arguments" | "parameters" => Role::Arguments,
             "function" => Role::Wrapper,
             _ => Role::Other,

@@ -3,8 +3,10 @@
 mod calls;
 mod format;
 mod formats;
+mod gemma_call;
 mod grammar;
 mod headed_call;
+mod heads;
 mod json;
 mod json_call;
 mod python_call;
@@ -12,8 +14,10 @@ mod reader;
 #[cfg(test)]
 mod tests;
 mod tool;
+mod values;
 mod xml_call;
 
+pub(super) use calls::Calls;
 pub(crate) use format::ToolFormat;
 pub(crate) use grammar::{grammar, strict_tag, writable};
 pub(super) use reader::ToolReader;

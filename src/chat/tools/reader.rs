@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::calls::{Calls, Step};
 use super::format::{Body, ToolFormat};
 use super::tool::Tool;
-use crate::chat::delta::ToolCallDelta;
+use crate::chat::delta::Pieces;
 use crate::chat::window::{Look, Window};
 
 /// The state of reading one answer.
@@ -37,6 +37,8 @@ pub(in crate::chat) struct ToolReader {
 enum At {
     Text,
     Section,
+    /// After the marker of a call, before anything of it.
+    Opened,
     /// `begun` = it is certain that this is a call.
     Call {
         body: Box<Body>,
@@ -64,42 +66,49 @@ impl ToolReader {
         self.calls.num_reported()
     }
 
-    /// Takes text in: calls go to `calls`, the rest to `content`.
-    pub(in crate::chat) fn push(&mut self, text: &str, content: &mut String, calls: &mut Vec<ToolCallDelta>) {
-        text.chars().for_each(|c| self.feed(c, content));
-        self.calls.take(calls);
+    /// Takes text in and gives out what it means.
+    pub(in crate::chat) fn push(&mut self, text: &str, out: &mut Pieces) {
+        self.calls.exchange(out);
+        self.feed_all(text);
+        self.calls.exchange(out);
     }
 
     /// Nothing follows: gives out what was held back.
-    pub(in crate::chat) fn finish(&mut self, content: &mut String, calls: &mut Vec<ToolCallDelta>) {
+    pub(in crate::chat) fn finish(&mut self, out: &mut Pieces) {
+        self.calls.exchange(out);
         match std::mem::replace(&mut self.at, At::Text) {
             At::Text => (),
-            At::Section => self.leave_section(content),
+            At::Section => self.leave_section(),
             At::Call { mut body, begun: true } => body.finish(&mut self.calls),
-            At::Call { begun: false, .. } => self.give_up(content),
+            At::Opened | At::Call { begun: false, .. } => self.give_up(),
         }
         let held = self.window.take();
-        self.content(&held, content);
+        self.content(&held);
         if self.calls.num_begun() == 0 {
-            content.push_str(&self.blanks);
+            self.calls.content(&self.blanks);
         }
         self.blanks.clear();
-        self.calls.take(calls);
+        self.calls.exchange(out);
     }
 
-    fn feed(&mut self, c: char, content: &mut String) {
+    fn feed(&mut self, c: char) {
         match &self.at {
-            At::Text => self.feed_text(c, content),
-            At::Section => self.feed_section(c, content),
-            At::Call { .. } => self.feed_call(c, content),
+            At::Text => self.feed_text(c),
+            At::Section => self.feed_section(c),
+            At::Opened if c.is_whitespace() => self.raw.push(c),
+            At::Opened => {
+                self.at = At::Call { body: Box::new(self.format.body(c, &self.tools)), begun: false };
+                self.feed_call(c);
+            }
+            At::Call { .. } => self.feed_call(c),
         }
     }
 
-    fn feed_all(&mut self, text: &str, content: &mut String) {
-        text.chars().for_each(|c| self.feed(c, content));
+    fn feed_all(&mut self, text: &str) {
+        text.chars().for_each(|c| self.feed(c));
     }
 
-    fn feed_text(&mut self, c: char, content: &mut String) {
+    fn feed_text(&mut self, c: char) {
         self.window.push(c);
         loop {
             match self.window.look(self.format.openers()) {
@@ -114,11 +123,11 @@ impl ToolReader {
                     let held = self.window.take();
                     self.open("");
                     self.calls.names = Some(self.tools.iter().map(|tool| tool.name.clone()).collect());
-                    return self.feed_all(&held, content);
+                    return self.feed_all(&held);
                 }
                 Look::Neither => {
                     let Some(first) = self.window.pop_first() else { return };
-                    self.content(first.encode_utf8(&mut [0; 4]), content);
+                    self.content(first.encode_utf8(&mut [0; 4]));
                 }
             }
         }
@@ -136,11 +145,11 @@ impl ToolReader {
         self.calls.names = None;
         self.at = At::Section;
         if self.format.call_open.contains(&marker) {
-            self.begin_call(None);
+            self.begin_call();
         }
     }
 
-    fn feed_section(&mut self, c: char, content: &mut String) {
+    fn feed_section(&mut self, c: char) {
         if self.window.is_empty() && c.is_whitespace() {
             self.raw.push(c);
             return;
@@ -148,46 +157,46 @@ impl ToolReader {
         self.window.push(c);
         match self.window.look(self.format.section_markers()) {
             Look::Beginning => (),
-            Look::Whole(marker) => self.pass(marker, content),
+            Look::Whole(marker) => self.pass(marker),
             Look::Neither => {
                 if let Some(marker) = self.window.longest(self.format.section_markers()) {
-                    return self.pass(marker, content);
+                    return self.pass(marker);
                 }
                 let held = self.window.take();
                 if self.format.call_open.is_empty() && self.format.may_begin(&held) {
-                    self.begin_call(held.chars().next());
+                    self.begin_call();
                 } else {
-                    self.leave_section(content);
+                    self.leave_section();
                 }
-                self.feed_all(&held, content);
+                self.feed_all(&held);
             }
         }
     }
 
     /// The window begins with a marker of sections.
-    fn pass(&mut self, marker: &'static str, content: &mut String) {
+    fn pass(&mut self, marker: &'static str) {
         let held = self.window.take();
         self.raw.push_str(marker);
         if self.format.call_open.contains(&marker) {
-            self.begin_call(None);
+            self.begin_call();
         } else if self.format.close == marker {
             if self.has_called {
                 self.raw.clear();
             }
-            self.leave_section(content);
+            self.leave_section();
         }
-        self.feed_all(&held[marker.len()..], content);
+        self.feed_all(&held[marker.len()..]);
     }
 
-    fn begin_call(&mut self, first: Option<char>) {
+    fn begin_call(&mut self) {
         if self.has_called {
             // Separators after a call: nobody's text.
             self.raw.clear();
         }
-        self.at = At::Call { body: Box::new(self.format.body(first, &self.tools)), begun: false };
+        self.at = At::Opened;
     }
 
-    fn feed_call(&mut self, c: char, content: &mut String) {
+    fn feed_call(&mut self, c: char) {
         let At::Call { body, begun } = &mut self.at else { unreachable!("called in a call only") };
         let num_begun = self.calls.num_begun();
         let step = body.feed(c, &mut self.calls);
@@ -206,40 +215,40 @@ impl ToolReader {
                 if *begun {
                     self.at = At::Section;
                 } else {
-                    self.give_up(content);
+                    self.give_up();
                 }
-                self.feed_all(&rest, content);
-                self.feed(c, content);
+                self.feed_all(&rest);
+                self.feed(c);
             }
         }
     }
 
     /// What was taken for a call is none.
-    fn give_up(&mut self, content: &mut String) {
+    fn give_up(&mut self) {
         let raw = std::mem::take(&mut self.raw);
-        self.content(&raw, content);
+        self.content(&raw);
         self.at = At::Text;
     }
 
-    fn leave_section(&mut self, content: &mut String) {
+    fn leave_section(&mut self) {
         if self.has_called {
             let raw = std::mem::take(&mut self.raw);
             self.blanks.extend(raw.chars().filter(|c| c.is_whitespace()));
             self.at = At::Text;
         } else {
-            self.give_up(content);
+            self.give_up();
         }
     }
 
-    fn content(&mut self, text: &str, content: &mut String) {
+    fn content(&mut self, text: &str) {
         for c in text.chars() {
             if c.is_whitespace() {
                 self.blanks.push(c);
             } else {
                 self.has_content = true;
-                content.push_str(&self.blanks);
+                self.blanks.push(c);
+                self.calls.content(&self.blanks);
                 self.blanks.clear();
-                content.push(c);
             }
         }
     }

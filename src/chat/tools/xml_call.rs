@@ -13,11 +13,10 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::calls::{Calls, Step};
 use super::json::{push_escaped, push_json_text};
 use super::tool::Tool;
+use super::values::{Kind, as_json, kind_of};
 use crate::chat::window::{Look, Window};
 
 /// The tags of one format. What begins a call has been read before.
@@ -25,14 +24,28 @@ use crate::chat::window::{Look, Window};
 pub(super) struct XmlTags {
     /// Ends the name, if no parameter and not the end of the call does.
     pub(super) name_end: &'static str,
+    /// Ends what stands after the name, if anything does.
+    pub(super) head_end: &'static str,
     pub(super) key_open: &'static str,
     pub(super) key_close: &'static str,
     /// Between key and value, if there is anything; whether the value is a string, if that tells.
     pub(super) value_open: &'static [(&'static str, Option<bool>)],
+    /// Other text may stand before that, such as types that say no more than the value itself.
+    pub(super) skips_to_value: bool,
     pub(super) value_close: &'static str,
     pub(super) call_close: &'static str,
-    /// Values are on lines of their own: a line break at either end is not part of them.
-    pub(super) on_lines: bool,
+    pub(super) edges: Edges,
+}
+
+/// What does not belong to a value at its ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Edges {
+    /// Everything does.
+    Kept,
+    /// One line break: values are on lines of their own.
+    LineBreak,
+    /// All blanks.
+    Blanks,
 }
 
 /// The state of reading one call.
@@ -49,8 +62,8 @@ pub(super) struct XmlCall {
     value: String,
     /// Within a value that streams: nothing of it was seen.
     is_empty: bool,
-    /// A line break that may be the value's last.
-    holds_newline: bool,
+    /// Blanks that may be the value's last.
+    blanks: String,
     num_parameters: usize,
     /// What was held back when a foreign character came.
     rest: String,
@@ -59,18 +72,11 @@ pub(super) struct XmlCall {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Name,
+    Head,
     Between,
     Key,
     ValueOpen,
     Value,
-}
-
-/// What a value may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Text,
-    TextOrNull,
-    Any,
 }
 
 impl XmlCall {
@@ -85,7 +91,7 @@ impl XmlCall {
             kind: Kind::Any,
             value: String::new(),
             is_empty: true,
-            holds_newline: false,
+            blanks: String::new(),
             num_parameters: 0,
             rest: String::new(),
         }
@@ -103,7 +109,8 @@ impl XmlCall {
                     self.window.take();
                     return self.pass(marker, calls);
                 }
-                Look::Neither if matches!(self.at, At::Between | At::ValueOpen) => {
+                Look::Neither if self.at == At::Between => return self.break_off(calls),
+                Look::Neither if self.at == At::ValueOpen && !self.tags.skips_to_value => {
                     return self.break_off(calls);
                 }
                 Look::Neither => {
@@ -136,6 +143,7 @@ impl XmlCall {
         let tags = self.tags;
         let fixed: [&str; 3] = match self.at {
             At::Name => [tags.name_end, tags.key_open, tags.call_close],
+            At::Head => [tags.head_end, "", ""],
             At::Between => [tags.key_open, tags.call_close, ""],
             At::Key => [tags.key_close, "", ""],
             At::Value => [tags.value_close, "", ""],
@@ -156,6 +164,7 @@ impl XmlCall {
             }
             self.at = At::Between;
             if marker == self.tags.name_end {
+                self.at = if self.tags.head_end.is_empty() { At::Between } else { At::Head };
                 return Step::More;
             }
         }
@@ -164,6 +173,7 @@ impl XmlCall {
                 calls.arguments(if self.num_parameters == 0 { "{}" } else { "}" });
                 return Step::Done;
             }
+            At::Head => self.at = At::Between,
             At::Name | At::Between => self.at = At::Key,
             At::Key if self.tags.value_open.is_empty() => self.begin_value(None, calls),
             At::Key => self.at = At::ValueOpen,
@@ -186,7 +196,7 @@ impl XmlCall {
             At::Key => self.key.push(c),
             At::Value if self.kind == Kind::Text => self.take_text(c, calls),
             At::Value => self.value.push(c),
-            At::Between | At::ValueOpen => (),
+            At::Head | At::Between | At::ValueOpen => (),
         }
         true
     }
@@ -208,21 +218,32 @@ impl XmlCall {
         }
         calls.arguments(&text);
         self.num_parameters += 1;
-        (self.is_empty, self.holds_newline) = (true, false);
+        self.is_empty = true;
+        self.blanks.clear();
         self.at = At::Value;
     }
 
     fn take_text(&mut self, c: char, calls: &mut Calls) {
-        let first = std::mem::replace(&mut self.is_empty, false);
+        let edges = self.tags.edges;
+        let may_be_edge = match edges {
+            Edges::Kept => false,
+            Edges::LineBreak => c == '\n',
+            Edges::Blanks => c.is_whitespace(),
+        };
+        if std::mem::take(&mut self.is_empty) && may_be_edge {
+            self.is_empty = edges == Edges::Blanks;
+            return;
+        }
+        if may_be_edge && edges == Edges::Blanks {
+            self.blanks.push(c);
+            return;
+        }
+        // Of several line breaks only the last is held back.
         let mut text = String::new();
-        if self.tags.on_lines && c == '\n' {
-            if !first && std::mem::replace(&mut self.holds_newline, true) {
-                text.push_str("\\n");
-            }
+        push_json_text(&std::mem::take(&mut self.blanks), &mut text);
+        if may_be_edge {
+            self.blanks.push(c);
         } else {
-            if std::mem::take(&mut self.holds_newline) {
-                text.push_str("\\n");
-            }
             push_escaped(c, &mut text);
         }
         calls.arguments(&text);
@@ -244,11 +265,14 @@ impl XmlCall {
     }
 
     fn as_string(&self, value: &str) -> String {
-        let mut value = value;
-        if self.tags.on_lines {
-            value = value.strip_prefix('\n').unwrap_or(value);
-            value = value.strip_suffix('\n').unwrap_or(value);
-        }
+        let value = match self.tags.edges {
+            Edges::Kept => value,
+            Edges::Blanks => value.trim(),
+            Edges::LineBreak => {
+                let value = value.strip_prefix('\n').unwrap_or(value);
+                value.strip_suffix('\n').unwrap_or(value)
+            }
+        };
         let mut json = String::from("\"");
         push_json_text(value, &mut json);
         json.push('"');
@@ -264,34 +288,5 @@ impl XmlCall {
         // The last character is the one that we are asked about.
         self.rest.pop();
         Step::Foreign
-    }
-}
-
-fn kind_of(schema: &Value) -> Kind {
-    let is_text = |value: &Value| value == "string";
-    match &schema["type"] {
-        Value::String(kind) if kind == "string" => Kind::Text,
-        Value::Array(kinds) if kinds.iter().any(is_text) => {
-            if kinds.iter().all(|kind| is_text(kind) || kind == "null") {
-                Kind::TextOrNull
-            } else {
-                Kind::Any
-            }
-        }
-        Value::Null if schema["enum"].as_array().is_some_and(|all| all.iter().all(Value::is_string)) => {
-            Kind::Text
-        }
-        _ => Kind::Any,
-    }
-}
-
-/// The value as JSON, if it is any; Python's words are understood.
-fn as_json(value: &str) -> Option<String> {
-    let value = value.trim();
-    match value {
-        "True" => Some("true".into()),
-        "False" => Some("false".into()),
-        "None" => Some("null".into()),
-        _ => serde_json::from_str::<Value>(value).is_ok().then(|| value.to_owned()),
     }
 }

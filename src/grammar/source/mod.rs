@@ -2,7 +2,9 @@
 
 mod gbnf;
 mod lark;
+mod lark_text;
 mod structural_tag;
+mod written_out;
 
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
@@ -35,13 +37,13 @@ pub(super) fn read(constraint: &Constraint) -> Result<Source, GrammarRefusal> {
         Constraint::Grammar(text) => grammar(text),
         Constraint::StructuralTag(tag) => {
             check_json("the structural tag", tag)?;
-            Ok(from_lark(structural_tag::to_lark(tag)?))
+            from_lark(&structural_tag::to_lark(tag)?)
         }
     }
 }
 
 fn json_schema(schema: &Value) -> Result<Source, GrammarRefusal> {
-    check_json("the schema", schema)?;
+    check_schema("the schema", schema)?;
     let schema = with_whitespace(schema.clone())
         .ok_or_else(|| GrammarRefusal::new("a schema is an object or a boolean"))?;
     Ok(Source { key: format!("json {schema}"), grammar: TopLevelGrammar::from_json_schema(schema) })
@@ -57,6 +59,11 @@ fn with_whitespace(schema: Value) -> Option<Value> {
         options.entry("whitespace_pattern").or_insert_with(|| WHITESPACE.into());
     }
     Some(schema)
+}
+
+fn check_schema(what: &str, schema: &Value) -> Result<(), GrammarRefusal> {
+    check_json(what, schema)?;
+    written_out::check_schema(schema)
 }
 
 fn check_json(what: &str, value: &Value) -> Result<(), GrammarRefusal> {
@@ -98,7 +105,7 @@ fn check_text(what: &str, text: &str, max_bytes: usize) -> Result<(), GrammarRef
 fn regex(pattern: &str) -> Result<Source, GrammarRefusal> {
     check_text("the regular expression", pattern, MAX_REGEX_BYTES)?;
     let literal = lark::regex(lark::without_anchors(pattern));
-    Ok(from_lark(format!("start: {literal}\n")))
+    from_lark(&format!("start: {literal}\n"))
 }
 
 fn choice(choices: &[String]) -> Result<Source, GrammarRefusal> {
@@ -117,21 +124,22 @@ fn choice(choices: &[String]) -> Result<Source, GrammarRefusal> {
     check_bytes("the choices", choices.iter().map(String::len).sum(), MAX_CHOICE_BYTES)?;
     let choices: Vec<_> = choices.iter().map(|choice| lark::string(choice)).collect();
     // One token of the lexer: the automaton of all choices knows which are still possible.
-    Ok(from_lark(format!("start: CHOICE\nCHOICE: {}\n", choices.join(" | "))))
+    from_lark(&format!("start: CHOICE\nCHOICE: {}\n", choices.join(" | ")))
 }
 
 fn grammar(text: &str) -> Result<Source, GrammarRefusal> {
     check_text("the grammar", text, MAX_SOURCE_BYTES)?;
     if gbnf::is_gbnf(text) {
-        return Ok(from_lark(gbnf::to_lark(text)?));
+        return from_lark(&gbnf::to_lark(text)?);
     }
     let rules = text.lines().filter(|line| line.contains(':')).count();
     if rules > MAX_RULES {
         return Err(GrammarRefusal(format!("the grammar has {rules} rules; {MAX_RULES} are allowed")));
     }
-    Ok(from_lark(text.to_owned()))
+    from_lark(text)
 }
 
-fn from_lark(text: String) -> Source {
-    Source { key: format!("lark {text}"), grammar: TopLevelGrammar::from_lark(text) }
+fn from_lark(text: &str) -> Result<Source, GrammarRefusal> {
+    let text = lark_text::read(text)?;
+    Ok(Source { key: format!("lark {text}"), grammar: TopLevelGrammar::from_lark(text) })
 }

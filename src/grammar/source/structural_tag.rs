@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::{lark, with_whitespace};
+use super::lark;
 use crate::grammar::compiler::GrammarRefusal;
 use crate::grammar::limits::MAX_CHOICES;
 
@@ -215,9 +215,10 @@ impl Writer {
 }
 
 fn json_schema(schema: Option<&Value>, path: &str) -> Result<String, GrammarRefusal> {
-    let schema = schema.cloned().and_then(with_whitespace);
-    let schema = schema.ok_or_else(|| refuse(&format!("{path}.json_schema"), "expected a schema"))?;
-    Ok(format!("%json {schema}"))
+    match schema {
+        Some(schema @ (Value::Object(_) | Value::Bool(_))) => Ok(format!("%json {schema}")),
+        _ => Err(refuse(&format!("{path}.json_schema"), "expected a schema")),
+    }
 }
 
 fn as_tag<'a>(tag: &'a Value, path: &str) -> Result<&'a Map<String, Value>, GrammarRefusal> {

@@ -51,7 +51,9 @@ fn large_schemas() {
     survive(&Constraint::JsonSchema(json!({"enum": names[..2000]})));
     let properties: Value =
         names[..2000].iter().map(|name| (name.clone(), json!({"type": "string"}))).collect();
-    survive(&Constraint::JsonSchema(json!({"type": "object", "properties": properties})));
+    survive(&Constraint::JsonSchema(
+        json!({"type": "object", "properties": properties, "required": names[..2000]}),
+    ));
     survive(&Constraint::JsonSchema(
         json!({"type": "array", "items": {"const": 1}, "minItems": 1_000_000_000}),
     ));
@@ -168,4 +170,75 @@ fn grammars() {
         let braces = format!("start: %json {}{}", "{\"items\":".repeat(5000), "}".repeat(5000));
         assert!(!refusal(&grammar(braces)).is_empty());
     });
+}
+
+/// Fifteen characters that stand for a million, in every notation: what must come is counted before anything is
+/// compiled.
+#[test]
+fn what_must_come_is_bounded_in_every_notation() {
+    const BOMB: &str = "(a{1000}){1000}";
+    let lark = |text: String| Constraint::Grammar(text);
+    let tag = json!({"format": {"type": "tag", "begin": "<", "content": {"type": "regex", "pattern": BOMB}, "end": ">"}});
+    let constant = json!({"type": "array", "minItems": 10_000, "items": {"const": "x".repeat(8000)}});
+    for constraint in [
+        Constraint::Regex(BOMB.into()),
+        Constraint::JsonSchema(json!({"type": "string", "pattern": BOMB})),
+        Constraint::JsonSchema(json!({"type": "object", "patternProperties": {BOMB: true}})),
+        Constraint::JsonSchema(json!({"type": "object", "x-guidance": {"whitespace_pattern": BOMB}})),
+        Constraint::JsonSchema(json!({"const": "x".repeat(10_000)})),
+        Constraint::JsonSchema(json!({"const": vec!["x".repeat(8000); 10]})),
+        Constraint::JsonSchema(constant),
+        Constraint::StructuralTag(tag),
+        lark(format!("start: /{BOMB}/")),
+        lark("start: A\nA: B{1000}\nB: \"a\"{1000}".into()),
+        lark("start: a{300}\na: b ~ 300\nb: \"x\"{300,}".into()),
+        lark(format!("start: %json {{\"type\": \"string\", \"pattern\": \"{BOMB}\"}}")),
+        lark("root ::= (\"a\"{1000}){1000}".into()),
+        lark("root ::= x{1000} root?\nx ::= \"a\"{1000}".into()),
+    ] {
+        let why = refusal(&constraint);
+        assert!(why.contains("written out; "), "{constraint:?}: {why}");
+    }
+    let properties: Value = (0..2000).map(|i| (format!("p{i}"), json!(true))).collect();
+    let why = refusal(&Constraint::JsonSchema(json!({"type": "object", "properties": properties})));
+    assert!(why.contains("2000 properties that are not required; 900 are allowed"), "{why}");
+    assert!(refusal(&lark("start: %lark {\nstart: \"a\"\n}".into())).contains("%lark"));
+}
+
+/// A text within the limits can be drawn to its end: no mask, and no run of forced tokens, needs more steps than
+/// it may take.
+#[test]
+fn what_is_allowed_can_be_served() {
+    let long = "x".repeat(8000);
+    let items = json!([{"type": "integer"}, {"const": long}]);
+    for (constraint, text) in [
+        (Constraint::Regex("ya{8000}".into()), format!("y{}", "a".repeat(8000))),
+        (Constraint::JsonSchema(json!({"type": "array", "prefixItems": items, "minItems": 2})), long.clone()),
+        (Constraint::JsonSchema(json!({"const": [long, long]})), long.clone()),
+        (Constraint::Grammar(format!("start: \"{long}\"{{8}}")), long.repeat(8)),
+    ] {
+        let grammar = COMPILER.compile(&constraint).unwrap_or_else(|error| panic!("{error}"));
+        let drawn = draw(&grammar, 1, 100_000).expect("it ends");
+        assert!(drawn.contains(&text), "{} characters", drawn.len());
+    }
+    let names: Vec<_> = (0..900).map(|i| format!("property {i}")).collect();
+    let properties: Value = names.iter().map(|name| (name.clone(), json!({"type": "null"}))).collect();
+    let schema = json!({"type": "object", "properties": properties});
+    let grammar = COMPILER.compile(&Constraint::JsonSchema(schema)).unwrap();
+    assert!(accepts(&grammar, "{\"property 3\": null, \"property 899\": null}"));
+}
+
+#[test]
+fn white_space_in_json_is_bounded_in_every_notation() {
+    let schema = json!({"type": "array", "items": {"type": "integer"}});
+    let tag = json!({"format": {"type": "json_schema", "json_schema": schema}});
+    for constraint in [
+        Constraint::JsonSchema(schema.clone()),
+        Constraint::Grammar(format!("start: %json {schema}")),
+        Constraint::StructuralTag(tag),
+    ] {
+        let grammar = COMPILER.compile(&constraint).unwrap();
+        let padded = |spaces: usize| format!("[{}1]", " ".repeat(spaces));
+        assert!(accepts(&grammar, &padded(32)) && !accepts(&grammar, &padded(33)), "{constraint:?}");
+    }
 }

@@ -25,7 +25,7 @@ use tonic_types::StatusExt;
 
 use crate::app::{App, ModelInfo as AppModel};
 use crate::chat::ChatSetup;
-use crate::config::ServerConfig;
+use crate::config::{AnswerConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
@@ -207,6 +207,7 @@ fn app(options: Options) -> App {
             sse_keep_alive_interval: Duration::ZERO,
             stall_timeout: options.stall_timeout,
             tls: None,
+            answers: AnswerConfig::default(),
         },
     }
 }

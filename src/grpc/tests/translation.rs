@@ -6,7 +6,8 @@ use quire_proto::vllm::finish_info::{FinishReason, StopReason};
 
 use super::*;
 use crate::engine::{
-    Finish, FinishKind, GenerateRequest as EngineRequest, OutputDelta, PromptOutput, StopCause, TokenLogprobs,
+    Finish, FinishKind, GenerateRequest as EngineRequest, OutputDelta, PromptOutput, StopCause, Timings,
+    TokenLogprobs,
 };
 use crate::grpc::translate;
 use crate::validate::generate_request;
@@ -162,7 +163,8 @@ fn each_end_has_its_reason() {
         (FinishKind::Length, None, FinishReason::Length, None),
         (FinishKind::Abort, None, FinishReason::Aborted, None),
     ] {
-        let finish = Some(Finish { kind, stop, error: None, num_output_tokens: 6 });
+        let finish =
+            Some(Finish { kind, stop, error: None, num_output_tokens: 6, timings: Timings::default() });
         let mut delta = OutputDelta { finish, ..Default::default() };
         let info = shape.sequence_output(&mut delta, 16).finish_info.unwrap();
         assert_eq!((info.finish_reason(), &info.stop_reason), (reason, &cause));

@@ -33,7 +33,7 @@ pub(super) async fn embed(
 
 fn refused(error: EmbedError) -> Status {
     match error {
-        EmbedError::NotPooled => Status::unimplemented(error.to_string()),
+        EmbedError::NotPooled | EmbedError::WrongTask { .. } => Status::unimplemented(error.to_string()),
         EmbedError::Param(error) => invalid_field(INPUT, &error.message),
         EmbedError::Text(error) => not_tokenized(&error, INPUT),
         EmbedError::Submit(error) => not_taken(&error),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::message::MessageWriter;
 use crate::http::events::Events;
-use crate::http::tests::typed_events::{parse, random_answer};
+use crate::http::tests::typed_events::{parse, random_answer, read_twice};
 
 /// Reads events as a client does: the message that they make up.
 fn follow(events: &[Value]) -> Value {
@@ -98,5 +98,21 @@ fn every_stream_makes_up_the_message_that_is_given_whole() {
             _ => &["tool_use", "max_tokens"],
         };
         assert!(reasons.contains(&whole["stop_reason"].as_str().unwrap()), "{whole}");
+    }
+}
+
+#[test]
+fn blocks_come_in_the_order_of_the_text_however_it_is_cut() {
+    for seed in 0..300 {
+        let [whole, pieces] = read_twice(seed).map(|deltas| {
+            let mut writer = MessageWriter::new("msg_1".into(), "m".into(), 10, Events::default());
+            deltas.into_iter().for_each(|mut delta| writer.take(&mut delta).unwrap());
+            let mut message = follow(&parse(writer.events.text()));
+            for block in message["content"].as_array_mut().unwrap() {
+                block.as_object_mut().unwrap().remove("id");
+            }
+            message
+        });
+        assert_eq!(pieces, whole, "seed {seed}");
     }
 }

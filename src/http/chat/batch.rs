@@ -37,7 +37,8 @@ pub(crate) async fn batch(
     let id = choose_id("chatcmpl", name.sent.as_deref(), common.request_id.clone().or(name.given))?;
     let with = |messages| Conversation { messages, ..request.conversation.clone() };
     let conversations: Vec<_> = conversations.drain(..).map(with).collect();
-    let roles: Vec<_> = conversations.iter().map(|chat| chat.answer_role().to_owned()).collect();
+    let role = &state.app.server.answers.response_role;
+    let roles: Vec<_> = conversations.iter().map(|chat| chat.answer_role(role).to_owned()).collect();
     let echo = |(chat, role): (&Conversation, &String)| common.echo.then(|| chat.echo(role)).flatten();
     let echoes: Vec<_> = conversations.iter().zip(&roles).map(echo).collect();
     let jobs = conversations.into_iter().map(|conversation| request.job(id.clone(), conversation));
@@ -60,11 +61,12 @@ pub(crate) async fn batch(
         prompts,
         names: TokenNames {
             tokenizer: state.app.tokenizer.clone(),
-            as_token_ids: common.return_tokens_as_token_ids,
+            as_token_ids: common.return_tokens_as_token_ids || state.app.server.answers.tokens_as_token_ids,
         },
         wants_logprobs: common.sampling.logprobs.is_some(),
         wants_prompt_logprobs: false,
         return_token_ids: false,
+        style: state.style.clone(),
         include_usage: false,
         continuous_usage: false,
     };

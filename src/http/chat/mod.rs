@@ -50,9 +50,10 @@ pub(crate) async fn chat_completions(
     let conversation = std::mem::take(&mut request.conversation);
     let common = &mut request.common;
     let app = &*state.app;
+    let answers = &app.server.answers;
     let model = state.served_name(common.model.take())?;
     let id = choose_id("chatcmpl", name.sent.as_deref(), common.request_id.take().or(name.given))?;
-    let role = conversation.answer_role().to_owned();
+    let role = conversation.answer_role(&answers.response_role).to_owned();
     let echo = common.echo.then(|| conversation.echo(&role)).flatten();
     let wants_logprobs = common.sampling.logprobs.is_some();
     let wants_prompt_logprobs = common.sampling.prompt_logprobs.is_some();
@@ -69,13 +70,14 @@ pub(crate) async fn chat_completions(
         prompts: vec![ReplyPrompt { ids: prepared.request.prompt_token_ids.clone(), echo, text }],
         names: TokenNames {
             tokenizer: app.tokenizer.clone(),
-            as_token_ids: common.return_tokens_as_token_ids,
+            as_token_ids: common.return_tokens_as_token_ids || answers.tokens_as_token_ids,
         },
         wants_logprobs,
         wants_prompt_logprobs,
         return_token_ids: common.return_token_ids,
-        include_usage: common.include_usage,
-        continuous_usage: common.continuous_usage,
+        style: state.style.clone(),
+        include_usage: common.include_usage || answers.force_include_usage,
+        continuous_usage: common.continuous_usage || answers.force_include_usage,
     };
     let stream = prepared.submit(&state)?;
     if common.stream {

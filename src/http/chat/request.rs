@@ -162,6 +162,10 @@ pub(crate) fn read_conversation(fields: &mut Fields) -> Conversation {
     with_messages(messages, fields)
 }
 
+/// vLLM's words.
+const CONTINUES_AND_PROMPTS: &str =
+    "Cannot set both `continue_final_message` and `add_generation_prompt` to True.";
+
 /// Reads all that goes to the template with the messages.
 fn with_messages(messages: Vec<Value>, fields: &mut Fields) -> Conversation {
     let tools = read_tools(fields);
@@ -175,7 +179,7 @@ fn with_messages(messages: Vec<Value>, fields: &mut Fields) -> Conversation {
     let continue_final_message = fields.bool("continue_final_message").unwrap_or(false);
     let add_generation_prompt = fields.bool("add_generation_prompt");
     if continue_final_message && add_generation_prompt == Some(true) {
-        fields.wrong("continue_final_message", "cannot be true together with add_generation_prompt");
+        fields.wrong("continue_final_message", CONTINUES_AND_PROMPTS);
     }
     Conversation {
         messages,
@@ -296,7 +300,7 @@ mod tests {
         .unwrap()
         .conversation;
         assert!(!conversation.add_generation_prompt);
-        assert_eq!(conversation.answer_role(), "assistant");
+        assert_eq!(conversation.answer_role("model"), "assistant");
         assert_eq!(conversation.echo("assistant").as_deref(), Some("b"));
         assert_eq!(conversation.echo("user"), None);
         let both = r#""continue_final_message":true,"add_generation_prompt":true"#;

@@ -8,7 +8,8 @@ use crate::chat::{ChatDelta, ChatStream, ToolCallStart};
 use crate::engine::{Finish, PromptOutput, TokenLogprobs};
 use crate::http::error::ApiError;
 use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
-use crate::http::reply::{FINGERPRINT, Reply, StopReason, check_finish, json};
+use crate::http::reply::{Reply, StopReason, check_finish, json};
+use crate::http::request_metrics::RequestMetrics;
 use crate::http::usage::Usage;
 
 #[derive(Serialize, JsonSchema)]
@@ -19,8 +20,9 @@ pub(super) struct ChatCompletion<'a> {
     model: &'a str,
     choices: Vec<Choice<'a>>,
     service_tier: Option<()>,
-    system_fingerprint: &'static str,
+    system_fingerprint: Option<&'a str>,
     usage: Usage,
+    metrics: Option<RequestMetrics>,
     prompt_logprobs: Option<PromptLogprobs<'a>>,
     prompt_token_ids: Option<&'a [u32]>,
     prompt_text: Option<&'a str>,
@@ -136,6 +138,7 @@ pub(super) fn whole(reply: &Reply, answers: &[Answer], roles: &[String]) -> Resp
     let prompt = &reply.prompts[0];
     let n = reply.n as usize;
     let choice = |(index, answer)| choice(index, reply, answer, &roles[index / n]);
+    let cached = |answer: &Answer| u64::from(answer.prompt.num_cached_tokens);
     // The engine scores the prompt once, for the first answer.
     let prompt_logprobs = answers[0].prompt.logprobs.as_deref();
     json(&ChatCompletion {
@@ -145,10 +148,11 @@ pub(super) fn whole(reply: &Reply, answers: &[Answer], roles: &[String]) -> Resp
         model: &reply.model,
         choices: answers.iter().enumerate().map(choice).collect(),
         service_tier: None,
-        system_fingerprint: FINGERPRINT,
+        system_fingerprint: reply.style.fingerprint.as_deref(),
+        metrics: reply.metrics(answers[0].finish.as_ref()),
         usage: Usage {
             prompt_tokens: reply.prompt_tokens(),
-            cached_tokens: answers.iter().step_by(n).map(|a| u64::from(a.prompt.num_cached_tokens)).sum(),
+            cached_tokens: reply.cached_tokens(answers.iter().step_by(n).map(cached).sum()),
             completion_tokens: answers.iter().map(|answer| answer.token_ids.len() as u64).sum(),
             reasoning_tokens: answers.iter().map(|answer| u64::from(answer.num_reasoning_tokens)).sum(),
         },

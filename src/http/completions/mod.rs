@@ -43,6 +43,7 @@ pub(crate) async fn completions(
 ) -> Result<Response, ApiError> {
     let CompletionRequest { common, prompt, echo_only } = CompletionRequest::read(fields)?;
     let app = &*state.app;
+    let answers = &app.server.answers;
     let model = state.served_name(common.model)?;
     let id = choose_id("cmpl", name.sent.as_deref(), common.request_id.or(name.given))?;
     let mut sampling = common.sampling;
@@ -87,13 +88,14 @@ pub(crate) async fn completions(
         prompts: reply_prompts,
         names: TokenNames {
             tokenizer: app.tokenizer.clone(),
-            as_token_ids: common.return_tokens_as_token_ids,
+            as_token_ids: common.return_tokens_as_token_ids || answers.tokens_as_token_ids,
         },
         wants_logprobs: sampling.logprobs.is_some(),
         wants_prompt_logprobs: sampling.prompt_logprobs.is_some(),
         return_token_ids: common.return_token_ids,
-        include_usage: common.include_usage,
-        continuous_usage: common.continuous_usage,
+        style: state.style.clone(),
+        include_usage: common.include_usage || answers.force_include_usage,
+        continuous_usage: common.continuous_usage || answers.force_include_usage,
     };
     if common.stream {
         let dialect = Dialect::Completion(CompletionStream { echo_only });

@@ -7,7 +7,8 @@ use serde::Serialize;
 use crate::engine::{Finish, FinishKind, TokenLogprobs};
 
 use crate::http::logprobs::{CompletionLogprobs, PromptLogprobs, TokenNames};
-use crate::http::reply::{FINGERPRINT, Generated, Reply, ReplyPrompt, StopReason, json, usage};
+use crate::http::reply::{Generated, Reply, ReplyPrompt, StopReason, json, usage};
+use crate::http::request_metrics::RequestMetrics;
 use crate::http::usage::Usage;
 
 #[derive(Serialize, JsonSchema)]
@@ -18,8 +19,9 @@ pub(super) struct Completion<'a> {
     model: &'a str,
     choices: Vec<Choice<'a>>,
     service_tier: Option<()>,
-    system_fingerprint: &'static str,
+    system_fingerprint: Option<&'a str>,
     usage: Usage,
+    metrics: Option<RequestMetrics>,
     kv_transfer_params: Option<()>,
 }
 
@@ -56,8 +58,9 @@ pub(super) fn whole(reply: &Reply, mut outputs: Vec<Vec<Generated>>, echo_only: 
         model: &reply.model,
         choices,
         service_tier: None,
-        system_fingerprint: FINGERPRINT,
+        system_fingerprint: reply.style.fingerprint.as_deref(),
         usage: usage(reply, &outputs),
+        metrics: reply.metrics(outputs[0][0].finish.as_ref()),
         kv_transfer_params: None,
     })
 }

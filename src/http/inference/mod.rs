@@ -90,6 +90,7 @@ pub(crate) async fn generate(
         wants_logprobs,
         wants_prompt_logprobs,
         return_token_ids: true,
+        style: state.style.clone(),
         include_usage: request.include_usage,
         continuous_usage: request.continuous_usage,
     };

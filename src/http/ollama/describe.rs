@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::answer::{ChatLine, GenerateLine};
+use super::embed::{self, Embeddings, OneEmbedding};
 use super::error::Body;
 use super::models::{Processes, Shown, Tags, Version};
 use super::request::{read_chat, read_generate, read_show};
@@ -28,6 +29,20 @@ pub(crate) fn generate(op: &mut Operation<'_>) {
             "application/x-ndjson",
             json!({ "type": "string", "description": "Such an object a line" }),
         );
+}
+
+pub(crate) fn embeddings(op: &mut Operation<'_>) {
+    op.errors_are::<Body<'_>>()
+        .about("A vector for each text, in Ollama's way")
+        .takes(|mut fields| drop(embed::read(&mut fields)))
+        .answers::<Embeddings>();
+}
+
+pub(crate) fn old_embeddings(op: &mut Operation<'_>) {
+    op.errors_are::<Body<'_>>()
+        .about("The vector of a text, in an old way of Ollama's")
+        .takes(|mut fields| drop(embed::read_old(&mut fields)))
+        .answers::<OneEmbedding>();
 }
 
 pub(crate) fn tags(op: &mut Operation<'_>) {

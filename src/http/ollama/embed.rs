@@ -20,7 +20,7 @@ use crate::http::sampling::choose_id;
 use crate::http::{HttpState, RequestName};
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct Embeddings {
+pub(super) struct Embeddings {
     model: String,
     embeddings: Vec<Vec<f32>>,
     /// Nanoseconds.
@@ -31,13 +31,13 @@ struct Embeddings {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-struct OneEmbedding {
+pub(super) struct OneEmbedding {
     embedding: Vec<f32>,
 }
 
 /// A request, typed but not yet checked against the model.
 #[derive(Debug)]
-struct EmbedRequest {
+pub(super) struct EmbedRequest {
     model: Option<String>,
     inputs: Vec<EmbedInput>,
     truncate: bool,
@@ -91,7 +91,7 @@ async fn run(
 }
 
 /// The body of `/api/embed`.
-fn read(fields: &mut Fields) -> EmbedRequest {
+pub(super) fn read(fields: &mut Fields) -> EmbedRequest {
     let inputs = fields.string_or_strings("input");
     if inputs.is_none() {
         fields.missing("input");
@@ -104,7 +104,7 @@ fn read(fields: &mut Fields) -> EmbedRequest {
 }
 
 /// The body of `/api/embeddings`.
-fn read_old(fields: &mut Fields) -> EmbedRequest {
+pub(super) fn read_old(fields: &mut Fields) -> EmbedRequest {
     let inputs = match fields.prompt("prompt") {
         Some(Prompt::Text(text)) => vec![EmbedInput::Text(text)],
         Some(_) => {

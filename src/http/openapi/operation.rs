@@ -95,6 +95,11 @@ impl<'a> Operation<'a> {
         self.content("200", "OK", media_type, schema)
     }
 
+    /// Or 200 with bytes.
+    pub(crate) fn answers_bytes(&mut self) -> &mut Self {
+        self.answers_as("application/octet-stream", json!({ "type": "string", "format": "binary" }))
+    }
+
     /// 200 without a body.
     pub(crate) fn answers_nothing(&mut self) -> &mut Self {
         self.responses.insert("200".into(), json!({ "description": "OK" }));

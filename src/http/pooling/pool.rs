@@ -1,4 +1,4 @@
-//! `POST /pooling`: vLLM's own form of embeddings.
+//! `POST /pooling`: vectors or labels, whichever the model gives, in a form of vLLM's own.
 
 use std::sync::Arc;
 
@@ -8,8 +8,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
-use super::embeddings::{Embedded, EmbeddingRequest, PoolingUsage};
-use super::encoding::Vector;
+use super::embeddings::EmbeddingRequest;
+use super::encoding::{Vector, bytes_response};
+use super::request::{Pooled, PoolingUsage};
+use crate::embed::PoolTask;
 use crate::http::error::{ApiError, excerpt};
 use crate::http::fields::Fields;
 use crate::http::openapi::Operation;
@@ -35,21 +37,39 @@ struct PoolingData {
 }
 
 /// Reads the fields: those of embeddings, and which kind of pooling.
-pub(crate) fn read(fields: &mut Fields) -> EmbeddingRequest {
+fn read(fields: &mut Fields) -> (Option<String>, EmbeddingRequest) {
     let task = fields.string("task");
-    fields.describe("task", |_| json!({ "enum": ["embed"] }));
-    if let Some(other) = task.filter(|task| task != "embed") {
-        let message = format!("only \"embed\" (one vector a text) is supported, got {:?}", excerpt(&other));
-        fields.wrong("task", message);
+    fields.describe("task", |app| {
+        let own = app.pooler.as_ref().map_or(PoolTask::Embed, |pooler| pooler.task());
+        json!({ "enum": [task_name(own)] })
+    });
+    (task, EmbeddingRequest::read(fields))
+}
+
+fn task_name(task: PoolTask) -> &'static str {
+    match task {
+        PoolTask::Embed => "embed",
+        PoolTask::Classify => "classify",
     }
-    EmbeddingRequest::read(fields)
+}
+
+/// The words of the refusal are vLLM's.
+fn check_task(asked: Option<&str>, state: &HttpState) -> Result<(), ApiError> {
+    let (Some(asked), Some(pooler)) = (asked, &state.app.pooler) else { return Ok(()) };
+    let own = task_name(pooler.task());
+    if asked == own {
+        return Ok(());
+    }
+    let message = format!("Unsupported task: '{}'. Supported by this model: '{own}'", excerpt(asked));
+    Err(ApiError::bad_param("task", message))
 }
 
 /// How the route tells of itself.
 pub(crate) fn describe(op: &mut Operation<'_>) {
-    op.about("A vector for each text, in vLLM's form")
+    op.about("What the model makes of each text, in vLLM's form")
         .takes(|mut fields| drop(read(&mut fields)))
-        .answers::<PoolingResponse>();
+        .answers::<PoolingResponse>()
+        .answers_bytes();
 }
 
 /// The handler.
@@ -58,11 +78,16 @@ pub(crate) async fn pooling(
     name: RequestName,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let request = read(&mut fields);
+    let (task, EmbeddingRequest { texts, encoding }) = read(&mut fields);
     fields.finish()?;
-    let Embedded { id, model, embeddings, encoding } = request.run(&state, "pool", name).await?;
-    let usage = PoolingUsage::of(&embeddings);
-    let data = embeddings.into_iter().enumerate().map(|(index, one)| PoolingData {
+    check_task(task.as_deref(), &state)?;
+    let pooled = texts.run(&state, "pool", name, None).await?;
+    if encoding.is_bytes() {
+        return bytes_response(pooled, encoding);
+    }
+    let Pooled { id, model, vectors } = pooled;
+    let usage = PoolingUsage::of(&vectors);
+    let data = vectors.into_iter().enumerate().map(|(index, one)| PoolingData {
         index,
         object: "pooling",
         data: Vector::new(one.values, encoding),

@@ -6,13 +6,12 @@ use axum::extract::State;
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::embeddings::PoolingUsage;
 use super::request::PoolingFields;
-use super::similarity::{Side, cosine, embed_both};
+use super::scores::{ScoreFields, Scores, Side, scores, texts, texts_schema};
 use crate::http::error::ApiError;
-use crate::http::fields::{Fields, expected_got};
+use crate::http::fields::Fields;
 use crate::http::openapi::Operation;
 use crate::http::reply;
 use crate::http::{HttpState, RequestName};
@@ -21,6 +20,7 @@ use crate::http::{HttpState, RequestName};
 #[derive(Debug)]
 pub(crate) struct RerankRequest {
     common: PoolingFields,
+    fields: ScoreFields,
     query: String,
     documents: Vec<String>,
     /// Results to give, best first; `None` = all.
@@ -36,34 +36,17 @@ impl RerankRequest {
                 String::new()
             }),
             documents: documents(fields),
+            fields: ScoreFields::read(fields),
             top_n: top_n(fields),
             common: PoolingFields::read(fields),
         }
     }
 }
 
-/// Texts, or objects with one in `text`.
 fn documents(fields: &mut Fields) -> Vec<String> {
-    let Some(values) = fields.list("documents") else {
-        fields.missing("documents");
-        return Vec::new();
-    };
-    let mut texts = Vec::with_capacity(values.len());
-    for (index, value) in values.into_iter().enumerate() {
-        let text = match value {
-            Value::Object(mut document) => document.remove("text").unwrap_or(Value::Object(document)),
-            other => other,
-        };
-        match text {
-            Value::String(text) => texts.push(text),
-            other => {
-                let message = expected_got("a string or an object with a text", &other);
-                fields.wrong(format!("documents[{index}]"), message);
-                break;
-            }
-        }
-    }
-    texts
+    let documents = texts(fields, "documents");
+    fields.describe("documents", |_| texts_schema());
+    documents
 }
 
 /// 0 means all, as in vLLM.
@@ -82,8 +65,14 @@ fn top_n(fields: &mut Fields) -> Option<usize> {
 pub(crate) struct RerankResponse {
     id: String,
     model: String,
-    usage: PoolingUsage,
+    usage: RerankUsage,
     results: Vec<RerankResult>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct RerankUsage {
+    prompt_tokens: u64,
+    total_tokens: u64,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -91,7 +80,7 @@ struct RerankResult {
     /// Place of the document in the request.
     index: usize,
     document: Document,
-    /// -1 to 1.
+    /// What the model gives, or where it embeds, the cosine, from -1 to 1.
     relevance_score: f64,
 }
 
@@ -115,22 +104,22 @@ pub(crate) async fn rerank(
     name: RequestName,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let RerankRequest { common, query, documents, top_n } = RerankRequest::read(&mut fields);
+    let RerankRequest { common, fields: own, query, documents, top_n } = RerankRequest::read(&mut fields);
     fields.finish()?;
     let (model, options) = common.resolve(&state, "rerank", name)?;
+    let id = options.request_id.clone();
     let query = Side { param: "query", texts: vec![query] };
     let sides = Side { param: "documents", texts: documents.clone() };
-    let (query, embeddings) = embed_both(&state, &options, query, sides).await?;
-    let usage = PoolingUsage::of(query.iter().chain(&embeddings));
-    let ranked =
-        embeddings.iter().zip(documents).enumerate().map(|(index, (embedding, text))| RerankResult {
-            index,
-            document: Document { text, multi_modal: None },
-            relevance_score: cosine(&query[0], embedding),
-        });
+    let Scores { scores, prompt_tokens } = scores(&state, options, own, query, sides).await?;
+    let ranked = scores.into_iter().zip(documents).enumerate().map(|(index, (score, text))| RerankResult {
+        index,
+        document: Document { text, multi_modal: None },
+        relevance_score: score,
+    });
     let mut results: Vec<_> = ranked.collect();
     // Stable: equals stay in the order of the request.
     results.sort_by(|a, b| b.relevance_score.total_cmp(&a.relevance_score));
     results.truncate(top_n.unwrap_or(usize::MAX));
-    Ok(reply::json(&RerankResponse { id: options.request_id, model, usage, results }))
+    let usage = RerankUsage { prompt_tokens, total_tokens: prompt_tokens };
+    Ok(reply::json(&RerankResponse { id, model, usage, results }))
 }

@@ -7,9 +7,8 @@ use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::embeddings::PoolingUsage;
-use super::request::PoolingFields;
-use super::similarity::{Side, cosine, embed_both};
+use super::request::{PoolingFields, PoolingUsage};
+use super::scores::{ScoreFields, Scores, Side, scores, texts, texts_schema};
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
 use crate::http::openapi::Operation;
@@ -20,6 +19,7 @@ use crate::http::{HttpState, RequestName};
 #[derive(Debug)]
 pub(crate) struct ScoreRequest {
     common: PoolingFields,
+    fields: ScoreFields,
     /// One text, or as many as there are in `right`.
     left: Side,
     right: Side,
@@ -37,6 +37,7 @@ impl ScoreRequest {
         let request = Self {
             left: side(fields, left),
             right: side(fields, right),
+            fields: ScoreFields::read(fields),
             common: PoolingFields::read(fields),
         };
         let (some, all) = (request.left.texts.len(), request.right.texts.len());
@@ -48,10 +49,8 @@ impl ScoreRequest {
 }
 
 fn side(fields: &mut Fields, param: &'static str) -> Side {
-    let texts = fields.string_or_strings(param).unwrap_or_else(|| {
-        fields.missing(param);
-        Vec::new()
-    });
+    let texts = texts(fields, param);
+    fields.describe(param, |_| texts_schema());
     Side { param, texts }
 }
 
@@ -70,13 +69,13 @@ pub(crate) struct ScoreResponse {
 struct ScoreData {
     index: usize,
     object: &'static str,
-    /// -1 to 1.
+    /// What the model gives, or where it embeds, the cosine, from -1 to 1.
     score: f64,
 }
 
 /// How the route tells of itself.
 pub(crate) fn describe(op: &mut Operation<'_>) {
-    op.about("How near pairs of texts are: the cosine between their embeddings")
+    op.about("How near pairs of texts are")
         .takes(|mut fields| drop(ScoreRequest::read(&mut fields)))
         .answers::<ScoreResponse>();
 }
@@ -87,15 +86,13 @@ pub(crate) async fn score(
     name: RequestName,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
-    let ScoreRequest { common, left, right } = ScoreRequest::read(&mut fields);
+    let ScoreRequest { common, fields: own, left, right } = ScoreRequest::read(&mut fields);
     fields.finish()?;
     let (model, options) = common.resolve(&state, "embd", name)?;
-    let (left, right) = embed_both(&state, &options, left, right).await?;
-    // The one text goes with each of the others.
-    let lefts = left.iter().chain(left.last().into_iter().cycle());
-    let scores = lefts.zip(&right).map(|(left, right)| cosine(left, right));
-    let data = scores.enumerate().map(|(index, score)| ScoreData { index, object: "score", score }).collect();
-    let usage = PoolingUsage::of(left.iter().chain(&right));
-    let (id, created) = (options.request_id, now());
-    Ok(json(&ScoreResponse { id, object: "list", created, model, data, usage }))
+    let id = options.request_id.clone();
+    let Scores { scores, prompt_tokens } = scores(&state, options, own, left, right).await?;
+    let data = scores.into_iter().enumerate();
+    let data = data.map(|(index, score)| ScoreData { index, object: "score", score }).collect();
+    let usage = PoolingUsage::of_tokens(prompt_tokens);
+    Ok(json(&ScoreResponse { id, object: "list", created: now(), model, data, usage }))
 }

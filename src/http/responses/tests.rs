@@ -12,7 +12,7 @@ use super::writer::{ResponseWriter, WriterOptions};
 use crate::http::events::Events;
 use crate::http::logprobs::TokenNames;
 use crate::http::tests::tokenizer;
-use crate::http::tests::typed_events::{parse, random_answer};
+use crate::http::tests::typed_events::{parse, random_answer, read_twice};
 use crate::text::Tokenizer;
 
 fn response(id: &str) -> Response {
@@ -182,6 +182,24 @@ fn every_stream_makes_up_the_response_that_is_given_whole() {
                 _ => assert!(call["name"] == "plain" && call.get("namespace").is_none()),
             }
         }
+    }
+}
+
+#[test]
+fn items_come_in_the_order_of_the_text_however_it_is_cut() {
+    let tokenizer = tokenizer();
+    for seed in 0..300 {
+        let [whole, pieces] = read_twice(seed).map(|deltas| {
+            let mut writer = writer(&tokenizer, Events::default());
+            writer.begin();
+            deltas.into_iter().for_each(|mut delta| writer.take(&mut delta).unwrap());
+            let mut response = without_ids(follow(&parse(writer.events.text())));
+            for item in response["output"].as_array_mut().unwrap() {
+                item.as_object_mut().unwrap().remove("call_id");
+            }
+            response
+        });
+        assert_eq!(pieces, whole, "seed {seed}");
     }
 }
 

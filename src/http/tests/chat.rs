@@ -46,7 +46,7 @@ async fn a_whole_answer_has_vllms_fields() {
             "logprobs": null, "finish_reason": "length", "stop_reason": null, "token_ids": null,
         }],
         "service_tier": null,
-        "system_fingerprint": concat!("quire-", env!("CARGO_PKG_VERSION")),
+        "system_fingerprint": fingerprint(), "metrics": null,
         "usage": {
             "prompt_tokens": prompt_tokens, "completion_tokens": 6, "total_tokens": prompt_tokens + 6,
             "prompt_tokens_details": {"cached_tokens": 0},

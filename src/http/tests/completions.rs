@@ -43,7 +43,7 @@ async fn a_whole_answer_has_vllms_fields() {
             "token_ids": null, "prompt_logprobs": null, "prompt_token_ids": null,
         }],
         "service_tier": null,
-        "system_fingerprint": concat!("quire-", env!("CARGO_PKG_VERSION")),
+        "system_fingerprint": fingerprint(), "metrics": null,
         "usage": {
             "prompt_tokens": prompt_tokens, "completion_tokens": 8, "total_tokens": prompt_tokens + 8,
             "prompt_tokens_details": {"cached_tokens": 0},
@@ -67,7 +67,10 @@ async fn frames_are_exact() {
     let head = format!(
         r#"data: {{"id":"cmpl-x\"y","object":"text_completion","created":{created},"model":"pebble","choices":[{{"index":0,"text":"#
     );
-    let end = r#""finish_reason":"length","stop_reason":null}],"system_fingerprint":"quire-0.1.0"}"#;
+    let end = format!(
+        r#""finish_reason":"length","stop_reason":null}}],"system_fingerprint":"{}"}}"#,
+        fingerprint()
+    );
     // The end may come with the token or after it.
     let together = format!("{head}{text},\"logprobs\":null,{end}\n\ndata: [DONE]\n\n");
     let apart = format!(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use quire_model::{Matryoshka, PoolerSpec};
+use quire_model::{LabelActivation, Labels, Matryoshka, PoolerSpec};
 use quire_scheduler::sim::POOLED_WIDTH;
 use quire_scheduler::{Pooling, Request as Prompt, RequestId, SamplingParams};
 use serde_json::json;
@@ -13,8 +13,26 @@ use super::*;
 
 /// A server whose vectors are those of the simulated model.
 fn pooling(normalize: bool, matryoshka: Matryoshka) -> Settings {
-    let spec = PoolerSpec { pooling: Pooling::Last, normalize, max_seq_length: None, matryoshka };
-    Settings { pooler: Some(Pooler { spec, width: POOLED_WIDTH }), ..Settings::default() }
+    let prompts = BTreeMap::from([("query".to_owned(), "find: ".to_owned())]);
+    let spec = PoolerSpec {
+        pooling: Pooling::Last,
+        normalize,
+        max_seq_length: None,
+        matryoshka,
+        labels: None,
+        prompts,
+    };
+    Settings { pooler: Some(Pooler { spec, width: POOLED_WIDTH, joins_pairs: true }), ..Settings::default() }
+}
+
+/// A server whose logits are those vectors.
+fn classifying(activation: LabelActivation) -> Settings {
+    let names = (0..POOLED_WIDTH).map(|index| (index > 0).then(|| format!("kind {index}"))).collect();
+    let mut settings = pooling(true, Matryoshka::No);
+    if let Some(pooler) = &mut settings.pooler {
+        pooler.spec.labels = Some(Labels { names, activation });
+    }
+    settings
 }
 
 /// What the simulated model gives for these tokens.
@@ -171,8 +189,9 @@ async fn what_cannot_be_embedded_is_named() {
         ("/v1/embeddings", json!({ "input": ["a", 1] }), 400, "input[1]"),
         ("/v1/embeddings", json!({ "input": [[1], [999_999]] }), 400, "input[1]"),
         ("/v1/embeddings", json!({ "input": vec!["a"; 2049] }), 400, "input"),
-        ("/v1/embeddings", json!({ "input": "a", "encoding_format": "bytes" }), 400, "encoding_format"),
-        ("/v1/embeddings", json!({ "input": "a", "embed_dtype": "float16" }), 400, "embed_dtype"),
+        ("/v1/embeddings", json!({ "input": "a", "encoding_format": "hex" }), 400, "encoding_format"),
+        ("/v1/embeddings", json!({ "input": "a", "embed_dtype": "float64" }), 400, "embed_dtype"),
+        ("/v1/embeddings", json!({ "input": "a", "endianness": "middle" }), 400, "endianness"),
         ("/v1/embeddings", json!({ "input": "a", "dimensions": 4 }), 400, "dimensions"),
         ("/v1/embeddings", json!({ "input": "a", "model": "other" }), 404, "model"),
         ("/v1/embeddings", json!({ "input": "a", "cache_salt": "" }), 400, "cache_salt"),
@@ -183,11 +202,28 @@ async fn what_cannot_be_embedded_is_named() {
         ("/rerank", json!({ "query": "a", "documents": ["b"], "top_n": -1 }), 400, "top_n"),
         (
             "/rerank",
-            json!({ "query": "a", "documents": ["b"], "max_tokens_per_doc": 3 }),
+            json!({ "query": "a", "documents": ["b"], "max_tokens_per_doc": MAX_MODEL_LEN }),
             400,
             "max_tokens_per_doc",
         ),
-        ("/classify", json!({ "input": "a" }), 501, "null"),
+        (
+            "/score",
+            json!({ "text_1": "a", "text_2": "b", "max_tokens_per_query": -1 }),
+            400,
+            "max_tokens_per_query",
+        ),
+        ("/v2/embed", json!({ "model": "pebble" }), 400, "texts"),
+        ("/v2/embed", json!({ "texts": ["a"], "images": ["b"] }), 400, "images"),
+        ("/v2/embed", json!({ "texts": ["a"], "input_type": "other" }), 400, "input_type"),
+        ("/v2/embed", json!({ "texts": ["a"], "truncate": "MIDDLE" }), 400, "truncate"),
+        ("/v2/embed", json!({ "texts": ["a"], "embedding_types": ["int4"] }), 400, "embedding_types[0]"),
+        (
+            "/v2/embed",
+            json!({ "texts": ["some more words"], "truncate": "NONE", "max_tokens": 1 }),
+            400,
+            "texts",
+        ),
+        ("/classify", json!({ "input": "a" }), 404, "null"),
     ] {
         let answer = server.post(path, &body).await;
         assert_eq!(answer.error(), (status, param.to_owned()), "{path} {body}: {}", answer.text);
@@ -231,4 +267,96 @@ async fn invariant_12_a_failed_input_fails_its_request_and_frees_the_rest() {
     }
     assert_eq!(statuses.keys().copied().collect::<Vec<_>>(), [200, 500], "{statuses:?}");
     server.wait_until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_say_where_each_vector_is() {
+    let server = start(pooling(false, Matryoshka::No)).await;
+    let lists = [vec![300, 301], vec![302]];
+    for (format, has_metadata) in [("bytes", true), ("bytes_only", false)] {
+        for path in ["/v1/embeddings", "/pooling"] {
+            let body = json!({ "input": lists, "encoding_format": format, "endianness": "big" });
+            let answer = server.post(path, &body).await;
+            assert_eq!(answer.headers["content-type"], "application/octet-stream");
+            let floats: Vec<f32> =
+                answer.bytes.as_chunks().0.iter().map(|bytes| f32::from_be_bytes(*bytes)).collect();
+            assert_eq!(floats, lists.iter().flat_map(|ids| expected(ids)).collect::<Vec<_>>());
+            let Some(metadata) = answer.headers.get("metadata") else {
+                assert!(!has_metadata);
+                continue;
+            };
+            let metadata: Value = serde_json::from_slice(metadata.as_bytes()).unwrap();
+            let half = answer.bytes.len() / 2;
+            let second = json!({ "index": 1, "embed_dtype": "float32", "endianness": "big", "start": half,
+                                 "end": 2 * half, "shape": [POOLED_WIDTH] });
+            assert!(has_metadata && metadata["data"][1] == second, "{metadata}");
+            assert_eq!(metadata["usage"]["prompt_tokens"], 3);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn coheres_form_of_the_same_vectors() {
+    let server = start(pooling(true, Matryoshka::No)).await;
+    let ids = |text: &str| tokenizer().encode(text, true).unwrap();
+    let post = async |body: Value| server.post("/v2/embed", &body).await;
+    let body =
+        json!({ "model": "pebble", "texts": ["a pebble", "x"], "embedding_types": ["float", "base64"] });
+    let answer = post(body).await.json();
+    for (index, text) in ["a pebble", "x"].into_iter().enumerate() {
+        assert_close(&numbers(&answer["embeddings"]["float"][index]), &normalized(&expected(&ids(text))));
+        assert!(answer["embeddings"]["base64"][index].is_string());
+    }
+    assert_eq!(
+        (&answer["texts"], &answer["meta"]["api_version"]["version"]),
+        (&json!(["a pebble", "x"]), &json!("2"))
+    );
+    assert_eq!(answer["meta"]["tokens"]["input_tokens"], ids("a pebble").len() + ids("x").len());
+    assert!(answer["embeddings"].get("binary").is_none(), "{answer}");
+    let asked = post(json!({ "texts": ["x"], "input_type": "query" })).await.json();
+    assert_close(&numbers(&asked["embeddings"]["float"][0]), &normalized(&expected(&ids("find: x"))));
+    let long = "some words and more of them";
+    for (truncate, kept) in [("END", &ids(long)[..2]), ("START", &ids(long)[ids(long).len() - 2..])] {
+        let cut = post(json!({ "texts": [long], "truncate": truncate, "max_tokens": 2 })).await.json();
+        assert_close(&numbers(&cut["embeddings"]["float"][0]), &normalized(&expected(kept)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn classes_are_probabilities_unless_logits_are_wanted() {
+    let ids = [300, 301, 302];
+    let logits: Vec<f64> = expected(&ids).iter().map(|x| f64::from(*x)).collect();
+    let total: f64 = logits.iter().map(|x| x.exp()).sum();
+    for (activation, probs) in [
+        (LabelActivation::Softmax, logits.iter().map(|x| x.exp() / total).collect::<Vec<_>>()),
+        (LabelActivation::Sigmoid, logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect()),
+        (LabelActivation::Identity, logits.clone()),
+    ] {
+        let server = start(classifying(activation)).await;
+        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+        for (more, expected) in [(json!({}), &probs), (json!({ "use_activation": false }), &logits)] {
+            let mut body = json!({ "model": "pebble", "input": [ids, [5]] });
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let answer = server.post("/classify", &body).await.json();
+            assert!(answer["id"].as_str().unwrap().starts_with("classify-"), "{answer}");
+            let one = &answer["data"][0];
+            assert_close(&numbers(&one["probs"]), expected);
+            assert_eq!((&one["index"], &one["num_classes"]), (&json!(0), &json!(POOLED_WIDTH)));
+            let label = if best == 0 { Value::Null } else { json!(format!("kind {best}")) };
+            assert_eq!((&one["label"], &answer["usage"]["prompt_tokens"]), (&label, &json!(4)));
+            body["task"] = json!("classify");
+            let pooled = server.post("/pooling", &body).await.json();
+            assert_close(&numbers(&pooled["data"][0]["data"]), expected);
+        }
+        for (path, body) in [
+            ("/v1/embeddings", json!({ "input": "x" })),
+            ("/v2/embed", json!({ "texts": ["x"] })),
+            ("/score", json!({ "text_1": "x", "text_2": "y" })),
+        ] {
+            assert_eq!(server.post(path, &body).await.status, 404, "{path}");
+        }
+        let cut = json!({ "input": "x", "dimensions": 2 });
+        assert_eq!(server.post("/pooling", &cut).await.error(), (400, "dimensions".into()));
+        server.wait_until_idle().await;
+    }
 }

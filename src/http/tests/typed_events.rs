@@ -5,8 +5,8 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
-use crate::chat::{ChatDelta, ToolCallDelta, ToolCallStart};
-use crate::engine::{Finish, FinishKind, PromptOutput, StopCause};
+use crate::chat::{ChatDelta, ChatParser, ToolCallDelta, ToolCallStart};
+use crate::engine::{Finish, FinishKind, PromptOutput, StopCause, Timings};
 
 /// The events of a stream: each has its name twice, and nothing else is in between.
 #[track_caller]
@@ -43,7 +43,48 @@ pub(crate) fn random_answer(seed: u64) -> Vec<ChatDelta> {
         0 => Some(StopCause::Text("STOP".into())),
         _ => Some(StopCause::Eos(2)),
     };
-    answer.finish(Finish { kind, stop, error: None, num_output_tokens: 0 })
+    answer.finish(Finish { kind, stop, error: None, num_output_tokens: 0, timings: Timings::default() })
+}
+
+/// The same random text of a model, read whole and in random pieces: reasoning, text and calls in any order.
+pub(crate) fn read_twice(seed: u64) -> [Vec<ChatDelta>; 2] {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut text = String::from(if rng.random() { "<think>\nHm, \"é\".\n</think>\n\n" } else { "" });
+    for index in 0..rng.random_range(1..6) {
+        text += &match rng.random_range(0..4) {
+            0 | 1 => format!("Text {index}, <tool_cal."),
+            2 => format!(
+                "<tool_call>\n{{\"name\": \"f{index}\", \"arguments\": {{\"a\": [{index}]}}}}\n</tool_call>"
+            ),
+            _ => " \n".into(),
+        };
+    }
+    let parser = ChatParser::named(Some("hermes"), Some("qwen3")).unwrap();
+    let mut cuts: Vec<usize> =
+        text.char_indices().map(|(at, _)| at).filter(|_| rng.random_bool(0.3)).collect();
+    cuts.push(text.len());
+    [vec![text.len()], cuts].map(|cuts| {
+        let (mut reading, mut deltas, mut from) = (parser.start(), Vec::new(), 0);
+        for to in cuts {
+            reading.push(&text[from..to], &[], to == text.len());
+            from = to;
+            let mut told = false;
+            while !told {
+                let mut delta = ChatDelta::default();
+                told = reading.tell(&mut delta);
+                deltas.push(delta);
+            }
+        }
+        let finish = Finish {
+            kind: FinishKind::Stop,
+            stop: None,
+            error: None,
+            num_output_tokens: 0,
+            timings: Timings::default(),
+        };
+        deltas.last_mut().unwrap().finish = Some(finish);
+        deltas
+    })
 }
 
 struct Answer {

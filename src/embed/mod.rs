@@ -1,4 +1,5 @@
-//! Embeddings: texts or tokens in, vectors out. What HTTP, gRPC and Ollama's API have in common.
+//! Pooled models: texts or tokens in, vectors or the logits of labels out. What HTTP, gRPC and Ollama's API have in
+//! common.
 //!
 //! Each input is a request of its own to the engine, so that they share steps with each other and with those
 //! of other clients.
@@ -6,28 +7,40 @@
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
-use quire_model::{Matryoshka, PoolerSpec};
-use quire_scheduler::{Pooling, SamplingParams, TokenId};
+use quire_model::{LabelActivation, Labels, Matryoshka, PoolerSpec};
+use quire_scheduler::{SamplingParams, TokenId};
 
 use crate::app::App;
 use crate::engine::{FinishKind, GenerateRequest, OutputStream, SubmitError, TextOptions};
-use crate::text::{TextError, Tokenizer};
+use crate::text::{TextError, Tokens};
 use crate::validate::{ParamError, check_cache_salt};
+
+mod encode;
+
+use self::encode::encode;
 
 /// Inputs of one request (OpenAI's limit).
 pub const MAX_INPUTS: usize = 2048;
-/// No token of a vocabulary stands for so much text; beyond it a text is not worth encoding.
-const MAX_TOKEN_BYTES: usize = 512;
-/// Texts tokenized by one job of the text pool.
-const TEXTS_PER_JOB: usize = 64;
 
 /// How this server's model is pooled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pooler {
     /// By its makers or the operator.
     pub spec: PoolerSpec,
-    /// Numbers in a whole vector.
+    /// Numbers in a whole vector, or labels.
     pub width: usize,
+    /// Whether two texts are compared by joining them as the tokenizer does, with separators (encoders), or as they
+    /// are (decoders, as in vLLM).
+    pub joins_pairs: bool,
+}
+
+/// What a pooled model is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolTask {
+    /// A vector of the text.
+    Embed,
+    /// The probabilities of labels.
+    Classify,
 }
 
 /// One text to embed.
@@ -37,6 +50,8 @@ pub enum EmbedInput {
     Text(String),
     /// In tokens.
     Ids(Vec<TokenId>),
+    /// Two texts that are seen together, such as a query and a document.
+    Pair(String, String),
 }
 
 /// How the inputs of one request are embedded.
@@ -44,16 +59,22 @@ pub enum EmbedInput {
 pub struct EmbedOptions {
     /// The client's name for the request, for the log and for aborts by name.
     pub request_id: String,
+    /// What is asked for; `None` = whatever the model gives.
+    pub task: Option<PoolTask>,
     /// What an input is called in errors.
     pub input_param: &'static str,
     /// Whether the tokenizer adds what it adds to a text.
     pub add_special_tokens: bool,
     /// Cut inputs that are too long instead of refusing them.
     pub truncate: Option<Truncation>,
+    /// Cut texts to so many tokens of their own before that: the first of a pair and the second.
+    pub max_text_tokens: [Option<u32>; 2],
+    /// Refuse inputs of more tokens than this, though the model would take them.
+    pub max_prompt_tokens: Option<u32>,
     /// Keep so many numbers of each vector.
     pub dimensions: Option<i64>,
-    /// Bring vectors to length 1; `None` = as the model wants.
-    pub normalize: Option<bool>,
+    /// Bring vectors to length 1, or make probabilities of logits; `None` = as the model wants.
+    pub use_activation: Option<bool>,
     /// Lower runs first (with `--scheduling-policy priority`).
     pub priority: i32,
     /// Isolates the prefix cache, in which causal models leave the prompt's blocks.
@@ -61,7 +82,7 @@ pub struct EmbedOptions {
 }
 
 /// What to keep of an input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Truncation {
     /// Tokens; `None` = as many as the model takes.
     pub max_tokens: Option<u32>,
@@ -73,11 +94,14 @@ impl Default for EmbedOptions {
     fn default() -> Self {
         Self {
             request_id: String::new(),
+            task: Some(PoolTask::Embed),
             input_param: "input",
             add_special_tokens: true,
             truncate: None,
+            max_text_tokens: [None; 2],
+            max_prompt_tokens: None,
             dimensions: None,
-            normalize: None,
+            use_activation: None,
             priority: 0,
             cache_salt: None,
         }
@@ -87,7 +111,7 @@ impl Default for EmbedOptions {
 /// One input as a vector.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
-    /// As many numbers as were asked for.
+    /// As many numbers as were asked for, or one a label.
     pub values: Vec<f32>,
     /// Tokens of the input.
     pub prompt_tokens: u32,
@@ -99,6 +123,18 @@ pub enum EmbedError {
     /// The server does something else with its model.
     #[error("this server generates text and embeds nothing; start it with --runner pooling for embeddings")]
     NotPooled,
+    /// The model is of the other kind.
+    #[error(
+        "{}",
+        match task {
+            PoolTask::Embed => "the model classifies and gives no embeddings; see /classify, /score and /rerank",
+            PoolTask::Classify => "the model embeds and has no labels; see /v1/embeddings",
+        }
+    )]
+    WrongTask {
+        /// What was asked for.
+        task: PoolTask,
+    },
     /// A field of the request is wrong.
     #[error(transparent)]
     Param(#[from] ParamError),
@@ -120,20 +156,29 @@ pub async fn embed(
     options: &EmbedOptions,
 ) -> Result<Vec<Embedding>, EmbedError> {
     let pooler = app.pooler.as_ref().ok_or(EmbedError::NotPooled)?;
+    if let Some(task) = options.task.filter(|task| *task != pooler.task()) {
+        return Err(EmbedError::WrongTask { task });
+    }
     let width = pooler.check_dimensions(options.dimensions, app.model.name())?;
-    let normalize = options.normalize.unwrap_or(pooler.spec.normalize);
     let salt = options.cache_salt.clone().map(check_cache_salt).transpose()?;
     check_number(inputs.len(), options.input_param)?;
-    let prompts = tokenize(app, inputs, options).await?;
+    // Before the texts are encoded, which may take long.
+    app.engine.check_room(inputs.len(), true).inspect_err(|error| app.metrics.on_refusal(error))?;
+    let prompts = encode(app, pooler, inputs, options).await?;
     let request_id: Arc<str> = options.request_id.as_str().into();
     if app.server.enable_log_requests {
-        let prompt_tokens: usize = prompts.iter().map(Vec::len).sum();
+        let prompt_tokens: usize = prompts.iter().map(|prompt| prompt.ids.len()).sum();
         tracing::info!(request_id = &*request_id, inputs = prompts.len(), prompt_tokens, "embedding request");
     }
-    let request = |prompt: Vec<TokenId>| GenerateRequest {
+    let request = |prompt: Tokens| GenerateRequest {
         external_id: request_id.clone(),
-        prompt_token_ids: prompt.into(),
-        sampling: pooled(pooler.spec.pooling),
+        prompt_token_ids: prompt.ids.into(),
+        sampling: SamplingParams {
+            pooling: Some(pooler.spec.pooling),
+            second_text_start: prompt.second_text_start,
+            max_tokens: 0,
+            ..SamplingParams::default()
+        },
         seeded: true,
         n: 1,
         priority: options.priority,
@@ -143,23 +188,51 @@ pub async fn embed(
     };
     let mut streams = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        let prompt_tokens = prompt.len() as u32;
+        let prompt_tokens = prompt.ids.len() as u32;
         // Those taken before a refusal are aborted as their streams are dropped.
         let stream = app.engine.submit(request(prompt)).inspect_err(|error| app.metrics.on_refusal(error))?;
         streams.push((stream, prompt_tokens));
     }
     let embeddings = streams.into_iter().map(async |(stream, prompt_tokens)| {
-        let values = cut(vector_of(stream).await?, width, normalize);
+        let values = pooler.finish(vector_of(stream).await?, width, options.use_activation);
         Ok(Embedding { values, prompt_tokens })
     });
     try_join_all(embeddings).await
 }
 
 impl Pooler {
+    /// What the model does.
+    pub fn task(&self) -> PoolTask {
+        if self.labels().is_some() { PoolTask::Classify } else { PoolTask::Embed }
+    }
+
+    /// What the numbers mean, if they are no embedding.
+    pub fn labels(&self) -> Option<&Labels> {
+        self.spec.labels.as_ref()
+    }
+
+    /// A vector as it is answered.
+    fn finish(&self, mut values: Vec<f32>, width: usize, use_activation: Option<bool>) -> Vec<f32> {
+        match self.labels() {
+            None => {
+                values.truncate(width);
+                if use_activation.unwrap_or(self.spec.normalize) {
+                    normalize(&mut values);
+                }
+            }
+            Some(labels) if use_activation.unwrap_or(true) => activate(&mut values, labels.activation),
+            Some(_) => {}
+        }
+        values
+    }
+
     /// How many numbers of a vector to keep.
     fn check_dimensions(&self, asked: Option<i64>, model: &str) -> Result<usize, ParamError> {
         let Some(asked) = asked else { return Ok(self.width) };
         let refuse = |message: String| Err(ParamError::new("dimensions", message));
+        if self.labels().is_some() {
+            return refuse(format!("the model gives {} labels, and no vector that could be cut", self.width));
+        }
         let possible = usize::try_from(asked).ok().filter(|asked| (1..=self.width).contains(asked));
         match (&self.spec.matryoshka, possible) {
             (Matryoshka::No, Some(asked)) if asked == self.width => Ok(asked),
@@ -191,10 +264,6 @@ fn check_number(inputs: usize, param: &str) -> Result<(), ParamError> {
     }
 }
 
-fn pooled(pooling: Pooling) -> SamplingParams {
-    SamplingParams { pooling: Some(pooling), max_tokens: 0, ..SamplingParams::default() }
-}
-
 /// Waits for the one end of a pooled request.
 async fn vector_of(mut stream: OutputStream) -> Result<Vec<f32>, EmbedError> {
     let mut vector = None;
@@ -209,125 +278,26 @@ async fn vector_of(mut stream: OutputStream) -> Result<Vec<f32>, EmbedError> {
     Err(EmbedError::Failed("the request ended without an answer".into()))
 }
 
-/// The first numbers of a vector, of length 1 if wanted. Lengths are summed in f64.
-fn cut(mut values: Vec<f32>, width: usize, normalize: bool) -> Vec<f32> {
-    values.truncate(width);
-    if normalize {
-        let norm = values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-        // As torch does: a vector of zeros stays one.
-        let scale = 1.0 / norm.max(1e-12);
-        values.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
-    }
-    values
+/// Brings a vector to length 1. Lengths are summed in f64.
+fn normalize(values: &mut [f32]) {
+    let norm = values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+    // As torch does: a vector of zeros stays one.
+    let scale = 1.0 / norm.max(1e-12);
+    values.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
 }
 
-/// The inputs in tokens, each checked.
-async fn tokenize(
-    app: &App,
-    inputs: Vec<EmbedInput>,
-    options: &EmbedOptions,
-) -> Result<Vec<Vec<TokenId>>, EmbedError> {
-    let max = app.limits.max_model_len;
-    let encoding = Encoding {
-        tokenizer: app.tokenizer.clone(),
-        max_model_len: max as usize,
-        vocab_size: app.limits.vocab_size,
-        param: options.input_param,
-        add_special_tokens: options.add_special_tokens,
-        truncate: match options.truncate {
-            Some(Truncation { max_tokens: Some(keep), .. }) if keep > max => {
-                let message =
-                    format!("must not be above the model's maximum context length ({max}), got {keep}");
-                return Err(ParamError::new("truncate_prompt_tokens", message).into());
-            }
-            Some(asked) => Some((asked.max_tokens.unwrap_or(max) as usize, asked.keep_end)),
-            None => None,
-        },
-    };
-    let single = inputs.len() == 1;
-    let mut jobs = Vec::new();
-    let mut inputs = inputs.into_iter();
-    for first in (0..inputs.len()).step_by(TEXTS_PER_JOB) {
-        let (encoding, part): (_, Vec<_>) = (encoding.clone(), inputs.by_ref().take(TEXTS_PER_JOB).collect());
-        jobs.push(app.text_pool.run(move || -> Result<Vec<_>, EmbedError> {
-            let index = |at: usize| (!single).then_some(first + at);
-            part.into_iter().enumerate().map(|(at, input)| encoding.tokens(input, index(at))).collect()
-        }));
-    }
-    let parts = try_join_all(jobs).await?;
-    let mut all = Vec::new();
-    for part in parts {
-        all.extend(part?);
-    }
-    Ok(all)
-}
-
-/// How inputs become tokens; shared by the jobs of a request.
-#[derive(Clone)]
-struct Encoding {
-    tokenizer: Tokenizer,
-    max_model_len: usize,
-    vocab_size: u32,
-    param: &'static str,
-    add_special_tokens: bool,
-    /// Tokens to keep, and whether those at the end.
-    truncate: Option<(usize, bool)>,
-}
-
-impl Encoding {
-    /// `index` is the input's place, if there are several.
-    fn tokens(&self, input: EmbedInput, index: Option<usize>) -> Result<Vec<TokenId>, EmbedError> {
-        let wrong = |message: String| {
-            let param = index.map_or(self.param.to_owned(), |index| format!("{}[{index}]", self.param));
-            EmbedError::Param(ParamError::new(param, message))
-        };
-        let ids = match (input, self.truncate) {
-            (EmbedInput::Text(text), Some((keep, from_end))) => {
-                let text = self.shorten(&text, keep, from_end);
-                self.tokenizer.encode_truncated(text, self.add_special_tokens, keep, from_end)?
-            }
-            (EmbedInput::Text(text), None) if text.len() > self.max_model_len * MAX_TOKEN_BYTES => {
-                return Err(wrong(format!(
-                    "This model's maximum context length is {} tokens, and a text of {} bytes cannot fit. Please \
-                     reduce the length of the input.",
-                    self.max_model_len,
-                    text.len()
-                )));
-            }
-            (EmbedInput::Text(text), None) => self.tokenizer.encode(&text, self.add_special_tokens)?,
-            (EmbedInput::Ids(mut ids), truncate) => {
-                match truncate {
-                    Some((keep, true)) => drop(ids.drain(..ids.len().saturating_sub(keep))),
-                    Some((keep, false)) => ids.truncate(keep),
-                    None => {}
-                }
-                ids
-            }
-        };
-        if ids.is_empty() {
-            return Err(wrong("the input is empty; at least one token is needed".into()));
+/// Makes probabilities of logits.
+fn activate(logits: &mut [f32], activation: LabelActivation) {
+    match activation {
+        LabelActivation::Identity => {}
+        LabelActivation::Sigmoid => {
+            logits.iter_mut().for_each(|x| *x = (1.0 / (1.0 + (-f64::from(*x)).exp())) as f32);
         }
-        if let Some(id) = ids.iter().find(|&&id| id >= self.vocab_size) {
-            let last = self.vocab_size - 1;
-            return Err(wrong(format!("token id {id} is out of the vocabulary; ids go from 0 to {last}")));
-        }
-        if ids.len() > self.max_model_len {
-            return Err(wrong(format!(
-                "This model's maximum context length is {} tokens. However, your input has {} tokens. Please \
-                 reduce the length of the input, or set truncate_prompt_tokens.",
-                self.max_model_len,
-                ids.len()
-            )));
-        }
-        Ok(ids)
-    }
-
-    /// Cuts off what will be truncated anyway, far from what remains.
-    fn shorten<'a>(&self, text: &'a str, keep: usize, from_end: bool) -> &'a str {
-        let bytes = 2 * keep * MAX_TOKEN_BYTES;
-        match from_end {
-            true => &text[text.ceil_char_boundary(text.len().saturating_sub(bytes))..],
-            false => &text[..text.floor_char_boundary(bytes)],
+        LabelActivation::Softmax => {
+            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let weight = |x: f32| f64::from(x - max).exp();
+            let total: f64 = logits.iter().map(|x| weight(*x)).sum();
+            logits.iter_mut().for_each(|x| *x = (weight(*x) / total) as f32);
         }
     }
 }

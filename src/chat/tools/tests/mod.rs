@@ -1,13 +1,17 @@
 //! Every format reads its own example, and reads the same however the text is cut.
 
+mod examples;
+
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
+use self::examples::EXAMPLES;
 use super::formats::JSON_LIST;
 use super::*;
+use crate::chat::delta::{ChatDelta, Pieces, ToolCallDelta};
 
 /// What a text was taken apart into, without the ids, which are drawn.
 #[derive(Debug, Default, PartialEq, Clone)]
@@ -31,10 +35,13 @@ fn tools() -> Arc<[Tool]> {
 fn read_pieces<'a>(format: &'static ToolFormat, pieces: impl IntoIterator<Item = &'a str>) -> Read {
     let mut reader = ToolReader::new(format, tools(), false);
     let (mut read, mut news) = (Read::default(), Vec::new());
+    let mut out = Pieces::default();
     for piece in pieces {
-        reader.push(piece, &mut read.content, &mut news);
+        reader.push(piece, &mut out);
+        tell(&mut out, &mut read.content, &mut news);
     }
-    reader.finish(&mut read.content, &mut news);
+    reader.finish(&mut out);
+    tell(&mut out, &mut read.content, &mut news);
     for piece in news {
         if let Some(start) = piece.start {
             assert_eq!((piece.index as usize, &*piece.arguments), (read.calls.len(), ""));
@@ -48,6 +55,26 @@ fn read_pieces<'a>(format: &'static ToolFormat, pieces: impl IntoIterator<Item =
     read
 }
 
+fn tell(out: &mut Pieces, content: &mut String, calls: &mut Vec<ToolCallDelta>) {
+    while !out.is_empty() {
+        let mut delta = ChatDelta::default();
+        out.tell(&mut delta);
+        content.push_str(&delta.content);
+        calls.append(&mut delta.tool_calls);
+    }
+}
+
+/// What calls a text tells, the reader's number of calls and the content.
+fn told(mut reader: ToolReader, text: &str, finish: bool) -> (String, Vec<ToolCallDelta>, u32) {
+    let (mut out, mut content, mut news) = (Pieces::default(), String::new(), Vec::new());
+    reader.push(text, &mut out);
+    if finish {
+        reader.finish(&mut out);
+    }
+    tell(&mut out, &mut content, &mut news);
+    (content, news, reader.num_calls())
+}
+
 fn read(name: &str, text: &str) -> Read {
     read_pieces(ToolFormat::named(name).unwrap(), [text])
 }
@@ -55,156 +82,6 @@ fn read(name: &str, text: &str) -> Read {
 fn call(name: &str, arguments: &str) -> (String, String) {
     (name.into(), arguments.into())
 }
-
-/// For each format: a text with content, a call of `get_weather` and one of `now`, and what the arguments of the
-/// first are as text.
-const EXAMPLES: &[(&str, &str, &str)] = &[
-    (
-        "hermes",
-        "Let me see.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\", \"days\": [1, 2]}}\n\
-         </tool_call>\n<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "longcat",
-        "Let me see. <longcat_tool_call>{\"arguments\":{\"city\":\"Paris\",\"days\":[1,2]}, \"name\":\"get_weather\"}\
-         </longcat_tool_call><longcat_tool_call>{\"name\": \"now\"}</longcat_tool_call>",
-        r#"{"city":"Paris","days":[1,2]}"#,
-    ),
-    (
-        "llama3_json",
-        "Let me see.<|python_tag|>{\"type\": \"function\", \"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\", \
-         \"days\": [1, 2]}}; {\"name\": \"now\", \"parameters\": {}}",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "mistral",
-        "Let me see.[TOOL_CALLS]get_weather[ARGS]{\"city\": \"Paris\", \"days\": [1, 2]}[TOOL_CALLS]now{}",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "mistral",
-        "Let me see.[TOOL_CALLS] [{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\", \"days\": [1, 2]}}, \
-         {\"name\": \"now\", \"arguments\": {}}]",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "llama4_pythonic",
-        "Let me see.<|python_start|>[get_weather(city='Paris', days=[1, 2]), now()]<|python_end|>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "olmo3",
-        "Let me see.\n<function_calls>\nget_weather(city=\"Paris\", days=(1, 2,))\nnow()\n</function_calls>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "lfm2",
-        "Let me see.<|tool_call_start|>[get_weather(city=\"Paris\",days=[1,2]), now()]<|tool_call_end|>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "qwen3_coder",
-        "Let me see.\n\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n<parameter=days>\n[1, 2]\n\
-         </parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "seed_oss",
-        "Let me see.<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n<parameter=days>[1, 2]\
-         </parameter>\n</function>\n</seed:tool_call><seed:tool_call><function=now></function></seed:tool_call>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "minimax_m2",
-        "Let me see.\n<minimax:tool_call>\n<invoke name=\"get_weather\">\n<parameter name=\"city\">Paris</parameter>\n\
-         <parameter name=\"days\">[1, 2]</parameter>\n</invoke>\n<invoke name=\"now\">\n</invoke>\n</minimax:tool_call>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "glm45",
-        "Let me see.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n\
-         <arg_value>[1, 2]</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "glm47",
-        "Let me see.<tool_call>get_weather<arg_key>city</arg_key><arg_value>Paris</arg_value><arg_key>days</arg_key>\
-         <arg_value>[1, 2]</arg_value></tool_call><tool_call>now</tool_call>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "deepseek_v32",
-        "Let me see.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"get_weather\">\n<｜DSML｜parameter name=\"city\" \
-         string=\"true\">Paris</｜DSML｜parameter>\n<｜DSML｜parameter name=\"days\" string=\"false\">[1, 2]</｜DSML｜parameter>\n\
-         </｜DSML｜invoke>\n<｜DSML｜invoke name=\"now\">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "step3",
-        "Let me see.<｜tool_calls_begin｜>\n<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name=\"get_weather\">\n\
-         <steptml:parameter name=\"city\">Paris</steptml:parameter><steptml:parameter name=\"days\">[1, 2]</steptml:parameter>\
-         </steptml:invoke><｜tool_call_end｜>\n<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name=\"now\">\
-         </steptml:invoke><｜tool_call_end｜><｜tool_calls_end｜>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "deepseek_v3",
-        "Let me see.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n\
-         {\"city\": \"Paris\", \"days\": [1, 2]}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n\
-         ```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "deepseek_v31",
-        "Let me see.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{\"city\": \"Paris\", \"days\": [1, 2]}\
-         <｜tool▁call▁end｜><｜tool▁call▁begin｜>now<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "kimi_k2",
-        "Let me see.<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>\
-         {\"city\": \"Paris\", \"days\": [1, 2]}<|tool_call_end|><|tool_call_begin|>functions.now:1\
-         <|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "granite",
-        "Let me see.<|tool_call|>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\", \"days\": [1, 2]}}, \
-         {\"name\": \"now\", \"arguments\": null}]",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "granite-20b-fc",
-        "Let me see.<function_call> {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\", \"days\": [1, 2]}}\n\
-         <function_call> {\"name\": \"now\", \"arguments\": {}}",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "jamba",
-        "Let me see.<tool_calls>[\n{\"name\": \"get_weather\", \"arguments\": \"{\\\"city\\\": \\\"Paris\\\", \\\"days\\\": [1, 2]}\"},\n\
-         {\"name\": \"now\", \"arguments\": {}}\n]</tool_calls>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "phi4_mini_json",
-        "Let me see. functools[{\"type\": \"function\", \"function\": {\"name\": \"get_weather\", \"arguments\": \
-         {\"city\": \"Paris\", \"days\": [1, 2]}}}, {\"name\": \"now\", \"arguments\": {}}]",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "internlm",
-        "Let me see.<|action_start|><|plugin|>\n{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\", \"days\": [1, 2]}}\n\
-         <|action_end|>\n<|action_start|> <|plugin|>{\"name\": \"now\", \"parameters\": {}}<|action_end|>",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-    (
-        "xlam",
-        "Let me see.\n```json\n[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\", \"days\": [1, 2]}}, \
-         {\"name\": \"now\", \"arguments\": {}}]\n```",
-        r#"{"city": "Paris", "days": [1, 2]}"#,
-    ),
-];
 
 #[test]
 fn every_format_reads_its_example() {
@@ -230,7 +107,8 @@ fn every_format_reads_its_example() {
     let tested: Vec<_> = EXAMPLES.iter().map(|(name, ..)| *name).chain(["pythonic"]).collect();
     for name in ToolFormat::names() {
         let format = ToolFormat::named(name).unwrap();
-        assert!(format.names.iter().any(|name| tested.contains(name)), "{name} has no example");
+        let tested = format.names.iter().any(|name| tested.contains(name));
+        assert!(tested || format.is_in_channels(), "{name} has no example");
     }
 }
 
@@ -266,6 +144,8 @@ fn what_is_no_call_stays_content() {
         ("glm45", "<tool_call>{\"name\": \"f\"}</tool_call>"),
         ("deepseek_v3", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>oops{}<｜tool▁calls▁end｜>"),
         ("kimi_k2", "<|tool_calls_section_begin|><|tool_calls_section_end|>"),
+        ("gemma4", "<|tool_call>call:bad_func no brace<tool_call|>"),
+        ("apertus", "<|tools_prefix|>[]<|tools_suffix|>"),
     ] {
         assert_eq!(read(name, text), Read { content: text.into(), calls: Vec::new() }, "{name}");
     }
@@ -317,6 +197,50 @@ fn values_between_tags_become_json() {
 }
 
 #[test]
+fn blanks_around_values_are_what_the_format_says() {
+    let city = |name: &str, before: &str, after: &str| {
+        let (_, text, _) = EXAMPLES.iter().find(|(other, ..)| *other == name).unwrap();
+        let calls = read(name, &text.replace("Paris", &format!("{before}P\n\n s{after}"))).calls;
+        serde_json::from_str::<Value>(&calls[0].1).unwrap()["city"].as_str().unwrap().to_owned()
+    };
+    for (name, before, after, expected) in [
+        ("seed_oss", "\n\n ", " \n\n", "\n P\n\n s \n"),
+        ("mimo", "\n", "\n", "\nP\n\n s\n"),
+        ("glm47", "  ", "\n ", "  P\n\n s\n "),
+        ("step3", " \n", "\n\n ", "P\n\n s"),
+        ("gemma4", " ", "\n", " P\n\n s\n"),
+    ] {
+        assert_eq!(city(name, before, after), expected, "{name}");
+    }
+}
+
+#[test]
+fn gemmas_notation_becomes_json() {
+    let arguments = |text: &str| {
+        let read = read("gemma4", &format!("<|tool_call>call:f{{{text}}}<tool_call|>"));
+        assert_eq!((&*read.content, read.calls.len()), ("", 1), "{text}");
+        serde_json::from_str::<Value>(&read.calls[0].1).unwrap_or_else(|e| panic!("{text}: {e}: {read:?}"))
+    };
+    for (text, expected) in [
+        ("", json!({})),
+        (
+            "a:<|\"|>x \"y\" {z}, <b>\n<|\"|>, b : 1.5 ,c:true,d:null",
+            json!({"a": "x \"y\" {z}, <b>\n", "b": 1.5, "c": true, "d": null}),
+        ),
+        (
+            "a:{b:{c:[1,{d:<|\"|>x<|\"|>},[]]}},<|\"|>e f<|\"|>:{}",
+            json!({"a": {"b": {"c": [1, {"d": "x"}, []]}}, "e f": {}}),
+        ),
+        ("a:north west", json!({"a": "north west"})),
+    ] {
+        assert_eq!(arguments(text), expected, "{text}");
+    }
+    // A function's schema decides where everything is in quotes.
+    let call = "<start_function_call>call:get_weather{city:<escape>12<escape>,metric:<escape>true<escape>,x:<escape>a b<escape>}<end_function_call>";
+    assert_eq!(read("functiongemma", call).calls[0].1, r#"{"city": "12", "metric": true, "x": "a b"}"#);
+}
+
+#[test]
 fn python_becomes_json() {
     let value = |python: &str| {
         let read = read("olmo3", &format!("<function_calls>f(x={python})</function_calls>"));
@@ -354,9 +278,8 @@ fn python_becomes_json() {
 #[test]
 fn ids_are_what_templates_want() {
     let id = |name: &str, text: &str| {
-        let mut reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), false);
-        let (mut content, mut news) = (String::new(), Vec::new());
-        reader.push(text, &mut content, &mut news);
+        let reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), false);
+        let (_, news, _) = told(reader, text, false);
         news[0].start.clone().unwrap().id
     };
     let hermes = id("hermes", "<tool_call>{\"name\": \"f\", \"arguments\": {");
@@ -371,11 +294,9 @@ fn ids_are_what_templates_want() {
 #[test]
 fn only_the_first_call_if_asked_for() {
     for (name, text, arguments) in EXAMPLES {
-        let mut reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), true);
-        let (mut content, mut news) = (String::new(), Vec::new());
-        reader.push(text, &mut content, &mut news);
-        reader.finish(&mut content, &mut news);
-        assert_eq!((reader.num_calls(), &*content), (1, "Let me see."), "{name}");
+        let reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), true);
+        let (content, news, num_calls) = told(reader, text, true);
+        assert_eq!((num_calls, &*content), (1, "Let me see."), "{name}");
         let told: String = news.iter().map(|piece| &*piece.arguments).collect();
         assert_eq!(told, *arguments, "{name}");
     }
@@ -385,10 +306,9 @@ fn only_the_first_call_if_asked_for() {
 fn arguments_stream_as_they_come() {
     for (name, text, arguments) in EXAMPLES.iter().filter(|(name, ..)| !matches!(*name, "jamba" | "longcat"))
     {
-        let mut reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), false);
-        let (mut content, mut news) = (String::new(), Vec::new());
+        let reader = ToolReader::new(ToolFormat::named(name).unwrap(), tools(), false);
         let paris = text.find("Paris").unwrap();
-        reader.push(&text[..paris + 3], &mut content, &mut news);
+        let (_, news, _) = told(reader, &text[..paris + 3], false);
         let told: String = news.iter().map(|piece| &*piece.arguments).collect();
         let expected = &arguments[..arguments.find("Paris").unwrap() + 3];
         assert_eq!(told, expected, "{name}");

@@ -1,0 +1,83 @@
+//! [`Labels`]: what the numbers of a classifier mean, from config.json.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::ModelError;
+use crate::hf_config::{parse, positive, unsupported};
+
+/// The labels of a classifier, and how its logits become probabilities.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labels {
+    /// By index; `None` where config.json has no name.
+    pub names: Vec<Option<String>>,
+    /// What is done to the logits unless a request wants them as they are.
+    pub activation: LabelActivation,
+}
+
+/// What becomes of the logits of labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabelActivation {
+    /// Nothing.
+    Identity,
+    /// Each by itself: `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// All together: they add up to 1.
+    Softmax,
+}
+
+#[derive(Deserialize)]
+struct LabelConfig {
+    id2label: Option<BTreeMap<String, Value>>,
+    num_labels: Option<usize>,
+    problem_type: Option<String>,
+    sbert_ce_default_activation_function: Option<String>,
+    sentence_transformers: Option<Value>,
+}
+
+/// How many labels a config.json names; transformers' default is 2.
+pub(crate) fn num_labels(config: &str) -> Result<usize, ModelError> {
+    let config: LabelConfig = parse("config.json", config)?;
+    let named = config.id2label.as_ref().map(BTreeMap::len);
+    positive("id2label", named.or(config.num_labels).or(Some(2)))
+}
+
+impl Labels {
+    /// Of a model with `num_labels` of them.
+    pub(crate) fn of(config: &str, num_labels: usize) -> Result<Self, ModelError> {
+        let config: LabelConfig = parse("config.json", config)?;
+        let name = |index: usize| match &config.id2label {
+            Some(names) => names.get(&index.to_string()).and_then(|name| name.as_str().map(str::to_owned)),
+            None => Some(format!("LABEL_{index}")),
+        };
+        Ok(Self { names: (0..num_labels).map(name).collect(), activation: config.activation(num_labels)? })
+    }
+}
+
+impl LabelConfig {
+    /// A cross-encoder's files may name a function of torch; else the kind of problem decides, as in vLLM.
+    fn activation(&self, num_labels: usize) -> Result<LabelActivation, ModelError> {
+        let own = self.sentence_transformers.as_ref().and_then(|own| own["activation_fn"].as_str());
+        let named = own.or(self.sbert_ce_default_activation_function.as_deref());
+        let usual = if num_labels == 1 { LabelActivation::Sigmoid } else { LabelActivation::Softmax };
+        match named.map(|path| path.rsplit('.').next().unwrap_or(path)) {
+            Some("Identity") => return Ok(LabelActivation::Identity),
+            Some("Sigmoid") => return Ok(LabelActivation::Sigmoid),
+            Some("Softmax") => return Ok(LabelActivation::Softmax),
+            Some(other) => return Err(unsupported("activation_fn", other, "Identity, Sigmoid, Softmax")),
+            None => {}
+        }
+        match self.problem_type.as_deref() {
+            None | Some("" | "single_label_classification") => Ok(usual),
+            Some("regression") => Ok(LabelActivation::Identity),
+            Some("multi_label_classification") => Ok(LabelActivation::Sigmoid),
+            Some(other) => Err(unsupported(
+                "problem_type",
+                other,
+                "regression, single_label_classification, multi_label_classification",
+            )),
+        }
+    }
+}
