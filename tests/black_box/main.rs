@@ -34,6 +34,7 @@ mod pooled_requests;
 mod scoring;
 mod shutdown;
 mod soak;
+mod streams;
 mod structured;
 mod tls;
 mod tools;
