@@ -460,9 +460,7 @@ fn token_id(param: &str, id: i64, vocab_size: u32) -> Result<TokenId, ParamError
         let last = vocab_size - 1;
         ParamError::new(
             param,
-            format!(
-                "token id {id} in {param} is out of the vocabulary of {vocab_size}; ids go from 0 to {last}"
-            ),
+            format!("token id {id} in {param} is out of vocabulary, which has {vocab_size} ids, 0 to {last}"),
         )
     })
 }
