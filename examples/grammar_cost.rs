@@ -33,6 +33,8 @@ fn main() -> anyhow::Result<()> {
         max_logprobs: None,
         eos_token_ids: Arc::new([end]),
         defaults: SamplingDefaults::default(),
+        stream_interval: 1,
+        thinking: None,
     };
     let compiler = GrammarCompiler::new(&tokenizer, &limits);
     // The first grammar sorts the vocabulary.

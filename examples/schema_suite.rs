@@ -79,6 +79,8 @@ impl Suite {
             max_logprobs: None,
             eos_token_ids: Arc::new([end]),
             defaults: SamplingDefaults::default(),
+            stream_interval: 1,
+            thinking: None,
         };
         Ok(Self { compiler: GrammarCompiler::new(&tokenizer, &limits), tokenizer, vocab_size, end })
     }

@@ -126,7 +126,7 @@ pub fn start(
     let scheduler = scheduler_config(config, &spec, &device)?;
     let model = model_info(config, &spec, &scheduler);
     let mut limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults);
-    limits.thinking = chat.thinking_marks(&tokenizer)?;
+    limits.thinking = chat.thinking().cloned();
     let cache = CacheInfo {
         block_size: scheduler.block_size,
         enable_prefix_caching: scheduler.enable_prefix_caching,

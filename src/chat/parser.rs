@@ -10,7 +10,7 @@ use super::reasoning::{ReasoningFormat, ReasoningReader, Start};
 use super::setup::ChatSetup;
 use super::thought_count::{ThoughtCount, ThoughtMarks};
 use super::tools::{Tool, ToolFormat, ToolReader};
-use crate::grammar::{ThinkingMarks, ThinkingStart, after_text, after_tokens};
+use crate::grammar::{ThinkingMarks, ThinkingStart, ThoughtTracker, after_text, after_tokens};
 use crate::text::Tokenizer;
 
 /// What the request says of its tools.
@@ -43,6 +43,20 @@ struct Thoughts {
     /// The message that the prompt has begun, of those that answer in channels.
     begun: Arc<str>,
     marks: ThoughtMarks,
+    /// The same as texts.
+    thinking: Option<ThinkingMarks>,
+}
+
+impl Thoughts {
+    /// Counts tokens by the texts of the markers.
+    fn tracker(&self) -> Option<ThoughtTracker> {
+        let start = match self.start {
+            Start::Inside | Start::InsideOrMarker => ThinkingStart::Inside { spent: 0 },
+            Start::Marker => ThinkingStart::Marker,
+            Start::Outside => ThinkingStart::Never,
+        };
+        self.thinking.as_ref().map(|marks| ThoughtTracker::new(marks, start))
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -66,6 +80,7 @@ impl ChatParser {
                 shown: true,
                 begun: "".into(),
                 marks: ThoughtMarks::default(),
+                thinking: None,
             });
         }
         match tool_call_parser {
@@ -98,6 +113,7 @@ impl ChatParser {
             shown,
             begun: harmony::begun(prompt).into(),
             marks: chat.thought_marks.clone(),
+            thinking: chat.thinking().cloned(),
         });
         self
     }
@@ -172,8 +188,9 @@ impl ChatParser {
             None => self.start_staged(),
         };
         let again = matches!(reader, Reader::Channels(_));
-        let count =
-            self.thoughts.as_ref().map(|thoughts| ThoughtCount::new(thoughts.marks.clone(), inside, again));
+        let count = self.thoughts.as_ref().map(|thoughts| {
+            ThoughtCount::new(thoughts.marks.clone(), inside, again).tracked_by(thoughts.tracker())
+        });
         Reading { reader, count, pieces: Pieces::default() }
     }
 

@@ -10,9 +10,9 @@ use super::harmony_messages;
 use super::reasoning::ReasoningFormat;
 use super::thought_count::ThoughtMarks;
 use super::tools::ToolFormat;
-use crate::config::ChatConfig;
+use crate::config::{ChatConfig, ReasoningConfig};
 use crate::grammar::ThinkingMarks;
-use crate::text::{TextError, Tokenizer};
+use crate::text::Tokenizer;
 
 /// The formats of the served model's answers, and the operator's settings.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +26,7 @@ pub struct ChatSetup {
     pub(crate) tool_tokens: Arc<[TokenId]>,
     /// Special tokens that mark thoughts.
     pub(crate) reasoning_tokens: Arc<[TokenId]>,
+    thinking: Option<ThinkingMarks>,
     pub(super) thought_marks: ThoughtMarks,
     config: ChatConfig,
 }
@@ -113,6 +114,7 @@ impl ChatSetup {
         Ok(Self {
             tool_tokens: tools.map_or_else(|| [].into(), |format| special(&mut format.markers())),
             reasoning_tokens: reasoning.map_or_else(|| [].into(), |format| special(&mut format.markers())),
+            thinking: thinking_marks(reasoning, config.reasoning.as_ref(), tokenizer),
             thought_marks: reasoning.map(|format| thought_marks(format, tokenizer)).unwrap_or_default(),
             tools,
             reasoning,
@@ -136,22 +138,9 @@ impl ChatSetup {
         }
     }
 
-    /// How thoughts are told from the rest, where they have a limit; `None` if the model has none.
-    ///
-    /// # Errors
-    /// If the end marker cannot be tokenised.
-    pub fn thinking_marks(&self, tokenizer: &Tokenizer) -> Result<Option<ThinkingMarks>, TextError> {
-        let format = self.reasoning.into_iter();
-        let begins: Vec<_> =
-            format.clone().flat_map(|format| format.begins()).copied().map(String::from).collect();
-        let ends: Vec<_> = format.clone().flat_map(|format| format.all_ends()).map(String::from).collect();
-        let forced = format.clone().find_map(|format| format.ends().last().copied());
-        let (begin, forced) = match (&self.config.reasoning, forced) {
-            (Some(config), _) => (Some(config.begin.clone()), &*config.end),
-            (None, Some(end)) => (None, end),
-            (None, None) => return Ok(None),
-        };
-        ThinkingMarks::new(begins.into_iter().chain(begin), ends.into_iter(), forced, tokenizer).map(Some)
+    /// How thoughts are told from the rest by their tokens; `None` if the model has none.
+    pub fn thinking(&self) -> Option<&ThinkingMarks> {
+        self.thinking.as_ref()
     }
 
     /// vLLM's name for how the model writes tool calls; empty if that is not known.
@@ -163,6 +152,20 @@ impl ChatSetup {
     pub fn reasoning_parser(&self) -> &str {
         self.reasoning_name.as_deref().unwrap_or_default()
     }
+}
+
+/// The markers of the format, and those that the operator gave besides.
+fn thinking_marks(
+    format: Option<&ReasoningFormat>,
+    given: Option<&ReasoningConfig>,
+    tokenizer: &Tokenizer,
+) -> Option<ThinkingMarks> {
+    let begins = format.into_iter().flat_map(ReasoningFormat::begins).copied().map(String::from);
+    let ends = format.into_iter().flat_map(ReasoningFormat::all_ends).map(String::from);
+    let own_end = format.and_then(|format| format.ends().last().copied());
+    let forced = given.map(|given| &*given.end).or(own_end)?;
+    let begins = begins.chain(given.map(|given| given.begin.clone()));
+    ThinkingMarks::new(begins, ends, forced, tokenizer)
 }
 
 fn thought_marks(format: &ReasoningFormat, tokenizer: &Tokenizer) -> ThoughtMarks {

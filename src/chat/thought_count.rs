@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use quire_scheduler::TokenId;
 
+use crate::grammar::ThoughtTracker;
+
 /// The markers of thoughts as tokens. Empty where the vocabulary has no tokens for them: they may then be cut
 /// in any way.
 #[derive(Debug, Default, Clone)]
@@ -24,12 +26,20 @@ pub(super) struct ThoughtCount {
     /// Tokens of the beginning that have come.
     num_begun: usize,
     num_tokens: u32,
+    /// Where markers have no tokens of their own.
+    tracker: Option<ThoughtTracker>,
 }
 
 impl ThoughtCount {
     /// `inside` = the prompt has begun the thoughts.
     pub(super) fn new(marks: ThoughtMarks, inside: bool, again: bool) -> Self {
-        Self { marks, again, inside, num_begun: 0, num_tokens: 0 }
+        Self { marks, again, inside, num_begun: 0, num_tokens: 0, tracker: None }
+    }
+
+    /// Where markers have no tokens of their own, `tracker` counts, which looks at the text of each token; so it does
+    /// not matter which tokens come together.
+    pub(super) fn tracked_by(self, tracker: Option<ThoughtTracker>) -> Self {
+        Self { tracker: tracker.filter(|_| self.marks.ends.is_empty()), ..self }
     }
 
     /// Tokens of thoughts so far, markers excluded.
@@ -37,9 +47,14 @@ impl ThoughtCount {
         self.num_tokens
     }
 
-    /// Takes tokens in. `inside` = what the text before them said: it decides where markers have no tokens of
-    /// their own, and may lag a few tokens behind.
+    /// Takes tokens in. `inside` = what the text before them said: it decides where markers have no tokens of their
+    /// own and nothing tracks them, and may lag a few tokens behind.
     pub(super) fn push(&mut self, token_ids: &[TokenId], inside: bool) {
+        if let Some(tracker) = &mut self.tracker {
+            token_ids.iter().for_each(|&id| tracker.take(id));
+            self.num_tokens = tracker.num_tokens();
+            return;
+        }
         if self.marks.ends.is_empty() {
             self.num_tokens += if inside { token_ids.len() as u32 } else { 0 };
             return;

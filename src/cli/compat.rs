@@ -20,6 +20,8 @@ enum Values {
     Off,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// A JSON object with none but these entries, each with one of these values.
+    Json(&'static [(&'static str, &'static [&'static str])]),
     /// Any: the flag limits something that never happens.
     Any,
 }
@@ -58,6 +60,7 @@ const ACCEPTED: &[Accepted] = &[
     on("enable-server-load-tracking", "/load always answers"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
     any("max-log-len", TEXT_IS_NOT_LOGGED),
+    any("show-hidden-metrics-for-version", "no metric is hidden"),
     off("enable-log-outputs", TEXT_IS_NOT_LOGGED),
     one_of("tensor-parallel-size", &["1"], ONE_DEVICE),
     one_of("pipeline-parallel-size", &["1"], ONE_DEVICE),
@@ -84,6 +87,22 @@ const ACCEPTED: &[Accepted] = &[
         &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
         "there is one backend for the forms of answers, whatever it is called",
     ),
+    Accepted {
+        flag: "structured-outputs-config",
+        values: Values::Json(&[
+            (
+                "backend",
+                &[r#""auto""#, r#""guidance""#, r#""xgrammar""#, r#""outlines""#, r#""lm-format-enforcer""#],
+            ),
+            ("disable_fallback", &["true", "false"]),
+            ("disable_any_whitespace", &["false"]),
+            ("disable_additional_properties", &["false"]),
+            ("enable_in_reasoning", &["false"]),
+        ]),
+        reason: "there is one backend, forms hold after the reasoning, and how JSON is written is the request's to say",
+    },
+    off("structured-outputs-config.disable_any_whitespace", "the request's structured_outputs says so"),
+    off("structured-outputs-config.enable_in_reasoning", "forms hold after the reasoning"),
     one_of(
         "structured-outputs-config.backend",
         &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
@@ -136,7 +155,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("performance-mode", "set --max-num-seqs and --max-num-batched-tokens"),
     ("attention-backend", "the device decides"),
     ("speculative-config", "speculative decoding is not supported"),
-    ("structured-outputs-config", "set its options in the request's structured_outputs"),
     ("lora-modules", NO_ADAPTERS),
     ("max-loras", NO_ADAPTERS),
     ("max-lora-rank", NO_ADAPTERS),
@@ -208,6 +226,7 @@ pub(super) fn extend(serve: Command) -> Command {
             Values::OneOf(words) => {
                 arg.help(format!("Must be {}: {}", listed(words), accepted.reason)).allow_hyphen_values(true)
             }
+            Values::Json(entries) => arg.help(format!("At most {}: {}", object(entries), accepted.reason)),
             Values::Any => arg.help(format!("Any value: {}", accepted.reason)).allow_hyphen_values(true),
         }
     }))
@@ -235,6 +254,13 @@ pub(super) fn check(serve: &ArgMatches) -> Result<(), String> {
                     continue;
                 }
                 (given.clone(), listed(words))
+            }
+            Values::Json(entries) => {
+                let given = serve.get_one::<String>(flag).expect("it is there, and text");
+                if is_within(given, entries) {
+                    continue;
+                }
+                (given.clone(), object(entries))
             }
         };
         return Err(format!("--{flag} {given} is not supported, only {allowed} is: {reason}"));
@@ -266,6 +292,21 @@ fn listed(words: &[&str]) -> String {
     quoted.collect::<Vec<_>>().join(" or ")
 }
 
+fn object(entries: &[(&str, &[&str])]) -> String {
+    let entries = entries.iter().map(|(name, values)| format!("{name:?}: {}", listed(values)));
+    format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+}
+
+/// Whether the text is a JSON object with none but these entries.
+fn is_within(text: &str, entries: &[(&str, &[&str])]) -> bool {
+    let allows = |name: &str, value: &serde_json::Value| {
+        let value = value.to_string();
+        entries.iter().any(|(known, values)| *known == name && values.contains(&value.as_str()))
+    };
+    serde_json::from_str::<serde_json::Map<_, _>>(text)
+        .is_ok_and(|object| object.iter().all(|(name, value)| allows(name, value)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,6 +328,12 @@ mod tests {
                 Values::Off => (vec![format!("--{flag}=false")], Some(format!("--{flag}"))),
                 Values::OneOf(words) => {
                     (words.iter().map(|w| format!("--{flag}={w}")).collect(), Some(format!("--{flag}=other")))
+                }
+                Values::Json(entries) => {
+                    let each =
+                        entries.iter().flat_map(|(name, values)| values.iter().map(move |v| (name, v)));
+                    let good = each.map(|(name, value)| format!("--{flag}={{{name:?}: {value}}}"));
+                    (good.collect(), Some(format!("--{flag}={{\"backend\": \"other\"}}")))
                 }
                 Values::Any => (vec![format!("--{flag}=7")], None),
             };

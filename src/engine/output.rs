@@ -49,8 +49,6 @@ pub(super) struct SequenceOutput {
     text: Option<Text>,
     prompt: PromptOutput,
     prompt_sent: bool,
-    /// Tokens in the mailbox that the client has not been told of.
-    num_unsent: u32,
     num_output_tokens: u32,
     num_preemptions: u32,
     arrived: Instant,
@@ -92,7 +90,6 @@ impl SequenceOutput {
             text: None,
             prompt: PromptOutput { num_cached_tokens: 0, logprobs: prompt_logprobs },
             prompt_sent: false,
-            num_unsent: 0,
             num_output_tokens: 0,
             num_preemptions: 0,
             arrived: Instant::now(),
@@ -328,12 +325,7 @@ impl SequenceOutput {
                 delta.finish = Some(finish);
                 ended = true;
             }
-            self.num_unsent += used as u32;
-            let is_due = first || ended || self.num_unsent >= self.options.interval;
-            if is_due {
-                self.num_unsent = 0;
-            }
-            is_due
+            first || ended || delta.token_ids.len() >= self.options.interval as usize
         });
         ended
     }

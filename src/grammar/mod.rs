@@ -22,4 +22,4 @@ pub use compiler::{GrammarCompiler, GrammarRefusal};
 pub use constraint::{Constraint, JsonOptions};
 pub use gate::{after_text, after_tokens};
 pub use late_end::late_end;
-pub use thinking::{ThinkingMarks, ThinkingStart};
+pub use thinking::{ThinkingMarks, ThinkingStart, ThoughtTracker};

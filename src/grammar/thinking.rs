@@ -1,11 +1,12 @@
-//! [`ThinkingBudget`]: an output whose thoughts are cut short after so many tokens. What ends them is forced, by the
-//! same road as a grammar's tokens, so that a budget holds in any batch, after a preemption and on every device.
+//! Thoughts in an output, told from the rest token by token: [`ThoughtTracker`] counts them, and
+//! [`ThinkingMarks::within`] cuts them short after so many. What ends them then is forced, by the same road as a
+//! grammar's tokens, so that a budget holds in any batch, after a preemption and on every device.
 
 use std::sync::Arc;
 
 use quire_scheduler::{Grammar, GrammarError, GrammarMatcher, TokenId};
 
-use crate::text::{TextError, Tokenizer};
+use crate::text::Tokenizer;
 
 /// How the served model marks its thoughts. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -36,19 +37,17 @@ pub enum ThinkingStart {
 
 impl ThinkingMarks {
     /// `begins` and `ends` are the texts of the markers, `forced` is what ends thoughts that went on too long.
-    ///
-    /// # Errors
-    /// If `forced` cannot be tokenised.
+    /// `None` if the vocabulary cannot express that.
     pub fn new(
         begins: impl Iterator<Item = String>,
         ends: impl Iterator<Item = String>,
         forced: &str,
         tokenizer: &Tokenizer,
-    ) -> Result<Self, TextError> {
-        Ok(Self {
+    ) -> Option<Self> {
+        Some(Self {
             begins: begins.collect(),
             ends: ends.chain([forced.to_owned()]).collect(),
-            forced: tokenizer.encode(forced, false)?.into(),
+            forced: tokenizer.encode(forced, false).ok()?.into(),
             tokenizer: tokenizer.clone(),
         })
     }
@@ -100,25 +99,22 @@ impl ThinkingMarks {
         let (marks, grammar) = (self.clone(), grammar.cloned());
         Grammar::new(move || {
             Box::new(ThinkingBudget {
-                marks: marks.clone(),
+                tracker: ThoughtTracker::new(&marks, start),
                 inner: grammar.as_ref().map(Grammar::matcher),
                 budget,
-                place: Place::new(start),
-                tail: Vec::new(),
             })
         })
     }
 }
 
-#[derive(Debug)]
-struct ThinkingBudget {
+/// Follows an output, a token at a time, into its thoughts and out of them.
+#[derive(Debug, Clone)]
+pub struct ThoughtTracker {
     marks: ThinkingMarks,
-    /// What the output must be besides.
-    inner: Option<Box<dyn GrammarMatcher>>,
-    budget: u32,
     place: Place,
     /// The end of the output, as far as a marker may be in it.
     tail: Vec<u8>,
+    num_tokens: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,19 +127,25 @@ enum Place {
     Over,
 }
 
-impl Place {
-    fn new(start: ThinkingStart) -> Self {
-        match start {
-            ThinkingStart::Inside { spent } => Self::Inside { spent, fresh: spent == 0 },
-            ThinkingStart::Marker => Self::Before { anywhere: false },
-            ThinkingStart::Anywhere => Self::Before { anywhere: true },
-            ThinkingStart::Never => Self::Over,
-        }
+impl ThoughtTracker {
+    /// At the beginning of an output.
+    pub fn new(marks: &ThinkingMarks, start: ThinkingStart) -> Self {
+        let place = match start {
+            ThinkingStart::Inside { spent } => Place::Inside { spent, fresh: spent == 0 },
+            ThinkingStart::Marker => Place::Before { anywhere: false },
+            ThinkingStart::Anywhere => Place::Before { anywhere: true },
+            ThinkingStart::Never => Place::Over,
+        };
+        Self { marks: marks.clone(), place, tail: Vec::new(), num_tokens: 0 }
     }
-}
 
-impl ThinkingBudget {
-    fn note(&mut self, token: TokenId) {
+    /// Tokens of thoughts so far. Of a marker of several tokens, those before the last count.
+    pub fn num_tokens(&self) -> u32 {
+        self.num_tokens
+    }
+
+    /// Takes in the next token.
+    pub fn take(&mut self, token: TokenId) {
         if self.place == Place::Over {
             return;
         }
@@ -159,32 +161,34 @@ impl ThinkingBudget {
             Place::Before { anywhere } if anywhere || undecided => Place::Before { anywhere },
             Place::Inside { .. } if found(&self.marks.ends) => Place::Over,
             Place::Inside { fresh: true, .. } if found(&self.marks.begins) => {
+                self.num_tokens = 0;
                 Place::Inside { spent: 0, fresh: false }
             }
-            Place::Inside { spent, fresh } => Place::Inside { spent: spent + 1, fresh: fresh && undecided },
+            Place::Inside { spent, fresh } => {
+                self.num_tokens += 1;
+                Place::Inside { spent: spent + 1, fresh: fresh && undecided }
+            }
             Place::Before { .. } | Place::Over => Place::Over,
         };
-        match self.place {
-            Place::Inside { spent: 0, fresh: false } | Place::Over => self.tail.clear(),
+        let keep = match self.place {
+            Place::Inside { spent: 0, fresh: false } | Place::Over => 0,
             // All of it is blanks and the beginning of a marker.
-            Place::Before { anywhere: false } => {
-                _ = self.tail.drain(..self.tail.len() - text_len(&self.tail))
-            }
+            Place::Before { anywhere: false } => self.tail.trim_ascii_start().len(),
             _ => {
                 let marks = self.marks.begins.iter().chain(&*self.marks.ends);
-                let most = marks.map(String::len).max().unwrap_or(0);
-                self.tail.drain(..self.tail.len().saturating_sub(most));
+                marks.map(String::len).max().unwrap_or(0)
             }
-        }
-    }
-
-    fn is_spent(&self) -> bool {
-        matches!(self.place, Place::Inside { spent, .. } if spent >= self.budget)
+        };
+        self.tail.drain(..self.tail.len().saturating_sub(keep));
     }
 }
 
-fn text_len(tail: &[u8]) -> usize {
-    tail.trim_ascii_start().len()
+#[derive(Debug)]
+struct ThinkingBudget {
+    tracker: ThoughtTracker,
+    /// What the output must be besides.
+    inner: Option<Box<dyn GrammarMatcher>>,
+    budget: u32,
 }
 
 impl GrammarMatcher for ThinkingBudget {
@@ -196,24 +200,25 @@ impl GrammarMatcher for ThinkingBudget {
         if let Some(inner) = &mut self.inner {
             inner.accept(token)?;
         }
-        self.note(token);
+        self.tracker.take(token);
         Ok(())
     }
 
     fn take_forced(&mut self, out: &mut Vec<TokenId>) -> Result<(), GrammarError> {
-        if self.is_spent() {
-            for &token in &*self.marks.forced {
+        let tracker = &mut self.tracker;
+        if matches!(tracker.place, Place::Inside { spent, .. } if spent >= self.budget) {
+            for &token in &*tracker.marks.forced {
                 if let Some(inner) = &mut self.inner {
                     inner.accept(token)?;
                 }
                 out.push(token);
             }
-            self.place = Place::Over;
+            tracker.place = Place::Over;
         }
         let Some(inner) = &mut self.inner else { return Ok(()) };
         let from = out.len();
         inner.take_forced(out)?;
-        out[from..].iter().for_each(|token| self.note(*token));
+        out[from..].iter().for_each(|token| tracker.take(*token));
         Ok(())
     }
 

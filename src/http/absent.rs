@@ -10,7 +10,7 @@ pub(crate) fn refusal(path: &str) -> Option<ApiError> {
 }
 
 const SPEECH: &str = "the model reads and writes text only";
-const LABELS: &str = "scoring of labels is not built";
+const LABELS: &str = "structured decisions are not built; see /generative_scoring";
 const COHERE: &str = "Cohere's dialect is not spoken; see /v1/chat/completions and /v1/embeddings";
 const WEIGHTS: &str = "weights stay as they were loaded";
 const ONE_DEVICE: &str = "the model runs on one device";
@@ -25,7 +25,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("/fault_tolerance/apply", ONE_DEVICE),
     ("/fault_tolerance/status", ONE_DEVICE),
     ("/finish_weight_update", WEIGHTS),
-    ("/generative_scoring", LABELS),
     ("/get_world_size", ONE_DEVICE),
     ("/init_weight_transfer_engine", WEIGHTS),
     ("/is_scaling_elastic_ep", ONE_DEVICE),

@@ -71,7 +71,20 @@ impl Fields {
     /// An integer of 64 bits; `2.0` is one too.
     pub(crate) fn int(&mut self, name: &str) -> Option<i64> {
         self.note(name, || json!({ "type": "integer" }));
-        self.typed(name, "an integer", |value| as_int(&value).ok_or(value))
+        let value = self.object.values.remove(name)?;
+        let int = as_int(&value);
+        if int.is_none() {
+            // In the words by which clients of vLLM tell this error from others.
+            let message = match value.as_f64() {
+                Some(number) if number >= 2_f64.powi(63) => format!("must be less_than_equal {}", i64::MAX),
+                Some(number) if number <= -2_f64.powi(63) => {
+                    format!("must be greater_than_equal {}", i64::MIN)
+                }
+                _ => expected_got("an integer", &value),
+            };
+            self.wrong(name, message);
+        }
+        int
     }
 
     /// Any number.

@@ -339,12 +339,12 @@ impl<'de> Visitor<'de> for ElementSeed {
     fn visit_u64<E>(self, id: u64) -> Result<Element, E> {
         Ok(match u32::try_from(id) {
             Ok(id) => Element::Id(id),
-            Err(_) => Element::wrong(format!("token id {id} is out of the vocabulary")),
+            Err(_) => Element::wrong(format!("token id {id} is out of vocabulary")),
         })
     }
 
     fn visit_i64<E>(self, id: i64) -> Result<Element, E> {
-        Ok(Element::wrong(format!("token id {id} is out of the vocabulary")))
+        Ok(Element::wrong(format!("token id {id} is out of vocabulary")))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Element, E> {

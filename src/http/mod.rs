@@ -12,6 +12,7 @@ mod completions;
 mod error;
 mod events;
 mod fields;
+mod generative_scoring;
 mod inference;
 mod invocations;
 mod json;
@@ -48,9 +49,9 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{FromRequestParts, MatchedPath, OriginalUri, Request, State};
-use axum::http::header::LOCATION;
+use axum::http::header::{CONNECTION, LOCATION};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -196,7 +197,12 @@ async fn count(State(state): State<Arc<HttpState>>, request: Request, next: Next
     };
     let route = request.extensions().get::<MatchedPath>().cloned();
     let handler = route.as_ref().map_or("none", MatchedPath::as_str);
-    let response = next.run(request).await;
+    let keeps_open = request.version() >= Version::HTTP_2;
+    let mut response = next.run(request).await;
+    if state.app.engine.is_draining() && !keeps_open {
+        // The connection would end with the server; told so, a client sends its next request elsewhere.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     state.app.metrics.on_http(handler, method, response.status().as_u16(), started.elapsed().as_secs_f64());
     response
 }

@@ -10,8 +10,8 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, inference, invocations, lora, models, ollama, ops, page,
-    pooling, responses, tokenize, tokenizer_info,
+    HttpState, admin, anthropic, chat, completions, generative_scoring, inference, invocations, lora, models,
+    ollama, ops, page, pooling, responses, tokenize, tokenizer_info,
 };
 use crate::app::App;
 use crate::embed::{PoolTask, Pooler};
@@ -34,6 +34,7 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
     routes.extend([
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
+        post("/invocations", invocations::invocations, invocations::describe),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
         post("/detokenize", tokenize::detokenize, tokenize::describe_detokenize),
         tokenizer_info_route(server.enable_tokenizer_info_endpoint),
@@ -44,10 +45,9 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/version", ops::version, ops::describe_version),
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
-        plain(Method::POST, "/invocations", invocations::invocations),
-        plain(Method::GET, "/kv_event_sources", ops::kv_event_sources),
-        plain(Method::POST, "/v1/load_lora_adapter", lora::load),
-        plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
+        get("/kv_event_sources", ops::kv_event_sources, ops::describe_kv_event_sources),
+        post("/v1/load_lora_adapter", lora::load, lora::describe_load),
+        post("/v1/unload_lora_adapter", lora::unload, lora::describe_unload),
     ]);
     routes.extend(admin_routes(server.enable_admin));
     routes.extend(ollama_routes());
@@ -78,6 +78,7 @@ fn task_routes(pooler: Option<&Pooler>) -> Vec<Route> {
         delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
         post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
         get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
+        post("/generative_scoring", generative_scoring::generative_scoring, generative_scoring::describe),
         post("/v1/messages", anthropic::messages, anthropic::describe_messages),
         post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
     ];

@@ -8,7 +8,7 @@ use quire_cuda::sampling::{MAX_IN_FLIGHT, Sampler};
 use quire_cuda::{Kernels, emulator};
 use quire_model::{
     InputBatch, LogitsRow, LogitsTask, RowResult, SamplerScratch, Slot, StepLimits, capture_logprob,
-    sample_row,
+    capture_logprobs_of, sample_row,
 };
 use quire_scheduler::{RequestId, SchedulerOutput};
 use rand::rngs::StdRng;
@@ -205,7 +205,10 @@ fn expect_within_tolerance(
     expected.token = result.token;
     if expected.rank > 0 {
         let count = slot.params().logprobs.unwrap();
-        let own = capture_logprob(logits, result.token, count, &mut expected.top);
+        let own = match row.wanted_ids(slot) {
+            Some(ids) => capture_logprobs_of(logits, result.token, ids, &mut expected.top),
+            None => capture_logprob(logits, result.token, count, &mut expected.top),
+        };
         (expected.logprob, expected.rank) = (own.logprob, own.rank);
     }
 }

@@ -171,6 +171,13 @@ fn random_params(rng: &mut StdRng, vocab_size: u32) -> SamplingParams {
     let toy = ToyGrammar { seed: 0, vocab_size, eos: 0, failures: 0 };
     params.grammar = rng.random_bool(0.3).then(|| toy.grammar());
     params.logprobs = pick(rng, &[None, None, Some(0), Some(1), Some(5), Some(64), Some(65)]);
+    if rng.random_bool(0.3) {
+        let mut ids: Vec<u32> =
+            (0..rng.random_range(1..20)).map(|_| rng.random_range(0..vocab_size)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        params.logprob_token_ids = Some(ids.into());
+    }
     params.prompt_logprobs = pick(rng, &[None, None, None, Some(0), Some(3), Some(100)]);
     params
 }

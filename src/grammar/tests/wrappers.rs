@@ -41,7 +41,7 @@ fn the_grammar_holds_from_the_beginning_unless_the_output_opens_the_gate() {
     let ids = |text: &str| TOKENIZER.encode(text, false).unwrap();
     let begin = ids("yes, but");
     assert!(begin.len() > 1);
-    let grammar = after_text(&regex("yes!|no"), "so ", Some(&begin), &TOKENIZER);
+    let grammar = after_text(&regex("yes!|no"), "so:", Some(&begin), &TOKENIZER);
     let walk = |text: &str| {
         let mut matcher = grammar.matcher();
         let mut mask = vec![0; VOCAB_SIZE.div_ceil(32) as usize];
@@ -52,10 +52,10 @@ fn the_grammar_holds_from_the_beginning_unless_the_output_opens_the_gate() {
         });
         come.is_ok()
     };
-    for text in ["no", "yes!", "yes, but I think so no", "yes, but hm, so yes!"] {
+    for text in ["no", "yes!", "yes, but I think so:no", "yes, but hm, so:yes!"] {
         assert!(walk(text), "{text}");
     }
-    for text in ["but no", "yes, no", "yes, but so maybe", "hm, so no"] {
+    for text in ["but no", "yes, no", "yes, but so:maybe", "hm, so:no"] {
         assert!(!walk(text), "{text}");
     }
 }

@@ -111,8 +111,7 @@ fn token_ids(fields: &mut Fields) -> Vec<u32> {
         match u32::try_from(id) {
             Ok(id) => ids.push(id),
             Err(_) => {
-                fields
-                    .wrong(format!("token_ids[{index}]"), format!("token id {id} is out of the vocabulary"));
+                fields.wrong(format!("token_ids[{index}]"), format!("token id {id} is out of vocabulary"));
                 break;
             }
         }

@@ -245,7 +245,7 @@ async fn requests_that_contradict_themselves_are_400_or_an_error_frame() {
 #[tokio::test]
 async fn what_vllm_has_and_quire_has_not_is_501() {
     let server = start(Settings::default()).await;
-    for path in ["/v1/audio/transcriptions", "/v1/decisions", "/cohere/v2/chat", "/generative_scoring"] {
+    for path in ["/v1/audio/transcriptions", "/v1/decisions", "/cohere/v2/chat", "/v1/systemone"] {
         let answer = server.post(path, &json!({})).await;
         assert_eq!(answer.error(), (501, "null".into()), "{path}");
         assert_eq!(answer.json()["error"]["type"], "NotImplementedError");

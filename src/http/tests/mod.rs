@@ -15,6 +15,7 @@ mod ops;
 mod page;
 mod pooling;
 mod responses;
+mod scoring;
 mod streams;
 mod thinking;
 mod tools;
@@ -160,7 +161,7 @@ fn app(settings: Settings) -> Arc<App> {
         thinking: None,
     };
     let chat = ChatSetup::new(settings.chat, Some(&template), &tokenizer).unwrap();
-    let limits = RequestLimits { thinking: chat.thinking_marks(&tokenizer).unwrap(), ..limits };
+    let limits = RequestLimits { thinking: chat.thinking().cloned(), ..limits };
     Arc::new(App {
         engine: engine.handle().clone(),
         text_pool: TextPool::new(2, 256),
