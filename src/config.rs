@@ -211,6 +211,8 @@ pub struct ServerConfig {
     pub cors: CorsConfig,
     /// Every route is there under this path too: `/llm`. Empty = no.
     pub root_path: String,
+    /// Clients may send chat templates of their own.
+    pub trust_request_chat_template: bool,
     /// Open `/tokenizer_info`.
     pub enable_tokenizer_info_endpoint: bool,
     /// Open the routes that change the server for everybody.

@@ -145,6 +145,7 @@ fn server_config() -> ServerConfig {
         uds: None,
         cors: CorsConfig::default(),
         root_path: String::new(),
+        trust_request_chat_template: false,
         enable_tokenizer_info_endpoint: false,
         enable_admin: false,
         disable_fastapi_docs: false,

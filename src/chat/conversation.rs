@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::text::{ChatInput, ChatTemplate, TextError};
+use crate::text::{ChatInput, ChatTemplate, SpecialTokens, TextError, render_own};
 
 /// Messages in the form that templates expect, and all that goes to the template with them.
 #[derive(Debug, Default, Clone)]
@@ -19,19 +19,30 @@ pub struct Conversation {
     pub continue_final_message: bool,
     /// `chat_template_kwargs`: further variables.
     pub kwargs: Map<String, Value>,
+    /// A template of its own, instead of the model's.
+    pub template: Option<String>,
 }
 
 impl Conversation {
     /// The prompt as text. Takes time: work for the text pool.
     pub fn render(&self, template: &ChatTemplate) -> Result<String, TextError> {
-        template.render(&ChatInput {
+        template.render(&self.input())
+    }
+
+    /// The same by its own template.
+    pub fn render_by(&self, template: &str, special: &SpecialTokens) -> Result<String, TextError> {
+        render_own(template, special, &self.input())
+    }
+
+    fn input(&self) -> ChatInput<'_> {
+        ChatInput {
             messages: &self.messages,
             tools: self.tools.as_deref(),
             documents: self.documents.as_deref(),
             add_generation_prompt: self.add_generation_prompt,
             continue_final_message: self.continue_final_message,
             kwargs: Some(&self.kwargs).filter(|kwargs| !kwargs.is_empty()),
-        })
+        }
     }
 
     /// Whose message is generated: that of `role`, or of whose message is continued.

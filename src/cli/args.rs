@@ -281,6 +281,11 @@ pub(super) struct ListenArgs {
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) allow_credentials: bool,
+    /// Clients may send a chat_template of their own. For clients that are trusted: a template has limits on steps and
+    /// length, and none on memory
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) trust_request_chat_template: bool,
     /// Open /tokenizer_info, which shows the tokenizer's settings and the chat template
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]

@@ -109,7 +109,6 @@ const ACCEPTED: &[Accepted] = &[
         "there is one backend for the forms of answers, whatever it is called",
     ),
     one_of("chat-template-content-format", &["auto"], "the template's own form of content is used"),
-    off("trust-request-chat-template", "templates in requests are refused"),
     off("enable-lora", "there are no adapters"),
     off("enable-sleep-mode", "there is no sleep mode"),
     off("enable-expert-parallel", ONE_DEVICE),

@@ -211,6 +211,7 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
             credentials: l.allow_credentials,
         },
         root_path: root_path(&l.root_path)?,
+        trust_request_chat_template: l.trust_request_chat_template,
         enable_tokenizer_info_endpoint: l.enable_tokenizer_info_endpoint,
         enable_admin: l.enable_admin,
         disable_fastapi_docs: l.disable_fastapi_docs,

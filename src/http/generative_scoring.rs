@@ -162,7 +162,7 @@ pub(crate) async fn generative_scoring(
         ..SamplingFields::default()
     };
     let (salt, rank, softmax) = (request.cache_salt.clone(), request.priority, request.apply_softmax);
-    let label = request.label_token_ids.first().copied();
+    let labels = request.label_token_ids.clone();
     let shared = state.clone();
     let prompts = state.app.text_pool.run(move || request.prompts(&shared)).await??;
     let mut requests = Vec::with_capacity(prompts.len());
@@ -185,7 +185,7 @@ pub(crate) async fn generative_scoring(
     for (index, output) in outputs.iter().map(|sequences| &sequences[0]).enumerate() {
         usage.completion_tokens += output.token_ids.len() as u64;
         let entry = output.logprobs.first().ok_or_else(|| ApiError::internal("the request was aborted"))?;
-        let score = probability(entry, label.unwrap_or_default(), softmax);
+        let score = probability(entry, &labels, softmax);
         data.push(ItemScore { index, object: "score", score });
     }
     Ok(json(&ScoringResponse { id, object: "list", created: now(), model: &model, data, usage }))
@@ -200,10 +200,16 @@ fn rename(mut error: crate::validate::ParamError) -> crate::validate::ParamError
     error
 }
 
-/// Of one label, among all tokens or among the labels.
-fn probability(entry: &TokenLogprobs, label: i64, among_labels: bool) -> f64 {
-    let known = || entry.top.iter().map(|&(token, logprob)| (i64::from(token), f64::from(logprob)));
-    let own = known().find(|(token, _)| *token == label).map_or(f64::NEG_INFINITY, |(_, logprob)| logprob);
+/// Of the first label, among all tokens or among the labels.
+fn probability(entry: &TokenLogprobs, labels: &[i64], among_labels: bool) -> f64 {
+    let known = || {
+        let told = entry.top.iter().map(|&(token, logprob)| (i64::from(token), f64::from(logprob)));
+        // The token that was generated is told, too.
+        told.filter(|(token, _)| labels.contains(token))
+    };
+    let own = known()
+        .find(|(token, _)| Some(token) == labels.first())
+        .map_or(f64::NEG_INFINITY, |(_, logprob)| logprob);
     if !among_labels {
         return own.exp();
     }
@@ -226,13 +232,18 @@ mod tests {
             token: 9,
             logprob: -0.1,
             rank: 1,
-            top: vec![(5, 0.3f32.ln()), (6, 0.1f32.ln()), (7, f32::NEG_INFINITY)],
+            top: vec![(9, -0.1), (5, 0.3f32.ln()), (6, 0.1f32.ln()), (7, f32::NEG_INFINITY)],
         };
-        let close = |a: f64, b: f64| (a - b).abs() < 1e-6;
-        assert!(close(probability(&entry, 5, false), 0.3) && close(probability(&entry, 5, true), 0.75));
-        assert!(close(probability(&entry, 6, true), 0.25));
-        assert_eq!((probability(&entry, 7, true), probability(&entry, 7, false)), (0.0, 0.0));
-        let none = TokenLogprobs { top: vec![(7, f32::NEG_INFINITY)], ..entry };
-        assert_eq!(probability(&none, 7, true), 0.0);
+        let close = |labels: &[i64], among_labels, expected: f64| {
+            let told = probability(&entry, labels, among_labels);
+            assert!((told - expected).abs() < 1e-6, "{labels:?}: {told}");
+        };
+        close(&[5, 6, 7], false, 0.3);
+        close(&[5, 6, 7], true, 0.75);
+        close(&[6, 5, 7], true, 0.25);
+        close(&[7, 5], true, 0.0);
+        close(&[7, 5], false, 0.0);
+        // None of them can follow.
+        close(&[7], true, 0.0);
     }
 }

@@ -63,6 +63,7 @@ use self::reply::ReplyStyle;
 use self::responses::ResponseStore;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
+use crate::chat::Conversation;
 use crate::config::CorsConfig;
 use crate::engine::{GenerateRequest, OutputStream};
 use crate::text::ChatTemplate;
@@ -116,6 +117,19 @@ impl HttpState {
             Some(name) if !model.is_served(&name) => Err(ApiError::unknown_model(&name, &model.served_names)),
             _ => Ok(model.name().to_owned()),
         }
+    }
+
+    /// The prompt's text. Takes time: work for the text pool.
+    fn render(&self, conversation: &Conversation) -> Result<String, ApiError> {
+        let Some(own) = &conversation.template else {
+            return Ok(conversation.render(self.chat_template()?)?);
+        };
+        if !self.app.server.trust_request_chat_template {
+            let message = "Chat template is passed with request, but --trust-request-chat-template is not set. \
+                           Refused request with untrusted chat template.";
+            return Err(ApiError::bad_param("chat_template", message));
+        }
+        Ok(conversation.render_by(own, self.app.tokenizer.special_tokens())?)
     }
 
     fn chat_template(&self) -> Result<&ChatTemplate, ApiError> {

@@ -127,7 +127,7 @@ pub(crate) async fn tokenize(
         let text = match source {
             Source::Chat(mut conversation) => {
                 shared.app.chat.complete(&mut conversation, true);
-                conversation.render(shared.chat_template()?)?
+                shared.render(&conversation)?
             }
             Source::Text(text) => text,
         };

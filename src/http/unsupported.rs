@@ -115,7 +115,7 @@ const OF_CHAT: &str = "this field belongs to /v1/chat/completions";
 const REFUSED: &[Refused] = &[
     refused("audio", Harmless::Never, TEXT_ONLY),
     refused("best_of", Harmless::Number(1.0), "only 1 is supported; n gives several choices"),
-    refused("chat_template", Harmless::Empty, "templates in requests are not trusted; see --chat-template"),
+    refused("chat_template", Harmless::Empty, OF_CHAT),
     refused("ec_transfer_params", Harmless::Empty, "transfer of encoder caches is not built"),
     refused("function_call", Harmless::Word("none"), OLD_TOOLS),
     refused("functions", Harmless::Empty, OLD_TOOLS),

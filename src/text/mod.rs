@@ -19,7 +19,7 @@ pub use error::TextError;
 pub use pool::TextPool;
 pub use stop::StopMatcher;
 pub(crate) use template::strftime;
-pub use template::{ChatInput, ChatTemplate};
+pub use template::{ChatInput, ChatTemplate, render_own};
 pub use tokenizer::{Keep, SpecialTokens, Tokenizer, Tokens};
 
 #[cfg(test)]

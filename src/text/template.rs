@@ -7,9 +7,11 @@
 
 mod environment;
 mod json;
+mod of_request;
 mod python;
 mod strftime;
 
+pub use self::of_request::render_own;
 pub(crate) use self::strftime::strftime;
 
 use std::io;
@@ -52,6 +54,7 @@ const CONTINUE_MARK: &str = "QUIRE_CONTINUE_FINAL_MESSAGE ";
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
+    max_steps: u64,
     special: SpecialTokens,
     has_tool_use: bool,
 }
@@ -83,10 +86,19 @@ impl ChatTemplate {
     /// # Errors
     /// [`TextError::TemplateSyntax`] with the line.
     pub fn new(source: &str, special: &SpecialTokens) -> Result<Self, TextError> {
+        Self::with_steps(source, special, MAX_STEPS)
+    }
+
+    fn with_steps(source: &str, special: &SpecialTokens, max_steps: u64) -> Result<Self, TextError> {
         let mut environment = environment::python_like();
-        environment.set_fuel(Some(MAX_STEPS));
-        let mut template =
-            Self { environment, source: source.to_owned(), special: special.clone(), has_tool_use: false };
+        environment.set_fuel(Some(max_steps));
+        let mut template = Self {
+            environment,
+            source: source.to_owned(),
+            max_steps,
+            special: special.clone(),
+            has_tool_use: false,
+        };
         template.add("default", source)?;
         Ok(template)
     }
@@ -158,7 +170,7 @@ impl ChatTemplate {
     fn render_messages(&self, input: &ChatInput, now: SystemTime) -> Result<String, TextError> {
         let context = self.context(input, now)?;
         let name = if self.has_tool_use && input.tools.is_some() { "tool_use" } else { "default" };
-        let template = self.environment.get_template(name).map_err(|error| explain(&error))?;
+        let template = self.environment.get_template(name).map_err(|error| self.explain(&error))?;
         let mut output = LimitedOutput::default();
         // minijinja 2.24 panics on some input, such as `[][::-1]`: that request has no prompt, but nothing is
         // broken.
@@ -170,7 +182,7 @@ impl ChatTemplate {
         if output.is_full {
             return Err(TextError::TemplateLimit { limit: MAX_OUTPUT_BYTES as u64, unit: "bytes of text" });
         }
-        result.map_err(|error| explain(&error))?;
+        result.map_err(|error| self.explain(&error))?;
         String::from_utf8(output.bytes)
             .map_err(|error| TextError::TemplateRender { line: 0, message: error.to_string() })
     }
@@ -196,6 +208,23 @@ impl ChatTemplate {
         variables.push(("strftime_now", environment::strftime_now(now)));
         Ok(variables.into_iter().collect())
     }
+
+    fn explain(&self, error: &minijinja::Error) -> TextError {
+        if let Some(raised) = environment::source_of::<RaisedByTemplate>(error) {
+            return TextError::TemplateRaised { message: raised.0.clone() };
+        }
+        let mut innermost = error;
+        while let Some(source) = std::error::Error::source(innermost).and_then(|source| source.downcast_ref())
+        {
+            innermost = source;
+        }
+        if innermost.kind() == ErrorKind::OutOfFuel {
+            return TextError::TemplateLimit { limit: self.max_steps, unit: "steps" };
+        }
+        let kind = innermost.kind().to_string();
+        let message = innermost.detail().map_or(kind.clone(), |detail| format!("{kind}: {detail}"));
+        TextError::TemplateRender { line: innermost.line().or(error.line()).unwrap_or(0), message }
+    }
 }
 
 /// The text that a continued message ends with: its content, or the last text part of it.
@@ -208,22 +237,6 @@ fn last_text(message: &mut Value) -> Option<&mut String> {
         }),
         _ => None,
     }
-}
-
-fn explain(error: &minijinja::Error) -> TextError {
-    if let Some(raised) = environment::source_of::<RaisedByTemplate>(error) {
-        return TextError::TemplateRaised { message: raised.0.clone() };
-    }
-    let mut innermost = error;
-    while let Some(source) = std::error::Error::source(innermost).and_then(|source| source.downcast_ref()) {
-        innermost = source;
-    }
-    if innermost.kind() == ErrorKind::OutOfFuel {
-        return TextError::TemplateLimit { limit: MAX_STEPS, unit: "steps" };
-    }
-    let kind = innermost.kind().to_string();
-    let message = innermost.detail().map_or(kind.clone(), |detail| format!("{kind}: {detail}"));
-    TextError::TemplateRender { line: innermost.line().or(error.line()).unwrap_or(0), message }
 }
 
 #[derive(Default)]

@@ -201,6 +201,7 @@ fn app(options: Options) -> App {
             uds: None,
             cors: CorsConfig::default(),
             root_path: String::new(),
+            trust_request_chat_template: false,
             enable_tokenizer_info_endpoint: false,
             enable_admin: options.enable_admin,
             disable_fastapi_docs: false,

@@ -108,7 +108,7 @@ pub(crate) async fn count_tokens(
     let mut conversation = request.conversation;
     state.app.chat.complete(&mut conversation, request.tool_choice != ToolChoice::None);
     let work = move || -> Result<_, ApiError> {
-        let text = conversation.render(shared.chat_template()?)?;
+        let text = shared.render(&conversation)?;
         shared.encoder.encode(&text, false, None)
     };
     let ids = state.app.text_pool.run(work).await??;

@@ -71,7 +71,7 @@ impl ChatJob {
             let text = match raw_prompt {
                 Some(text) => text,
                 None => {
-                    let text = conversation.render(shared.chat_template()?)?;
+                    let text = shared.render(&conversation)?;
                     let continues = conversation.continue_final_message;
                     parser = parser.with_reasoning(&app.chat, &text, continues, include_reasoning);
                     text

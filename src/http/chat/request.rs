@@ -188,6 +188,7 @@ fn with_messages(messages: Vec<Value>, fields: &mut Fields) -> Conversation {
         add_generation_prompt: add_generation_prompt.unwrap_or(!continue_final_message),
         continue_final_message,
         kwargs,
+        template: fields.string("chat_template"),
     }
 }
 

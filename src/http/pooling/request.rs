@@ -77,8 +77,7 @@ impl PooledTexts {
             Source::Inputs(inputs) => inputs,
             Source::Chat(conversation) => {
                 let shared = state.clone();
-                let render =
-                    move || -> Result<_, ApiError> { Ok(conversation.render(shared.chat_template()?)?) };
+                let render = move || -> Result<_, ApiError> { shared.render(&conversation) };
                 vec![EmbedInput::Text(state.app.text_pool.run(render).await??)]
             }
         };

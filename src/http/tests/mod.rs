@@ -17,6 +17,7 @@ mod pooling;
 mod responses;
 mod scoring;
 mod streams;
+mod templates;
 mod thinking;
 mod tools;
 pub(crate) mod typed_events;
@@ -79,6 +80,7 @@ impl Default for Settings {
                 uds: None,
                 cors: CorsConfig::default(),
                 root_path: String::new(),
+                trust_request_chat_template: false,
                 enable_tokenizer_info_endpoint: false,
                 enable_admin: false,
                 disable_fastapi_docs: false,
