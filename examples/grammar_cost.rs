@@ -110,7 +110,7 @@ fn draw(
             .copied()
             .filter(|&id| tokenizer.token_bytes(id).iter().all(|&b| b == b'a'))
             .collect();
-        let from = if seed % 2 == 0 && !preferred.is_empty() && rng.random_bool(0.8) {
+        let from = if seed.is_multiple_of(2) && !preferred.is_empty() && rng.random_bool(0.8) {
             &preferred
         } else {
             &allowed
