@@ -128,6 +128,10 @@ pub struct EngineConfig {
     pub enforce_eager: bool,
     /// On a GPU too, a result does not depend on the batch it is computed in.
     pub batch_invariant: bool,
+    /// Whence the defaults of sampling parameters come.
+    pub generation_config: GenerationConfig,
+    /// What goes before those: fields of generation_config.json.
+    pub override_generation_config: Map<String, Value>,
     /// `--max-logprobs`; `None` = no limit.
     pub max_logprobs: Option<u32>,
     /// Tokens of a stream to send together, at least 1.
@@ -138,6 +142,17 @@ pub struct EngineConfig {
     pub tokenizer: Option<PathBuf>,
     /// Tools and reasoning.
     pub chat: ChatConfig,
+}
+
+/// Whence the defaults of sampling parameters come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GenerationConfig {
+    /// The model's generation_config.json.
+    Model,
+    /// Nowhere: those of the API.
+    Api,
+    /// The generation_config.json of another folder.
+    Folder(PathBuf),
 }
 
 /// How answers of chats are read, and what chats get that clients did not ask for.
@@ -180,6 +195,8 @@ pub struct ServerConfig {
     pub host: IpAddr,
     /// HTTP; 0 = the system chooses.
     pub port: u16,
+    /// HTTP on this file, a Unix socket, instead of a port.
+    pub uds: Option<PathBuf>,
     /// gRPC; 0 = the system chooses. `None` = no gRPC.
     pub grpc_port: Option<u16>,
     /// If any: requests must bear one of these.
@@ -190,8 +207,12 @@ pub struct ServerConfig {
     pub enable_log_requests: bool,
     /// Bytes of a request body at most.
     pub max_body_bytes: usize,
-    /// Origins allowed by CORS; empty = none.
-    pub allowed_origins: Vec<String>,
+    /// What browsers may do on other sites.
+    pub cors: CorsConfig,
+    /// Every route is there under this path too: `/llm`. Empty = no.
+    pub root_path: String,
+    /// Open `/tokenizer_info`.
+    pub enable_tokenizer_info_endpoint: bool,
     /// Open the routes that change the server for everybody.
     pub enable_admin: bool,
     /// No `/openapi.json`.
@@ -210,6 +231,19 @@ pub struct ServerConfig {
     pub tls: Option<TlsConfig>,
     /// What answers tell.
     pub answers: AnswerConfig,
+}
+
+/// CORS: from where, and with what, browsers may call. `*` in a list is all there are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CorsConfig {
+    /// Origins; empty = no CORS at all.
+    pub origins: Vec<String>,
+    /// Methods.
+    pub methods: Vec<String>,
+    /// Headers of requests.
+    pub headers: Vec<String>,
+    /// Cookies and other credentials may be sent.
+    pub credentials: bool,
 }
 
 /// What answers tell beyond what clients ask for.

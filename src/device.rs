@@ -96,6 +96,7 @@ impl Device {
     }
 
     /// What an element of the KV cache is.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only a GPU has a choice"))]
     pub fn kv_dtype(&self, config: &EngineConfig, spec: &ModelSpec) -> Dtype {
         match self {
             Self::Cpu => Dtype::F32,
@@ -148,6 +149,7 @@ impl Device {
     }
 
     /// Loads the model and takes all memory. Called on the thread that will own the runner.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only a GPU has a choice"))]
     pub fn runner(
         self,
         config: &EngineConfig,

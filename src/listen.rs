@@ -4,6 +4,8 @@
 //! A slow handshake holds up nobody: each runs by itself, has limited time, and there are only so many at once.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -39,6 +41,35 @@ pub const MAX_CONCURRENT_STREAMS: u32 = 4096;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
 /// How long it may take to say so (gRPC's default).
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Socket {
+    /// A port.
+    Tcp(TcpListener),
+    /// A file. Who may open it may connect, and there is no TLS.
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Socket {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    async fn accept(&self) -> std::io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(socket, _)| Accepted::Tcp(socket)),
+            Self::Unix(listener) => listener.accept().await.map(|(socket, _)| Accepted::Unix(socket)),
+        }
+    }
+}
 
 /// Which versions of HTTP a port speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,21 +114,33 @@ pub fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// Takes a file as a socket. One that a server left behind is replaced; any other file stays.
+pub fn bind_file(path: &Path) -> std::io::Result<UnixListener> {
+    let is_socket =
+        |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    if is_socket(path) && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    UnixListener::bind(path)
+}
+
 /// Answers on a port until told to stop, and then until its connections have ended.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Into<Socket>,
     tls: Option<Arc<Tls>>,
     protocol: Protocol,
     router: Router,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let listener = listener.into();
     let connections = GracefulShutdown::new();
     let builder = protocol.connections();
     let mut handshakes = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if handshakes.len() < MAX_HANDSHAKES => match accepted {
-                Ok((socket, _)) => {
+                Ok(Accepted::Unix(socket)) => serve_connection(socket, &builder, &router, &connections),
+                Ok(Accepted::Tcp(socket)) => {
                     // Tokens are small and late: do not let the kernel wait for more of them.
                     let _ = socket.set_nodelay(true);
                     match &tls {

@@ -15,7 +15,9 @@ use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
 use crate::chat::{ChatSetup, ChatSetupError};
-use crate::config::{EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig};
+use crate::config::{
+    EngineConfig, GenerationConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
+};
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
 use crate::embed::Pooler;
@@ -106,7 +108,7 @@ pub fn start(
     let files = Files::read(config)?;
     let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
     let (spec, pooler) = task(config, &files.config, spec)?;
-    let defaults = files.generation_config.as_deref().map(SamplingDefaults::from_json).transpose()?;
+    let defaults = sampling_defaults(config, files.generation_config.as_deref())?;
     let tokenizer = files.tokenizer;
     if tokenizer.vocab_size() > spec.vocab_size {
         let (tokenizer, model) = (tokenizer.vocab_size(), spec.vocab_size);
@@ -123,7 +125,7 @@ pub fn start(
     }
     let scheduler = scheduler_config(config, &spec, &device)?;
     let model = model_info(config, &spec, &scheduler);
-    let mut limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults.unwrap_or_default());
+    let mut limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults);
     limits.thinking = chat.thinking().cloned();
     let cache = CacheInfo {
         block_size: scheduler.block_size,
@@ -193,6 +195,18 @@ impl Loaded {
         };
         (self.engine, app)
     }
+}
+
+/// What sampling parameters are where a request does not say.
+fn sampling_defaults(config: &EngineConfig, own: Option<&str>) -> Result<SamplingDefaults, LoadError> {
+    let text = match &config.generation_config {
+        GenerationConfig::Model => own.map(String::from),
+        GenerationConfig::Api => None,
+        GenerationConfig::Folder(folder) => Some(read(&folder.join("generation_config.json"))?),
+    };
+    let defaults = text.as_deref().map(SamplingDefaults::from_json).transpose()?.unwrap_or_default();
+    let overrides = serde_json::Value::Object(config.override_generation_config.clone());
+    Ok(SamplingDefaults::from_json(&overrides.to_string())?.or(defaults))
 }
 
 /// Settles how answers are read, and says so: the operator may have to set it right.

@@ -4,7 +4,8 @@
 //! UNAVAILABLE, running ones may finish for `--shutdown-timeout`. What is left then is aborted, with a
 //! proper last message to its client. A second signal stops at once.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::app::App;
 use crate::config::ServerConfig;
-use crate::listen::{self, Protocol};
+use crate::listen::{self, Protocol, Socket};
 use crate::tls::{Tls, TlsError};
 use crate::{grpc, http};
 
@@ -31,7 +32,9 @@ const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// that a taken port or a bad certificate is known at once.
 #[derive(Debug)]
 pub struct Listeners {
-    http: TcpListener,
+    http: Socket,
+    /// The file that is the HTTP socket, if it is one.
+    file: Option<PathBuf>,
     grpc: Option<TcpListener>,
     tls: Option<Arc<Tls>>,
 }
@@ -40,17 +43,25 @@ impl Listeners {
     /// Reads certificates and binds, inside a tokio runtime. The error names the file or the address.
     pub fn bind(config: &ServerConfig) -> Result<Self, ListenError> {
         let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
-        let http = bind(SocketAddr::new(config.host, config.port))?;
-        let grpc = match config.grpc_port {
-            Some(port) => Some(bind(SocketAddr::new(config.host, port))?),
-            None => None,
+        let http = match &config.uds {
+            Some(path) => Socket::Unix(
+                listen::bind_file(path)
+                    .map_err(|source| ListenError::BindFile { path: path.clone(), source })?,
+            ),
+            None => bind(SocketAddr::new(config.host, config.port))?.into(),
         };
-        Ok(Self { http, grpc, tls })
+        // Who wants a file to connect to wants no port for the network to connect to.
+        let host = if config.uds.is_some() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { config.host };
+        let grpc = config.grpc_port.map(|port| bind(SocketAddr::new(host, port))).transpose()?;
+        Ok(Self { http, file: config.uds.clone(), grpc, tls })
     }
 
-    /// Where HTTP listens, with the port the system chose.
-    pub fn http_addr(&self) -> std::io::Result<SocketAddr> {
-        self.http.local_addr()
+    /// Where HTTP listens, with the port the system chose; `None` = in a file.
+    pub fn http_addr(&self) -> Option<std::io::Result<SocketAddr>> {
+        match &self.http {
+            Socket::Tcp(listener) => Some(listener.local_addr()),
+            Socket::Unix(_) => None,
+        }
     }
 
     /// Where gRPC listens, if it does.
@@ -65,6 +76,8 @@ impl Listeners {
 pub enum ListenError {
     #[error("cannot listen on {addr} (choose another with --port, --grpc-port or --host)")]
     Bind { addr: SocketAddr, source: std::io::Error },
+    #[error("cannot listen in the file {}: see --uds", path.display())]
+    BindFile { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
@@ -98,6 +111,7 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, mut signals: Signals) ->
 pub struct Serving {
     stop: watch::Sender<bool>,
     http: JoinHandle<()>,
+    file: Option<PathBuf>,
     grpc: Option<JoinHandle<()>>,
 }
 
@@ -105,20 +119,25 @@ impl Serving {
     /// Begins to answer on both ports.
     pub fn start(app: &Arc<App>, listeners: Listeners) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let Listeners { http, grpc, tls } = listeners;
-        let spawn = |listener, protocol, router| {
+        let Listeners { http, file, grpc, tls } = listeners;
+        let spawn = |listener: Socket, protocol, router| {
             tokio::spawn(listen::serve(listener, tls.clone(), protocol, router, stopped.clone()))
         };
         let http = spawn(http, Protocol::Http, http::router(app.clone()));
-        let grpc = grpc
-            .map(|listener| spawn(listener, Protocol::Grpc, grpc::routes(app.clone()).into_axum_router()));
-        Self { stop, http, grpc }
+        let grpc = grpc.map(|listener| {
+            spawn(listener.into(), Protocol::Grpc, grpc::routes(app.clone()).into_axum_router())
+        });
+        Self { stop, http, file, grpc }
     }
 
     /// Takes no more connections, and gives those there are a moment to say their last.
     pub async fn stop(self) {
         // The listeners read this; they are there until they have.
         let _ = self.stop.send(true);
+        if let Some(file) = &self.file {
+            // If somebody else has removed it, so much the better.
+            let _ = std::fs::remove_file(file);
+        }
         let all = async {
             let _ = self.http.await;
             if let Some(grpc) = self.grpc {

@@ -11,7 +11,7 @@ use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy}
 
 use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
-use crate::config::{AnswerConfig, ServerConfig};
+use crate::config::{AnswerConfig, CorsConfig, ServerConfig};
 use crate::demo;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
@@ -142,7 +142,10 @@ fn server_config() -> ServerConfig {
         shutdown_timeout: Duration::from_secs(1),
         enable_log_requests: false,
         max_body_bytes: 32 << 20,
-        allowed_origins: Vec::new(),
+        uds: None,
+        cors: CorsConfig::default(),
+        root_path: String::new(),
+        enable_tokenizer_info_endpoint: false,
         enable_admin: false,
         disable_fastapi_docs: false,
         ui: true,

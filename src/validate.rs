@@ -182,7 +182,7 @@ fn check_prompt(ids: &[TokenId], limits: &RequestLimits) -> Result<u32, ParamErr
     }
     if let Some(id) = ids.iter().find(|&&id| id >= limits.vocab_size) {
         let last = limits.vocab_size - 1;
-        let message = format!("token id {id} is out of the vocabulary; ids go from 0 to {last}");
+        let message = format!("token id {id} is out of vocabulary; ids go from 0 to {last}");
         return Err(ParamError::new("prompt", message));
     }
     let max = limits.max_model_len;

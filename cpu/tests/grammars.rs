@@ -56,7 +56,7 @@ struct Spoilt {
 impl GrammarMatcher for Spoilt {
     fn fill_mask(&mut self, _: &mut [u32]) -> Result<bool, GrammarError> {
         match (self.wrong, self.num_accepted) {
-            (Wrong::FirstMask, _) | (Wrong::LaterMask, 3) => Err(GrammarError("spoilt mask".into())),
+            (Wrong::FirstMask, _) | (Wrong::LaterMask, 3) => Err(GrammarError::Broken("spoilt mask".into())),
             (Wrong::Panic, 3) => panic!("spoilt panic"),
             _ => Ok(false),
         }
@@ -65,14 +65,14 @@ impl GrammarMatcher for Spoilt {
     fn accept(&mut self, _: TokenId) -> Result<(), GrammarError> {
         self.num_accepted += 1;
         match (self.wrong, self.num_accepted) {
-            (Wrong::Token, 3) => Err(GrammarError("spoilt token".into())),
+            (Wrong::Token, 3) => Err(GrammarError::Broken("spoilt token".into())),
             _ => Ok(()),
         }
     }
 
     fn take_forced(&mut self, out: &mut Vec<TokenId>) -> Result<(), GrammarError> {
         match (self.wrong, self.num_accepted) {
-            (Wrong::Forced, 3) => return Err(GrammarError("spoilt force".into())),
+            (Wrong::Forced, 3) => return Err(GrammarError::Broken("spoilt force".into())),
             (Wrong::ForcedToken(token), 3) => out.push(token),
             _ => {}
         }

@@ -57,27 +57,25 @@ impl Labels {
 }
 
 impl LabelConfig {
-    /// A cross-encoder's files may name a function of torch; else the kind of problem decides, as in vLLM.
+    /// The kind of problem decides, or else the function of torch that a cross-encoder's files name, as in vLLM.
     fn activation(&self, num_labels: usize) -> Result<LabelActivation, ModelError> {
+        let usual = if num_labels == 1 { LabelActivation::Sigmoid } else { LabelActivation::Softmax };
+        match self.problem_type.as_deref() {
+            None | Some("") => {}
+            Some("regression") => return Ok(LabelActivation::Identity),
+            Some("single_label_classification") => return Ok(usual),
+            Some("multi_label_classification") => return Ok(LabelActivation::Sigmoid),
+            Some(other) => {
+                let known = "regression, single_label_classification, multi_label_classification";
+                return Err(unsupported("problem_type", other, known));
+            }
+        }
         let own = self.sentence_transformers.as_ref().and_then(|own| own["activation_fn"].as_str());
         let named = own.or(self.sbert_ce_default_activation_function.as_deref());
-        let usual = if num_labels == 1 { LabelActivation::Sigmoid } else { LabelActivation::Softmax };
         match named.map(|path| path.rsplit('.').next().unwrap_or(path)) {
-            Some("Identity") => return Ok(LabelActivation::Identity),
-            Some("Sigmoid") => return Ok(LabelActivation::Sigmoid),
-            Some("Softmax") => return Ok(LabelActivation::Softmax),
-            Some(other) => return Err(unsupported("activation_fn", other, "Identity, Sigmoid, Softmax")),
-            None => {}
-        }
-        match self.problem_type.as_deref() {
-            None | Some("" | "single_label_classification") => Ok(usual),
-            Some("regression") => Ok(LabelActivation::Identity),
-            Some("multi_label_classification") => Ok(LabelActivation::Sigmoid),
-            Some(other) => Err(unsupported(
-                "problem_type",
-                other,
-                "regression, single_label_classification, multi_label_classification",
-            )),
+            None | Some("Sigmoid" | "Softmax") => Ok(usual),
+            Some("Identity") => Ok(LabelActivation::Identity),
+            Some(other) => Err(unsupported("activation_fn", other, "Identity, Sigmoid, Softmax")),
         }
     }
 }

@@ -247,7 +247,7 @@ impl Masks {
             match thread {
                 Ok(thread) => self.threads.push(thread),
                 Err(error) if self.threads.is_empty() => {
-                    return Err(GrammarError(
+                    return Err(GrammarError::Broken(
                         format!("no thread for grammars could be started: {error}").into(),
                     ));
                 }
@@ -425,5 +425,5 @@ impl Work {
 
 /// For plans that a scheduler does not make.
 fn out_of_step() -> GrammarError {
-    GrammarError("the plan is not in step with the request's grammar".into())
+    GrammarError::Broken("the plan is not in step with the request's grammar".into())
 }

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use quire_scheduler::{
-    GrammarError, ModelRunner, ModelRunnerOutput, RequestId, RunnerError, SchedulerOutput, StepTicket,
-    TokenLogprob,
+    FinishReason, GrammarError, ModelRunner, ModelRunnerOutput, RequestId, RunnerError, SchedulerOutput,
+    StepTicket, TokenLogprob,
 };
 
 use crate::backend::{Backend, BackendError, StepLimits};
@@ -212,8 +212,8 @@ impl<B: Backend> ModelRunner for Runner<B> {
                     }
                 }
             }
-            let failure = result.failure.map(|failure| failure.to_string().into());
-            if let Some(reason) = stuck.map(|(_, error)| error.0.clone()).or(failure) {
+            let stuck = stuck.map(|(_, error)| error.clone().into());
+            if let Some(reason) = stuck.or(result.failure.map(FinishReason::from)) {
                 if output.failed_rows.last().is_none_or(|(last, _)| *last != row.plan_row) {
                     output.failed_rows.push((row.plan_row, reason));
                 }
@@ -240,7 +240,10 @@ impl<B: Backend> ModelRunner for Runner<B> {
         let width = self.model.spec.pooled_width();
         for (plan_row, vector) in pending.pooled.iter().zip(output.pooled.chunks_exact(width)) {
             if vector.iter().any(|x| !x.is_finite()) {
-                output.failed_rows.push((*plan_row, "the model's hidden states are not finite".into()));
+                output.failed_rows.push((
+                    *plan_row,
+                    FinishReason::Error("the model's hidden states are not finite".into()),
+                ));
             }
         }
         self.accept_sampled();
@@ -261,7 +264,7 @@ impl<B: Backend> Runner<B> {
                 output.forced_rows.push((sampled.row, first..output.forced.len() as u32));
                 batch.push_forced(sampled.slot, forced);
             }
-            Err(error) => output.failed_rows.push((sampled.row, error.0)),
+            Err(error) => output.failed_rows.push((sampled.row, error.into())),
         });
     }
 }

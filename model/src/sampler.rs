@@ -1,7 +1,7 @@
 //! The rule by which a token is chosen from a row of logits: vLLM's order of processing, on the host. A
 //! backend that samples on its device must agree with this.
 
-use quire_scheduler::{NOTHING_LEFT, SamplingParams, TokenId};
+use quire_scheduler::{FinishReason, NOTHING_ALLOWED, NOTHING_LEFT, SamplingParams, TokenId};
 
 use crate::logprobs::{by_preference, capture_logprob, capture_logprobs_of};
 use crate::philox::uniform;
@@ -15,11 +15,21 @@ pub enum RowFailure {
     #[error("the model's logits are not finite")]
     NotFinite,
     /// `allowed_token_ids`, `bad_words`, `logit_bias` and `min_tokens` together leave nothing to sample.
-    #[error("the sampling parameters exclude every token")]
+    #[error("{NOTHING_ALLOWED}")]
     NothingAllowed,
     /// The same, of what the request's grammar allows.
     #[error("{NOTHING_LEFT}")]
     NothingLeftOfGrammar,
+}
+
+impl From<RowFailure> for FinishReason {
+    fn from(failure: RowFailure) -> Self {
+        let reason = failure.to_string().into();
+        match failure {
+            RowFailure::NotFinite => Self::Error(reason),
+            RowFailure::NothingAllowed | RowFailure::NothingLeftOfGrammar => Self::Impossible(reason),
+        }
+    }
 }
 
 impl RowFailure {

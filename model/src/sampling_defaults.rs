@@ -28,4 +28,16 @@ impl SamplingDefaults {
     pub fn from_json(generation_config: &str) -> Result<Self, ModelError> {
         parse("generation_config.json", generation_config)
     }
+
+    /// The same, with what is absent taken from `other`.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            temperature: self.temperature.or(other.temperature),
+            top_p: self.top_p.or(other.top_p),
+            top_k: self.top_k.or(other.top_k),
+            min_p: self.min_p.or(other.min_p),
+            repetition_penalty: self.repetition_penalty.or(other.repetition_penalty),
+            max_new_tokens: self.max_new_tokens.or(other.max_new_tokens),
+        }
+    }
 }

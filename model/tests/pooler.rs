@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use quire_model::{
-    Activation, LmHead, Matryoshka, ModelError, ModelSpec, Norms, PoolerSpec, Pooling, Positions,
-    is_sentence_transformer,
+    Activation, ClassifierForm, LabelActivation, Labels, LmHead, Matryoshka, ModelError, ModelSpec, Norms,
+    PoolerSpec, Pooling, Positions, is_sentence_transformer,
 };
 use serde_json::{Value, json};
 
@@ -43,6 +43,44 @@ fn encoders_are_the_same_line_with_other_settings() {
     ] {
         let error = spec(&bert(fields)).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn classifiers_name_their_labels_and_what_becomes_of_logits() {
+    let labels = |fields: Value| -> Result<Labels, ModelError> {
+        let mut config = bert(json!({ "architectures": ["BertForSequenceClassification"] }));
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let spec = spec(&config)?;
+        assert_eq!(spec.classifier.unwrap().form, ClassifierForm::Pooler);
+        assert_eq!(spec.pooled_width(), spec.classifier.unwrap().num_labels);
+        Ok(PoolerSpec::of(&spec, &config.to_string(), None)?.labels.unwrap())
+    };
+    let named = |names: &[&str]| names.iter().map(|name| Some((*name).to_owned())).collect::<Vec<_>>();
+    let plain = labels(json!({})).unwrap();
+    assert_eq!((plain.names, plain.activation), (named(&["LABEL_0", "LABEL_1"]), LabelActivation::Softmax));
+    let one = labels(json!({ "id2label": { "0": "fits" } })).unwrap();
+    assert_eq!((one.names, one.activation), (named(&["fits"]), LabelActivation::Sigmoid));
+    for (fields, expected) in [
+        (
+            json!({ "num_labels": 1, "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity" }),
+            LabelActivation::Identity,
+        ),
+        (
+            json!({ "sentence_transformers": { "activation_fn": "torch.nn.modules.activation.Sigmoid" } }),
+            LabelActivation::Softmax,
+        ),
+        (json!({ "problem_type": "multi_label_classification" }), LabelActivation::Sigmoid),
+        (json!({ "problem_type": "regression", "num_labels": 1 }), LabelActivation::Identity),
+    ] {
+        assert_eq!(labels(fields.clone()).unwrap().activation, expected, "{fields}");
+    }
+    for (fields, told) in [
+        (json!({ "problem_type": "other" }), "problem_type"),
+        (json!({ "sbert_ce_default_activation_function": "torch.nn.modules.activation.Tanh" }), "Tanh"),
+        (json!({ "id2label": {} }), "id2label"),
+    ] {
+        assert!(labels(fields).unwrap_err().to_string().contains(told), "{told}");
     }
 }
 

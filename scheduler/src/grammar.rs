@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::request::TokenId;
+use crate::request::{FinishReason, TokenId};
 
 /// A compiled grammar, shared by the sequences that must follow it.
 #[derive(Clone)]
@@ -66,5 +66,20 @@ pub trait GrammarMatcher: fmt::Debug + Send {
 
 /// Why a sequence cannot go on under its grammar: a sentence for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct GrammarError(pub Arc<str>);
+pub enum GrammarError {
+    /// The grammar lets nothing follow, or takes more than it may. A request with this grammar ends so every time.
+    #[error("{0}")]
+    Stuck(Arc<str>),
+    /// A defect of the matcher, or of who asks it.
+    #[error("{0}")]
+    Broken(Arc<str>),
+}
+
+impl From<GrammarError> for FinishReason {
+    fn from(error: GrammarError) -> Self {
+        match error {
+            GrammarError::Stuck(reason) => Self::Impossible(reason),
+            GrammarError::Broken(reason) => Self::Error(reason),
+        }
+    }
+}

@@ -29,7 +29,7 @@ mod update;
 
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use grammar::{Grammar, GrammarError, GrammarMatcher};
-pub use matching::{Matching, NOTHING_LEFT};
+pub use matching::{Matching, NOTHING_ALLOWED, NOTHING_LEFT};
 pub use output::*;
 pub use repetition::RepetitionDetection;
 pub use request::*;

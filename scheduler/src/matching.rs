@@ -27,6 +27,10 @@ use crate::request::{SamplingParams, TokenId};
 pub const NOTHING_LEFT: &str = "the grammar allows no token here that the other sampling parameters \
      (allowed_token_ids, bad_words, logit_bias, min_tokens) leave";
 
+/// Why a request ends without a grammar whose parameters together leave nothing to sample.
+pub const NOTHING_ALLOWED: &str = "the sampling parameters (allowed_token_ids, bad_words, logit_bias, min_tokens) \
+     exclude every token";
+
 /// See the module's text. A panic of the matcher is an error of this sequence, no more.
 #[derive(Debug)]
 pub struct Matching {
@@ -100,7 +104,7 @@ impl Matching {
         if let Some(forced) = self.untaken().first() {
             if token != *forced {
                 let reason = format!("token {token} came where the grammar forces {forced}");
-                return Err(GrammarError(reason.into()));
+                return Err(GrammarError::Broken(reason.into()));
             }
             self.num_untaken -= 1;
             return Ok(());
@@ -138,7 +142,7 @@ impl Matching {
             let token = self.output[at];
             if token as usize >= self.vocab_size {
                 let reason = format!("the grammar forces token {token} of {}", self.vocab_size);
-                return Err(GrammarError(reason.into()));
+                return Err(GrammarError::Broken(reason.into()));
             }
             if self.sampling.excludes(&self.output[..at], token) {
                 self.place = Place::DeadEnd;
@@ -177,6 +181,6 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, GrammarError>) -> Result<T, Gramm
         let text = panic.downcast_ref::<&str>().copied();
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         let reason = format!("the grammar's matcher panicked: {}", text.unwrap_or("no message"));
-        Err(GrammarError(reason.into()))
+        Err(GrammarError::Broken(reason.into()))
     })
 }

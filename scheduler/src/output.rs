@@ -84,9 +84,9 @@ pub struct ModelRunnerOutput {
     pub top: Vec<(TokenId, f32)>,
     /// The vector of each row that ends the prompt of a pooled request, in row order, all of one length.
     pub pooled: Vec<f32>,
-    /// Rows whose own work failed (say, logits that are not numbers): index into the plan's rows and the
-    /// reason. Their entry in `sampled` or `pooled` is meaningless.
-    pub failed_rows: Vec<(u32, Arc<str>)>,
+    /// Rows whose own work failed (say, logits that are not numbers): index into the plan's rows and how their
+    /// requests end. Their entry in `sampled` or `pooled` is meaningless.
+    pub failed_rows: Vec<(u32, FinishReason)>,
 }
 
 /// The log-probability (natural log, of the raw distribution) of one token of a sequence.

@@ -166,6 +166,9 @@ pub enum FinishReason {
     Pooled,
     /// Somebody asked for it: the client left, a stop string matched, the server drains.
     Abort,
-    /// This request could not go on; the text says why, for the client to read.
+    /// The request itself rules out every token that could come next, or its grammar takes more than it may. The
+    /// text says why, for the client to read.
+    Impossible(Arc<str>),
+    /// The request failed; the text says why, for the client to read.
     Error(Arc<str>),
 }

@@ -142,7 +142,7 @@ impl Scheduler {
     }
 
     /// Ends one request whose row failed. What it computed may be as bad as its result, so it is not kept.
-    fn fail_row(&mut self, index: u32, reason: &Arc<str>, out: &mut StepOutputs) {
+    fn fail_row(&mut self, index: u32, reason: &FinishReason, out: &mut StepOutputs) {
         let id = self.requests[index].request.id;
         self.kv.unregister_computed(&self.requests[index].table);
         // If it was preempted since, its table is empty, but what it registered is still to be found here.
@@ -152,7 +152,7 @@ impl Scheduler {
             }
         }
         let state = self.retire(index);
-        let mut update = terminal_update(id, FinishReason::Error(reason.clone()));
+        let mut update = terminal_update(id, reason.clone());
         update.first_scheduled = state.first_scheduled;
         out.updates.push(update);
     }

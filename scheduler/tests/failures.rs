@@ -136,7 +136,7 @@ fn invariant_12_a_failed_row_ends_its_request_alone_and_leaves_nothing_to_hit() 
     driver.step();
     let plan = driver.schedule().unwrap();
     let mut answer = driver.answer(&plan);
-    answer.failed_rows.push((0, "logits are not numbers".into()));
+    answer.failed_rows.push((0, FinishReason::Error("logits are not numbers".into())));
     driver.finish_with(plan, Ok(&answer));
     assert_eq!(error(&driver.heard.ends[&1]), "logits are not numbers");
     assert_eq!(driver.heard.tokens[&1].len(), 1, "the token of the failed row is dropped");
@@ -157,7 +157,7 @@ fn a_failed_row_leaves_alone_what_it_only_read() {
     driver.add([with_prompt(2, prompt.clone(), 1)]);
     let plan = driver.schedule().unwrap();
     let mut answer = driver.answer(&plan);
-    answer.failed_rows.push((0, "logits are not numbers".into()));
+    answer.failed_rows.push((0, FinishReason::Error("logits are not numbers".into())));
     driver.finish_with(plan, Ok(&answer));
     driver.add([with_prompt(3, prompt, 1)]);
     driver.run();

@@ -53,7 +53,12 @@ enum Kind {
 }
 
 const START: &str = "<|start|>";
-const MESSAGE: &str = "<|message|>";
+/// Ends a header.
+pub(super) const MESSAGE: &str = "<|message|>";
+/// Of an answer to the user.
+pub(super) const FINAL_HEADER: &str = "<|channel|>final<|message|>";
+/// Between thoughts and the header of the next message.
+pub(super) const AFTER_THOUGHTS: &str = "<|end|><|start|>assistant";
 /// After a message.
 const ENDS: [&str; 3] = ["<|end|>", "<|call|>", "<|return|>"];
 /// What a header may begin with, besides blanks.

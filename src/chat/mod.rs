@@ -7,6 +7,7 @@
 mod conversation;
 mod delta;
 mod harmony;
+mod harmony_messages;
 mod parser;
 mod reasoning;
 mod setup;
@@ -20,4 +21,6 @@ pub use delta::{ChatDelta, ToolCallDelta, ToolCallStart};
 pub use parser::{ChatParser, Reading, ToolChoice};
 pub use setup::{ChatSetup, ChatSetupError};
 pub use stream::ChatStream;
-pub(crate) use tools::{MAX_TOOL_NAME_CHARS, MAX_TOOLS, Tool, ToolFormat, grammar, strict_tag, writable};
+pub(crate) use tools::{
+    MAX_TOOL_NAME_CHARS, MAX_TOOLS, Tool, ToolFormat, answer, grammar, strict_tag, writable,
+};

@@ -10,7 +10,7 @@ use super::reasoning::{ReasoningFormat, ReasoningReader, Start};
 use super::setup::ChatSetup;
 use super::thought_count::{ThoughtCount, ThoughtMarks};
 use super::tools::{Tool, ToolFormat, ToolReader};
-use crate::grammar::{ThinkingMarks, ThinkingStart, ThoughtTracker, after_text};
+use crate::grammar::{ThinkingMarks, ThinkingStart, ThoughtTracker, after_text, after_tokens};
 use crate::text::Tokenizer;
 
 /// What the request says of its tools.
@@ -132,8 +132,12 @@ impl ChatParser {
     /// `grammar` for the answer proper: it leaves the thoughts before it free.
     pub(crate) fn after_reasoning(&self, grammar: Grammar, tokenizer: &Tokenizer) -> Grammar {
         let Some(thoughts) = &self.thoughts else { return grammar };
+        let begin = Some(&*thoughts.marks.begin).filter(|begin| !begin.is_empty());
+        if self.channels().is_some() {
+            return self.in_channels(grammar, begin, tokenizer);
+        }
         let Some(end) = thoughts.format.ends().last() else { return grammar };
-        match (thoughts.start, thoughts.marks.begin.first().copied()) {
+        match (thoughts.start, begin) {
             (Start::Inside | Start::InsideOrMarker, _) => after_text(&grammar, end, None, tokenizer),
             (Start::Marker, Some(begin)) => after_text(&grammar, end, Some(begin), tokenizer),
             // A marker of several tokens would have to be allowed letter by letter.
@@ -160,6 +164,15 @@ impl ChatParser {
             Some(Thoughts { start: Start::Marker, .. }) => ThinkingStart::Marker,
             Some(Thoughts { start: Start::Outside, .. }) => ThinkingStart::Never,
         }
+    }
+
+    /// `grammar` for the message after the thoughts. That of calls has their headers in it.
+    fn in_channels(&self, grammar: Grammar, begin: Option<&[TokenId]>, tokenizer: &Tokenizer) -> Grammar {
+        let is_begun = self.channels().is_some_and(|begun| begun.contains(harmony::MESSAGE));
+        let Some(begin) = begin.filter(|_| !is_begun) else { return grammar };
+        let header = tokenizer.encode(harmony::FINAL_HEADER, false).unwrap_or_default();
+        let message = if self.calls.is_some() { grammar } else { after_tokens(&grammar, &header) };
+        after_text(&message, harmony::AFTER_THOUGHTS, Some(begin), tokenizer)
     }
 
     /// At the beginning of an answer.

@@ -5,6 +5,7 @@
 //! marker belong to the marker.
 
 use super::window::{Look, Window};
+use crate::text::Tokenizer;
 
 /// How one family of models marks its thoughts.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,7 +50,14 @@ const FORMATS: &[ReasoningFormat] = &[
         names: &["deepseek_v3", "holo2", "hy_v3", "hy_v4", "olmo3", "poolside_v1", "step3"],
         ..TAGS
     },
-    // The same, and `<think>Hm.<tool_call>...`: the thoughts may lead straight to a call.
+    // The same as in the models that are published.
+    ReasoningFormat {
+        names: &["hy_v3", "hy_v4"],
+        begin: &["<think:opensource>"],
+        end: &["</think:opensource>"],
+        ..TAGS
+    },
+    // As with <think>, and `<think>Hm.<tool_call>...`: the thoughts may lead straight to a call.
     ReasoningFormat {
         names: &[
             "qwen3",
@@ -164,15 +172,23 @@ const FORMATS: &[ReasoningFormat] = &[
 ];
 
 impl ReasoningFormat {
-    /// The format of that name.
+    /// The format of that name; the first of several.
     pub(crate) fn named(name: &str) -> Option<&'static Self> {
         FORMATS.iter().find(|format| format.names.contains(&name))
+    }
+
+    /// The format of that name; of several, the one whose marker is a token of the model.
+    pub(crate) fn of_model(name: &str, tokenizer: &Tokenizer) -> Option<&'static Self> {
+        let is_token = |format: &&Self| tokenizer.token_to_id(format.begin[0]).is_some();
+        let mut named = FORMATS.iter().filter(|format| format.names.contains(&name));
+        named.clone().find(is_token).or(named.next())
     }
 
     /// All names, sorted.
     pub(crate) fn names() -> Vec<&'static str> {
         let mut names: Vec<_> = FORMATS.iter().flat_map(|format| format.names).copied().collect();
         names.sort_unstable();
+        names.dedup();
         names
     }
 

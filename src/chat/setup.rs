@@ -6,6 +6,7 @@ use std::sync::Arc;
 use quire_scheduler::TokenId;
 
 use super::conversation::Conversation;
+use super::harmony_messages;
 use super::reasoning::ReasoningFormat;
 use super::thought_count::ThoughtMarks;
 use super::tools::ToolFormat;
@@ -88,11 +89,13 @@ impl ChatSetup {
             known: known.join(", "),
         };
         let tools = tool_name.map(|name| {
-            ToolFormat::named(name).ok_or_else(|| unknown("tool-call-parser", name, ToolFormat::names()))
+            let known = ToolFormat::names;
+            ToolFormat::of_model(name, tokenizer).ok_or_else(|| unknown("tool-call-parser", name, known()))
         });
         let reasoning = reasoning_name.map(|name| {
             let known = ReasoningFormat::names;
-            ReasoningFormat::named(name).ok_or_else(|| unknown("reasoning-parser", name, known()))
+            ReasoningFormat::of_model(name, tokenizer)
+                .ok_or_else(|| unknown("reasoning-parser", name, known()))
         });
         let (tools, reasoning) = (tools.transpose()?, reasoning.transpose()?);
         if tools.is_some_and(ToolFormat::is_in_channels)
@@ -121,8 +124,12 @@ impl ChatSetup {
         })
     }
 
-    /// Adds what the operator wants to the conversation. `calls` = the model may call its tools.
+    /// Makes the conversation what the template and the operator want it to be. `calls` = the model may call its
+    /// tools.
     pub(crate) fn complete(&self, conversation: &mut Conversation, calls: bool) {
+        if self.tools.is_some_and(ToolFormat::is_in_channels) {
+            conversation.messages = harmony_messages::arrange(std::mem::take(&mut conversation.messages));
+        }
         for (name, value) in &self.config.default_chat_template_kwargs {
             conversation.kwargs.entry(name).or_insert_with(|| value.clone());
         }
@@ -181,19 +188,19 @@ fn thought_marks(format: &ReasoningFormat, tokenizer: &Tokenizer) -> ThoughtMark
 fn tool_format_of(template: &str) -> Option<&'static str> {
     let has = |mark: &str| template.contains(mark);
     let tests = [
-        ("openai", has("<|channel|>") && has("to=functions.")),
+        ("openai", has("<|channel|>analysis<|message|>")),
         ("kimi_k2", has("<|tool_calls_section_begin|>")),
         ("kimi_k3", has("<|open|>") && has("<|sep|>")),
-        ("deepseek_v32", has("｜DSML｜function_calls")),
-        ("deepseek_v4", has("｜DSML｜tool_calls")),
-        ("deepseek_v41", has("｜DSML｜ calls")),
+        ("deepseek_v32", has("｜DSML｜") && has("function_calls>")),
+        ("deepseek_v4", has("｜DSML｜") && has("tool_calls>")),
+        ("deepseek_v41", has("｜DSML｜") && has(" calls>")),
         ("deepseek_v3", has("<｜tool▁call▁begin｜>") && has("```json")),
         ("deepseek_v31", has("<｜tool▁call▁begin｜>")),
         ("step3", has("<steptml:invoke")),
         ("minimax_m2", has("<minimax:tool_call>")),
         ("seed_oss", has("<seed:tool_call>")),
-        ("hy_v3", has("<tool_sep>") && has("<arg_key>")),
-        ("hy_v4", has("<tool_calls>") && has("<arg_key>")),
+        ("hy_v3", has("<tool_sep") && has("<arg_key")),
+        ("hy_v4", has("<tool_calls") && has("<arg_key")),
         ("glm45", has("<arg_key>")),
         ("k2_horizon", has("<ifm|tool_call>")),
         ("plamo3", has("<|plamo:begin_tool_request:plamo|>")),
@@ -203,11 +210,12 @@ fn tool_format_of(template: &str) -> Option<&'static str> {
         ("functiongemma", has("<start_function_call>")),
         ("cohere_command3", has("<|START_ACTION|>")),
         ("apertus", has("<|tools_prefix|>")),
-        ("gigachat3", has("function call<|role_sep|>") || has("<|function_call|>")),
+        ("gigachat3", has("function call") && has("<|role_sep|>")),
+        ("gigachat3", has("<|function_call|>")),
         ("qwen3_coder", has("<tool_call>") && has("<function=")),
         ("mistral", has("[TOOL_CALLS]")),
         ("internlm", has("<|plugin|>") && has("<|action_start|>")),
-        ("lfm2", has("<|tool_call_start|>")),
+        ("lfm2", has("<|tool_call_start|>") || has("List of tools: ")),
         ("llama4_pythonic", has("<|python_start|>") || has("[func_name1(") && has("<|header_start|>")),
         ("pythonic", has("[func_name1(")),
         ("olmo3", has("<function_calls>") && !has("<invoke")),
@@ -229,7 +237,7 @@ fn reasoning_format_of(template: &str) -> Option<&'static str> {
     let has = |mark: &str| template.contains(mark);
     let thinks = has("<think>") && has("</think>");
     let tests = [
-        ("openai_gptoss", has("<|channel|>") && has("to=functions.")),
+        ("openai_gptoss", has("<|channel|>analysis<|message|>")),
         ("seed_oss", has("<seed:think>")),
         ("minimax_m3", has("<mm:think>")),
         ("k2_horizon", has("<ifm|think>")),
@@ -238,12 +246,13 @@ fn reasoning_format_of(template: &str) -> Option<&'static str> {
         ("gemma4", has("<|channel>") && has("<channel|>")),
         ("cohere_command3", has("<|START_THINKING|>")),
         ("mistral", has("[THINK]") && has("[/THINK]")),
+        ("hy_v3", has("<think{}>") || has("<think:opensource>")),
         ("hunyuan_a13b", thinks && (has("<answer>") || (has("<tool_calls>") && !has("<arg_key>")))),
-        ("ernie45", thinks && has("<response>")),
         ("kimi_k2", thinks && has("<|tool_calls_section_begin|>")),
         ("minimax_m2", thinks && has("<minimax:tool_call>")),
-        ("deepseek_v4", thinks && has("｜DSML｜tool_calls")),
-        ("deepseek_v41", thinks && has("｜DSML｜ calls")),
+        ("ernie45", thinks && has("<response>")),
+        ("deepseek_v4", thinks && has("｜DSML｜") && has("tool_calls>")),
+        ("deepseek_v41", thinks && has("｜DSML｜") && has(" calls>")),
         ("deepseek_r1", has("</think>") && has("<｜Assistant｜>")),
         ("qwen3", thinks),
     ];
@@ -283,7 +292,12 @@ mod tests {
             ("'<minimax:tool_call>' '<think>' '</think>'", Some("minimax_m2"), Some("minimax_m2")),
             ("'<seed:tool_call><function=' '<seed:think>'", Some("seed_oss"), Some("seed_oss")),
             ("'<think>\\n\\n</think>\\n\\n'", None, Some("qwen3")),
-            ("'<|channel|>commentary to=functions.'", Some("openai"), Some("openai_gptoss")),
+            ("'<|channel|>analysis<|message|>' 'functions.'", Some("openai"), Some("openai_gptoss")),
+            (
+                "'｜DSML｜' '<' + dsml + 'function_calls>' '</think><｜Assistant｜>'",
+                Some("deepseek_v32"),
+                Some("deepseek_r1"),
+            ),
             ("'<|open|>call' '<|sep|>'", Some("kimi_k3"), Some("kimi_k3")),
             (
                 "'<｜DSML｜tool_calls>' '<think></think>' '<｜Assistant｜>'",
@@ -291,7 +305,11 @@ mod tests {
                 Some("deepseek_v4"),
             ),
             ("'<｜DSML｜ calls>' '<think></think>'", Some("deepseek_v41"), Some("deepseek_v41")),
-            ("'<tool_calls>' '<tool_call>' + name + '<tool_sep>' '<arg_key>'", Some("hy_v3"), None),
+            (
+                "'<tool_calls{}>' '<tool_call{}>' '<tool_sep{}>' '<arg_key{}>' '<think{}>'",
+                Some("hy_v3"),
+                Some("hy_v3"),
+            ),
             ("'<tool_calls>' '<tool_call>' + name + '<arg_key>'", Some("hy_v4"), None),
             ("'<ifm|tool_call>' '<ifm|think>'", Some("k2_horizon"), Some("k2_horizon")),
             ("'<|tool_call>call:' '<|channel>thought\\n<channel|>'", Some("gemma4"), Some("gemma4")),

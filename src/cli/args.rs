@@ -131,6 +131,14 @@ pub(super) struct ModelArgs {
     /// Seeds requests that bring no seed
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
+    /// Whence the defaults of sampling parameters come: auto (the model's generation_config.json), vllm (the API's
+    /// own), or a folder with such a file
+    #[arg(long, value_name = "auto|vllm|FOLDER", default_value = "auto")]
+    pub(super) generation_config: String,
+    /// Defaults of sampling parameters that go before those, as JSON: temperature, top_p, top_k, min_p,
+    /// repetition_penalty, max_new_tokens
+    #[arg(long, value_name = "JSON")]
+    pub(super) override_generation_config: Option<String>,
     /// Log-probabilities a request may ask for at each position; -1 = the whole vocabulary
     #[arg(long, value_name = "N", default_value_t = 20, allow_hyphen_values = true,
           value_parser = clap::value_parser!(i64).range(-1..=i64::from(u32::MAX)))]
@@ -219,6 +227,12 @@ pub(super) struct ListenArgs {
     /// HTTP port; 0 = any free one
     #[arg(long, default_value_t = 8000)]
     pub(super) port: u16,
+    /// HTTP on this file, a Unix socket, and on no port; gRPC is then on 127.0.0.1
+    #[arg(long, value_name = "FILE", conflicts_with = "ssl_certfile")]
+    pub(super) uds: Option<PathBuf>,
+    /// Answer under this path too: /llm makes /llm/v1/models, for proxies that do not take it away
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub(super) root_path: String,
     /// gRPC port; 0 = any free one
     #[arg(long, value_name = "PORT", default_value_t = 50051)]
     pub(super) grpc_port: u16,
@@ -257,6 +271,20 @@ pub(super) struct ListenArgs {
     /// Origins from which browsers may call (CORS): `*`, one or several, or a JSON list
     #[arg(long, value_name = "ORIGIN", num_args = 1..)]
     pub(super) allowed_origins: Vec<String>,
+    /// Methods for browsers: `*`, several, or a JSON list; with --allowed-origins
+    #[arg(long, value_name = "METHOD", num_args = 1.., default_value = "*")]
+    pub(super) allowed_methods: Vec<String>,
+    /// Headers for browsers: `*`, several, or a JSON list; with --allowed-origins
+    #[arg(long, value_name = "HEADER", num_args = 1.., default_value = "*")]
+    pub(super) allowed_headers: Vec<String>,
+    /// Browsers may send cookies and the like; with --allowed-origins
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) allow_credentials: bool,
+    /// Open /tokenizer_info, which shows the tokenizer's settings and the chat template
+    #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
+    pub(super) enable_tokenizer_info_endpoint: bool,
     /// Open the routes that change the server for everybody: /pause, /resume, /sleep, /wake_up,
     /// /reset_prefix_cache, /abort_requests, /server_info
     #[arg(long, value_name = "BOOL", default_value = "false", default_missing_value = "true",

@@ -20,6 +20,8 @@ enum Values {
     Off,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// A JSON object with none but these entries, each with one of these values.
+    Json(&'static [(&'static str, &'static [&'static str])]),
     /// Any: the flag limits something that never happens.
     Any,
 }
@@ -58,6 +60,7 @@ const ACCEPTED: &[Accepted] = &[
     on("enable-server-load-tracking", "/load always answers"),
     any("disable-access-log-for-endpoints", NO_ACCESS_LOG),
     any("max-log-len", TEXT_IS_NOT_LOGGED),
+    any("show-hidden-metrics-for-version", "no metric is hidden"),
     off("enable-log-outputs", TEXT_IS_NOT_LOGGED),
     one_of("tensor-parallel-size", &["1"], ONE_DEVICE),
     one_of("pipeline-parallel-size", &["1"], ONE_DEVICE),
@@ -66,7 +69,6 @@ const ACCEPTED: &[Accepted] = &[
     one_of("node-rank", &["0"], ONE_DEVICE),
     any("api-server-count", "one process answers on all cores, as many servers would"),
     one_of("distributed-executor-backend", &["uni"], ONE_DEVICE),
-    one_of("generation-config", &["auto"], "sampling defaults come from the model's generation_config.json"),
     one_of("model-impl", &["auto"], "there is one implementation"),
     one_of("tokenizer-mode", &["auto", "hf"], "tokenizer.json is used"),
     one_of("config-format", &["auto", "hf"], "config.json is used"),
@@ -85,18 +87,32 @@ const ACCEPTED: &[Accepted] = &[
         &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
         "there is one backend for the forms of answers, whatever it is called",
     ),
+    Accepted {
+        flag: "structured-outputs-config",
+        values: Values::Json(&[
+            (
+                "backend",
+                &[r#""auto""#, r#""guidance""#, r#""xgrammar""#, r#""outlines""#, r#""lm-format-enforcer""#],
+            ),
+            ("disable_fallback", &["true", "false"]),
+            ("disable_any_whitespace", &["false"]),
+            ("disable_additional_properties", &["false"]),
+            ("enable_in_reasoning", &["false"]),
+        ]),
+        reason: "there is one backend, forms hold after the reasoning, and how JSON is written is the request's to say",
+    },
+    off("structured-outputs-config.disable_any_whitespace", "the request's structured_outputs says so"),
+    off("structured-outputs-config.enable_in_reasoning", "forms hold after the reasoning"),
     one_of(
         "structured-outputs-config.backend",
         &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
         "there is one backend for the forms of answers, whatever it is called",
     ),
     one_of("chat-template-content-format", &["auto"], "the template's own form of content is used"),
-    one_of("root-path", &["", "/"], "routes begin at /"),
     off("trust-request-chat-template", "templates in requests are refused"),
     off("enable-lora", "there are no adapters"),
     off("enable-sleep-mode", "there is no sleep mode"),
     off("enable-expert-parallel", ONE_DEVICE),
-    off("allow-credentials", "CORS answers never allow credentials"),
 ];
 
 const NO_ADAPTERS: &str = "adapters (LoRA) are not supported";
@@ -116,7 +132,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("download-dir", NO_DOWNLOAD),
     ("hf-token", NO_DOWNLOAD),
     ("hf-overrides", "the model is what its config.json says"),
-    ("override-generation-config", "edit the model's generation_config.json, or set it in the request"),
     ("model-loader-extra-config", "loading has nothing to configure"),
     ("num-gpu-blocks-override", "give --kv-cache-memory-bytes"),
     ("max-num-active-seqs", "give --max-num-seqs"),
@@ -140,7 +155,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("performance-mode", "set --max-num-seqs and --max-num-batched-tokens"),
     ("attention-backend", "the device decides"),
     ("speculative-config", "speculative decoding is not supported"),
-    ("structured-outputs-config", "set its options in the request's structured_outputs"),
     ("lora-modules", NO_ADAPTERS),
     ("max-loras", NO_ADAPTERS),
     ("max-lora-rank", NO_ADAPTERS),
@@ -156,10 +170,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("log-error-stack", "errors name their cause in one line"),
     ("log-config-file", "use QUIRE_LOG and --log-format"),
     ("uvicorn-log-level", "use QUIRE_LOG or VLLM_LOGGING_LEVEL"),
-    ("uds", "servers listen on TCP"),
     ("ssl-ciphers", "the suites of TLS 1.2 and 1.3 are those of rustls, all of them safe"),
-    ("allowed-methods", "CORS allows the methods that there are"),
-    ("allowed-headers", "CORS allows every header"),
     ("headless", NO_PARALLEL),
     ("data-parallel-size-local", NO_PARALLEL),
     ("data-parallel-rank", NO_PARALLEL),
@@ -215,6 +226,7 @@ pub(super) fn extend(serve: Command) -> Command {
             Values::OneOf(words) => {
                 arg.help(format!("Must be {}: {}", listed(words), accepted.reason)).allow_hyphen_values(true)
             }
+            Values::Json(entries) => arg.help(format!("At most {}: {}", object(entries), accepted.reason)),
             Values::Any => arg.help(format!("Any value: {}", accepted.reason)).allow_hyphen_values(true),
         }
     }))
@@ -242,6 +254,13 @@ pub(super) fn check(serve: &ArgMatches) -> Result<(), String> {
                     continue;
                 }
                 (given.clone(), listed(words))
+            }
+            Values::Json(entries) => {
+                let given = serve.get_one::<String>(flag).expect("it is there, and text");
+                if is_within(given, entries) {
+                    continue;
+                }
+                (given.clone(), object(entries))
             }
         };
         return Err(format!("--{flag} {given} is not supported, only {allowed} is: {reason}"));
@@ -273,6 +292,21 @@ fn listed(words: &[&str]) -> String {
     quoted.collect::<Vec<_>>().join(" or ")
 }
 
+fn object(entries: &[(&str, &[&str])]) -> String {
+    let entries = entries.iter().map(|(name, values)| format!("{name:?}: {}", listed(values)));
+    format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+}
+
+/// Whether the text is a JSON object with none but these entries.
+fn is_within(text: &str, entries: &[(&str, &[&str])]) -> bool {
+    let allows = |name: &str, value: &serde_json::Value| {
+        let value = value.to_string();
+        entries.iter().any(|(known, values)| *known == name && values.contains(&value.as_str()))
+    };
+    serde_json::from_str::<serde_json::Map<_, _>>(text)
+        .is_ok_and(|object| object.iter().all(|(name, value)| allows(name, value)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,6 +328,12 @@ mod tests {
                 Values::Off => (vec![format!("--{flag}=false")], Some(format!("--{flag}"))),
                 Values::OneOf(words) => {
                     (words.iter().map(|w| format!("--{flag}={w}")).collect(), Some(format!("--{flag}=other")))
+                }
+                Values::Json(entries) => {
+                    let each =
+                        entries.iter().flat_map(|(name, values)| values.iter().map(move |v| (name, v)));
+                    let good = each.map(|(name, value)| format!("--{flag}={{{name:?}: {value}}}"));
+                    (good.collect(), Some(format!("--{flag}={{\"backend\": \"other\"}}")))
                 }
                 Values::Any => (vec![format!("--{flag}=7")], None),
             };
@@ -327,7 +367,8 @@ mod tests {
         assert_eq!(long_form("-tp").as_deref(), Some("--tensor-parallel-size"));
         assert_eq!(long_form("-tp=2").as_deref(), Some("--tensor-parallel-size=2"));
         assert_eq!(long_form("-q"), None);
-        for flag in ["--quantization", "--no-async-scheduling", "--compilation-config.mode", "--uds=/x"] {
+        for flag in ["--quantization", "--no-async-scheduling", "--compilation-config.mode", "--middleware=x"]
+        {
             assert!(refusal(flag).is_some(), "{flag}");
         }
         assert_eq!(refusal("--max-num-sqes"), None);

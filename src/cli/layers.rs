@@ -319,7 +319,7 @@ mod tests {
 
         for (line, told) in [
             ("prot: 1", "`prot`"),
-            ("uds: /x", "--uds"),
+            ("middleware: x", "--middleware"),
             ("port: many", "--port"),
             ("port: [1, 2]", "`port`"),
         ] {

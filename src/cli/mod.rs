@@ -108,14 +108,17 @@ fn serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn announce(app: &crate::app::App, listeners: &Listeners) -> anyhow::Result<()> {
-    let http = listeners.http_addr().context("the HTTP listener has no address")?;
-    let grpc = listeners.grpc_addr().transpose().context("the gRPC listener has no address")?;
     let scheme = if app.server.tls.is_some() { "https" } else { "http" };
+    let http = match listeners.http_addr().transpose().context("the HTTP listener has no address")? {
+        Some(addr) => format!("{scheme}://{addr}"),
+        None => format!("unix:{}", app.server.uds.as_deref().unwrap_or(Path::new("")).display()),
+    };
+    let grpc = listeners.grpc_addr().transpose().context("the gRPC listener has no address")?;
     match grpc {
         Some(grpc) => {
-            println!("Quire serves {} on {scheme}://{http} (OpenAI) and {grpc} (gRPC)", app.model.name())
+            println!("Quire serves {} on {http} (OpenAI) and {grpc} (gRPC)", app.model.name())
         }
-        None => println!("Quire serves {} on {scheme}://{http} (OpenAI)", app.model.name()),
+        None => println!("Quire serves {} on {http} (OpenAI)", app.model.name()),
     }
     tracing::info!(
         model = app.model.name(),

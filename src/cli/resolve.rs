@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quire_scheduler::SchedulingPolicy;
+use serde_json::{Map, Value};
 
 use super::args::{
     ChatFormatArgs, ConvertArg, DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, RunnerArg,
     SchedulingArgs, ServeArgs,
 };
 use crate::config::{
-    AnswerConfig, ChatConfig, ClientAuth, EngineConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice,
-    ServerConfig, TlsConfig, WeightDtype,
+    AnswerConfig, ChatConfig, ClientAuth, CorsConfig, EngineConfig, GenerationConfig, LoadFormat,
+    MaxModelLen, ModelSource, RunnerChoice, ServerConfig, TlsConfig, WeightDtype,
 };
 
 /// The demo model's name.
@@ -126,6 +127,12 @@ pub(super) fn engine_config(
         },
         enforce_eager: m.enforce_eager,
         batch_invariant: m.batch_invariant,
+        generation_config: match m.generation_config.as_str() {
+            "auto" => GenerationConfig::Model,
+            "vllm" => GenerationConfig::Api,
+            path => GenerationConfig::Folder(generation_folder(path)?),
+        },
+        override_generation_config: override_generation_config(m.override_generation_config.as_deref())?,
         max_logprobs: u32::try_from(m.max_logprobs).ok(),
         stream_interval: m.stream_interval,
         chat_template: m.chat_template.map(chat_template).transpose()?,
@@ -196,7 +203,15 @@ fn server_config(l: &ListenArgs) -> Result<ServerConfig, ConfigError> {
         shutdown_timeout: Duration::from_secs_f64(l.shutdown_timeout),
         enable_log_requests: l.enable_log_requests,
         max_body_bytes: usize::try_from(l.max_body_bytes).unwrap_or(usize::MAX),
-        allowed_origins: origins(&l.allowed_origins)?,
+        uds: l.uds.clone(),
+        cors: CorsConfig {
+            origins: listed("allowed-origins", &l.allowed_origins)?,
+            methods: listed("allowed-methods", &l.allowed_methods)?,
+            headers: listed("allowed-headers", &l.allowed_headers)?,
+            credentials: l.allow_credentials,
+        },
+        root_path: root_path(&l.root_path)?,
+        enable_tokenizer_info_endpoint: l.enable_tokenizer_info_endpoint,
         enable_admin: l.enable_admin,
         disable_fastapi_docs: l.disable_fastapi_docs,
         ui: l.ui,
@@ -237,20 +252,54 @@ fn tls_config(l: &ListenArgs) -> Result<Option<TlsConfig>, ConfigError> {
     Ok(Some(TlsConfig { cert_file, key_file, client_ca_file, client_auth, refresh: l.enable_ssl_refresh }))
 }
 
-/// vLLM takes a JSON list here.
-fn origins(words: &[String]) -> Result<Vec<String>, ConfigError> {
-    let mut origins = Vec::new();
+/// Words, or vLLM's form of them, a JSON list.
+fn listed(flag: &'static str, words: &[String]) -> Result<Vec<String>, ConfigError> {
+    let mut all = Vec::new();
     for word in words {
         if word.starts_with('[') {
-            let list: Vec<String> = serde_json::from_str(word).map_err(|_| {
-                value("allowed-origins", word, "must be origins, or a JSON list of them: '[\"*\"]'")
-            })?;
-            origins.extend(list);
+            let list: Vec<String> = serde_json::from_str(word)
+                .map_err(|_| value(flag, word, "must be words, or a JSON list of them: '[\"*\"]'"))?;
+            all.extend(list);
         } else {
-            origins.push(word.clone());
+            all.push(word.clone());
         }
     }
-    Ok(origins)
+    Ok(all)
+}
+
+/// With a slash at its beginning and none at its end.
+fn root_path(text: &str) -> Result<String, ConfigError> {
+    let path = text.trim_matches('/');
+    let fit = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
+    if path.split('/').any(|part| part.is_empty() || !part.chars().all(fit)) && !path.is_empty() {
+        return Err(value(
+            "root-path",
+            text,
+            "must be a path of letters, digits, '-', '.', '_' and '~': /llm",
+        ));
+    }
+    Ok(if path.is_empty() { String::new() } else { format!("/{path}") })
+}
+
+fn generation_folder(path: &str) -> Result<PathBuf, ConfigError> {
+    let folder = PathBuf::from(path);
+    if folder.join("generation_config.json").is_file() {
+        return Ok(folder);
+    }
+    Err(value("generation-config", path, "must be auto, vllm, or a folder with a generation_config.json"))
+}
+
+fn override_generation_config(text: Option<&str>) -> Result<Map<String, Value>, ConfigError> {
+    const KNOWN: [&str; 6] =
+        ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens"];
+    let Some(text) = text else { return Ok(Map::new()) };
+    let wrong = |allowed: &str| value("override-generation-config", text, allowed);
+    let fields: Map<String, Value> =
+        serde_json::from_str(text).map_err(|_| wrong("must be a JSON object: '{\"temperature\": 0.6}'"))?;
+    match fields.keys().find(|name| !KNOWN.contains(&name.as_str())) {
+        Some(name) => Err(wrong(&format!("{name} is not one of {}", KNOWN.join(", ")))),
+        None => Ok(fields),
+    }
 }
 
 /// vLLM's variable for its CPU back end: whole GiB.
@@ -377,12 +426,17 @@ mod tests {
         assert_eq!((engine.max_logprobs, engine.device), (None, DeviceChoice::Cuda(3)));
         assert_eq!((engine.kv_cache_memory_bytes, engine.dtype), (Some(1 << 30), WeightDtype::F32));
         assert_eq!(engine.scheduling_policy, SchedulingPolicy::Priority);
-        assert_eq!(
-            (server.grpc_port, server.allowed_origins),
-            (None, vec!["a".to_string(), "b".to_string()])
-        );
+        assert_eq!((server.grpc_port, server.cors.origins), (None, vec!["a".to_string(), "b".to_string()]));
         let (engine, _) = resolved("serve", &[("VLLM_CPU_KVCACHE_SPACE", "7")]).unwrap();
         assert_eq!(engine.kv_cache_memory_bytes, Some(7 << 30));
+    }
+
+    #[test]
+    fn paths_before_ours_have_one_slash_at_the_front() {
+        for (given, meant) in [("", ""), ("/", ""), ("/llm", "/llm"), ("a/b/", "/a/b")] {
+            let (_, server) = resolved(&format!("serve --root-path={given}"), &[]).unwrap();
+            assert_eq!(server.root_path, meant, "{given}");
+        }
     }
 
     #[test]
@@ -397,6 +451,10 @@ mod tests {
             ("serve nowhere/at-all", "nowhere/at-all"),
             ("serve a --model b", "--model"),
             ("serve --allowed-origins [a", "--allowed-origins"),
+            ("serve --root-path /a{b}", "--root-path /a{b}"),
+            ("serve --generation-config nowhere", "--generation-config nowhere"),
+            ("serve --override-generation-config {\"top_q\":1}", "top_q is not one of"),
+            ("serve --override-generation-config 1", "--override-generation-config 1"),
         ];
         for (args, told) in cases {
             let error = resolved(args, &[]).unwrap_err();

@@ -31,6 +31,7 @@ pub(super) async fn encode(
         joins_pairs: pooler.joins_pairs,
         keep,
         cuts,
+        filler: filler(app, options)?,
     };
     let single = inputs.len() == 1;
     let mut jobs = Vec::new();
@@ -66,6 +67,11 @@ fn keep(options: &EmbedOptions, max: u32) -> Result<(Keep, bool), ParamError> {
     Ok((Keep { each, all, from_end: keep_end }, cuts))
 }
 
+fn filler(app: &App, options: &EmbedOptions) -> Result<Option<u32>, ParamError> {
+    let none = || ParamError::new("padding", "the tokenizer has no token to pad with");
+    options.pad.then(|| app.tokenizer.pad_token_id().ok_or_else(none)).transpose()
+}
+
 /// How inputs become tokens; shared by the jobs of a request.
 #[derive(Clone)]
 struct Encoding {
@@ -79,6 +85,8 @@ struct Encoding {
     keep: Keep,
     /// Whether [`Self::keep`] asks for anything.
     cuts: bool,
+    /// The token that short inputs are filled up with.
+    filler: Option<u32>,
 }
 
 impl Encoding {
@@ -92,12 +100,13 @@ impl Encoding {
             }
             EmbedInput::Ids(ids) => Tokens { ids: self.cut(ids), second_text_start: None },
         };
+        let tokens = self.padded(tokens);
         if tokens.ids.is_empty() {
             return Err(self.wrong(index, "the input is empty; at least one token is needed".into()));
         }
         if let Some(id) = tokens.ids.iter().find(|&&id| id >= self.vocab_size) {
             let last = self.vocab_size - 1;
-            let message = format!("token id {id} is out of the vocabulary; ids go from 0 to {last}");
+            let message = format!("token id {id} is out of vocabulary; ids go from 0 to {last}");
             return Err(self.wrong(index, message));
         }
         if tokens.ids.len() > max {
@@ -147,6 +156,14 @@ impl Encoding {
         }
         let keep = Keep { each: [self.keep.each[which], None], all: None, from_end: self.keep.from_end };
         Ok(self.tokenizer.decode(&self.tokenizer.encode_part(text, None, false, &keep)?.ids, true))
+    }
+
+    /// Fills up the context, if that is wanted. The model sees what it is filled with, as in vLLM.
+    fn padded(&self, mut tokens: Tokens) -> Tokens {
+        if let Some(filler) = self.filler {
+            tokens.ids.resize(tokens.ids.len().max(self.max_model_len), filler);
+        }
+        tokens
     }
 
     fn cut(&self, mut ids: Vec<u32>) -> Vec<u32> {

@@ -11,7 +11,7 @@ use quire_model::{LabelActivation, Labels, Matryoshka, PoolerSpec};
 use quire_scheduler::{SamplingParams, TokenId};
 
 use crate::app::App;
-use crate::engine::{FinishKind, GenerateRequest, OutputStream, SubmitError, TextOptions};
+use crate::engine::{FinishError, FinishKind, GenerateRequest, OutputStream, SubmitError, TextOptions};
 use crate::text::{TextError, Tokens};
 use crate::validate::{ParamError, check_cache_salt};
 
@@ -69,6 +69,8 @@ pub struct EmbedOptions {
     pub truncate: Option<Truncation>,
     /// Cut texts to so many tokens of their own before that: the first of a pair and the second.
     pub max_text_tokens: [Option<u32>; 2],
+    /// Fill inputs up to the length of the context with the tokenizer's token for it.
+    pub pad: bool,
     /// Refuse inputs of more tokens than this, though the model would take them.
     pub max_prompt_tokens: Option<u32>,
     /// Keep so many numbers of each vector.
@@ -99,6 +101,7 @@ impl Default for EmbedOptions {
             add_special_tokens: true,
             truncate: None,
             max_text_tokens: [None; 2],
+            pad: false,
             max_prompt_tokens: None,
             dimensions: None,
             use_activation: None,
@@ -144,6 +147,9 @@ pub enum EmbedError {
     /// The engine did not take an input.
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// An input was taken, and somebody ended it: an operator, or the shutdown of the server.
+    #[error("the request was aborted")]
+    Aborted,
     /// An input was taken and then failed.
     #[error("{0}")]
     Failed(Arc<str>),
@@ -273,7 +279,8 @@ async fn vector_of(mut stream: OutputStream) -> Result<Vec<f32>, EmbedError> {
         if let Some(vector) = vector.filter(|_| finish.kind == FinishKind::Stop) {
             return Ok(vector);
         }
-        return Err(EmbedError::Failed(finish.error.unwrap_or_else(|| "the request was aborted".into())));
+        let failed = |error: FinishError| EmbedError::Failed(error.to_string().into());
+        return Err(finish.error.map_or(EmbedError::Aborted, failed));
     }
     Err(EmbedError::Failed("the request ended without an answer".into()))
 }

@@ -19,5 +19,6 @@ pub use self::pause::PauseMode;
 pub use self::request::{GenerateRequest, SubmitError, TextOptions};
 pub use self::stats::EngineStats;
 pub use self::stream::{
-    Finish, FinishKind, OutputDelta, OutputStream, PromptOutput, StopCause, Timings, TokenLogprobs,
+    Finish, FinishError, FinishKind, OutputDelta, OutputStream, PromptOutput, StopCause, Timings,
+    TokenLogprobs,
 };

@@ -18,7 +18,9 @@ use quire_scheduler::{
 use super::handle::{Abort, Admission, ExternalIds};
 use super::kv_events::KvEvents;
 use super::request::TextOptions;
-use super::stream::{Finish, FinishKind, Mailbox, PromptOutput, StopCause, Timings, TokenLogprobs};
+use super::stream::{
+    Finish, FinishError, FinishKind, Mailbox, PromptOutput, StopCause, Timings, TokenLogprobs,
+};
 use crate::metrics::{FinishedSequence, Metrics};
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 
@@ -206,7 +208,7 @@ impl OutputThread {
             let applied = catch_unwind(AssertUnwindSafe(|| sequence.apply(update, step, now, ledger)));
             let ended = applied.unwrap_or_else(|_| {
                 let reason = "internal error while turning this request's tokens into text";
-                let finish = sequence.end(FinishKind::Error, None, Some(reason.into()));
+                let finish = sequence.fail(FinishError::OfServer(reason.into()));
                 sequence.finish(finish, now, ledger);
                 true
             });
@@ -222,7 +224,7 @@ impl OutputThread {
     fn end_all(&mut self, reason: &Arc<str>) {
         let now = Instant::now();
         for (_, sequence) in self.sequences.drain() {
-            let finish = sequence.end(FinishKind::Error, None, Some(reason.clone()));
+            let finish = sequence.fail(FinishError::OfServer(reason.clone()));
             sequence.finish(finish, now, &self.ledger);
         }
     }
@@ -251,7 +253,7 @@ impl Ledger {
             tracing::info!(
                 request_id = &*s.external_id,
                 reason = finish.kind.as_str(),
-                error = finish.error.as_deref(),
+                error = finish.error.as_ref().map(tracing::field::display),
                 prompt_tokens = finished.num_prompt_tokens,
                 cached_tokens = finished.num_cached_tokens,
                 output_tokens = finished.num_output_tokens,
@@ -302,7 +304,7 @@ impl SequenceOutput {
                 let stops =
                     last && matches!(update.finish, Some(FinishReason::Eos(_) | FinishReason::StopToken(_)));
                 if let Some(stop) = self.push_token(token, stops, &mut delta.text) {
-                    finish = Some(self.end(FinishKind::Stop, Some(stop), None));
+                    finish = Some(self.end(FinishKind::Stop, Some(stop)));
                     break;
                 }
             }
@@ -393,24 +395,29 @@ impl SequenceOutput {
 
     fn end_for(&self, reason: &FinishReason) -> Finish {
         match reason {
-            FinishReason::Eos(id) => self.end(FinishKind::Stop, Some(StopCause::Eos(*id)), None),
-            FinishReason::StopToken(id) => self.end(FinishKind::Stop, Some(StopCause::Token(*id)), None),
-            FinishReason::Length => self.end(FinishKind::Length, None, None),
-            FinishReason::Repetition => self.end(FinishKind::Repetition, None, None),
-            FinishReason::Pooled => self.end(FinishKind::Stop, None, None),
-            FinishReason::Abort => self.end(FinishKind::Abort, None, None),
-            FinishReason::Error(why) => self.end(FinishKind::Error, None, Some(why.clone())),
+            FinishReason::Eos(id) => self.end(FinishKind::Stop, Some(StopCause::Eos(*id))),
+            FinishReason::StopToken(id) => self.end(FinishKind::Stop, Some(StopCause::Token(*id))),
+            FinishReason::Length => self.end(FinishKind::Length, None),
+            FinishReason::Repetition => self.end(FinishKind::Repetition, None),
+            FinishReason::Pooled => self.end(FinishKind::Stop, None),
+            FinishReason::Abort => self.end(FinishKind::Abort, None),
+            FinishReason::Impossible(why) => self.fail(FinishError::OfRequest(why.clone())),
+            FinishReason::Error(why) => self.fail(FinishError::OfServer(why.clone())),
         }
     }
 
-    fn end(&self, kind: FinishKind, stop: Option<StopCause>, error: Option<Arc<str>>) -> Finish {
+    fn end(&self, kind: FinishKind, stop: Option<StopCause>) -> Finish {
         let since = |t: Instant| t.duration_since(self.arrived);
         let timings = Timings {
             scheduled: self.scheduled.map(since),
             first_token: self.first_token.map(since),
             last_token: self.last_token.map(since),
         };
-        Finish { kind, stop, error, num_output_tokens: self.num_output_tokens, timings }
+        Finish { kind, stop, error: None, num_output_tokens: self.num_output_tokens, timings }
+    }
+
+    fn fail(&self, error: FinishError) -> Finish {
+        Finish { error: Some(error), ..self.end(FinishKind::Error, None) }
     }
 }
 

@@ -64,7 +64,7 @@ pub struct Finish {
     /// What stopped it, if `kind` is `Stop`.
     pub stop: Option<StopCause>,
     /// What went wrong, if `kind` is `Error`.
-    pub error: Option<Arc<str>>,
+    pub error: Option<FinishError>,
     /// Tokens generated, a final stop token included.
     pub num_output_tokens: u32,
     /// When it got where.
@@ -80,6 +80,17 @@ pub struct Timings {
     pub first_token: Option<Duration>,
     /// To its last token.
     pub last_token: Option<Duration>,
+}
+
+/// What went wrong: a sentence for the client, and whose doing it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FinishError {
+    /// The request rules out itself what could come next; sent again, it ends in the same way.
+    #[error("{0}")]
+    OfRequest(Arc<str>),
+    /// Something failed here.
+    #[error("{0}")]
+    OfServer(Arc<str>),
 }
 
 /// vLLM's finish reasons.

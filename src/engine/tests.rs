@@ -225,7 +225,7 @@ async fn invariant_12_a_panicking_step_fails_its_requests_and_no_others() {
     let engine = start(Panicky(sim_runner(SimFailures::default(), 1), vec![3]), 10);
     let (_, tokens, finish) = read(engine.handle(), request(&[5, 6, 7], 10)).await.remove(0);
     assert_eq!((tokens.len(), finish.kind), (2, FinishKind::Error));
-    assert!(finish.error.unwrap().contains("planted"));
+    assert!(finish.error.unwrap().to_string().contains("planted"));
     let (_, tokens, finish) = read(engine.handle(), request(&[5, 6, 7], 10)).await.remove(0);
     assert_eq!((tokens.len(), finish.kind), (10, FinishKind::Length));
     settled(engine.handle()).await;

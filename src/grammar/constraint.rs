@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::compiler::GrammarRefusal;
+use super::source::for_each_schema;
 
 /// The form of an output, by one of vLLM's kinds.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,16 +95,10 @@ pub(super) const GUIDANCE: &str = "x-guidance";
 
 /// What vLLM does for `disable_additional_properties`, wherever in the schema an object names its properties.
 fn close_objects(schema: &mut Map<String, Value>) {
-    let names_properties = schema.contains_key("properties") || schema.contains_key("patternProperties");
-    if names_properties && !schema.contains_key("additionalProperties") {
-        schema.insert("additionalProperties".into(), false.into());
-    }
-    let mut rest: Vec<&mut Value> = schema.values_mut().collect();
-    while let Some(value) = rest.pop() {
-        match value {
-            Value::Object(object) => close_objects(object),
-            Value::Array(items) => rest.extend(items),
-            _ => {}
+    for_each_schema(schema, &mut |schema| {
+        let names_properties = schema.contains_key("properties") || schema.contains_key("patternProperties");
+        if names_properties && !schema.contains_key("additionalProperties") {
+            schema.insert("additionalProperties".into(), false.into());
         }
-    }
+    });
 }

@@ -85,10 +85,20 @@ fn guarded<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, GrammarErro
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(message)) => Err(error(&message.to_string())),
-        Err(_) => Err(error("the grammar's parser failed")),
+        Err(_) => Err(error(PANIC)),
     }
 }
 
+/// How llguidance begins to tell of a panic of its own, which it catches too.
+const PANIC: &str = "panic: ";
+
 fn error(message: &str) -> GrammarError {
-    GrammarError(format!("the output cannot go on under its grammar: {}", gist(message)).into())
+    if message.starts_with(PANIC) {
+        return GrammarError::Broken("the grammar's parser failed".into());
+    }
+    let why = match message.starts_with("NoExtensionBias") {
+        true => "no token of the model can follow".to_owned(),
+        false => gist(message),
+    };
+    GrammarError::Stuck(format!("the output cannot go on under its grammar: {why}").into())
 }

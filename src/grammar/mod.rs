@@ -20,6 +20,6 @@ mod tests;
 
 pub use compiler::{GrammarCompiler, GrammarRefusal};
 pub use constraint::{Constraint, JsonOptions};
-pub use gate::after_text;
+pub use gate::{after_text, after_tokens};
 pub use late_end::late_end;
 pub use thinking::{ThinkingMarks, ThinkingStart, ThoughtTracker};

@@ -14,7 +14,7 @@ use tonic::{Response, Status};
 
 use super::status::{FieldPath, invalid, invalid_field, not_taken, not_tokenized};
 use crate::app::App;
-use crate::engine::{FinishKind, GenerateRequest, OutputDelta, OutputStream};
+use crate::engine::{FinishError, FinishKind, GenerateRequest, OutputDelta, OutputStream};
 use crate::text::TextError;
 
 const REQUEST_ID: &str = "x-request-id";
@@ -102,14 +102,15 @@ pub(super) enum Failure {
     /// The client's deadline has passed.
     Deadline,
     /// It failed in the engine.
-    Engine(Arc<str>),
+    Engine(FinishError),
 }
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Deadline => Status::deadline_exceeded("the call's deadline has passed"),
-            Failure::Engine(reason) => Status::internal(&*reason),
+            Failure::Engine(FinishError::OfRequest(reason)) => Status::invalid_argument(&*reason),
+            Failure::Engine(FinishError::OfServer(reason)) => Status::internal(&*reason),
         }
     }
 }
@@ -128,7 +129,8 @@ impl Generation {
         if let Some(finish) = delta.as_ref().and_then(|delta| delta.finish.as_ref())
             && finish.kind == FinishKind::Error
         {
-            return Err(Failure::Engine(finish.error.clone().unwrap_or_else(|| "the request failed".into())));
+            let unknown = || FinishError::OfServer("the request failed".into());
+            return Err(Failure::Engine(finish.error.clone().unwrap_or_else(unknown)));
         }
         Ok(delta)
     }

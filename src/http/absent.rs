@@ -10,7 +10,7 @@ pub(crate) fn refusal(path: &str) -> Option<ApiError> {
 }
 
 const SPEECH: &str = "the model reads and writes text only";
-const LABELS: &str = "scoring of labels is not built";
+const LABELS: &str = "structured decisions are not built; see /generative_scoring";
 const COHERE: &str = "Cohere's dialect is not spoken; see /v1/chat/completions and /v1/embeddings";
 const WEIGHTS: &str = "weights stay as they were loaded";
 const ONE_DEVICE: &str = "the model runs on one device";
@@ -25,10 +25,8 @@ const ABSENT: &[(&str, &str)] = &[
     ("/fault_tolerance/apply", ONE_DEVICE),
     ("/fault_tolerance/status", ONE_DEVICE),
     ("/finish_weight_update", WEIGHTS),
-    ("/generative_scoring", LABELS),
     ("/get_world_size", ONE_DEVICE),
     ("/init_weight_transfer_engine", WEIGHTS),
-    ("/invocations", "there is one route for each task, under /v1"),
     ("/is_scaling_elastic_ep", ONE_DEVICE),
     ("/release_kv_cache_memory", "the KV cache stays in memory while the server lives"),
     ("/reset_encoder_cache", MEDIA),
@@ -39,7 +37,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("/start_profile", PROFILER),
     ("/start_weight_update", WEIGHTS),
     ("/stop_profile", PROFILER),
-    ("/tokenizer_info", "the tokenizer's files are not shown; see /tokenize"),
     ("/update_weight_version", WEIGHTS),
     ("/update_weights", WEIGHTS),
     ("/v1/audio/transcriptions", SPEECH),
@@ -53,7 +50,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("/v1/realtime", SPEECH),
     ("/v1/responses/render", RENDER),
     ("/v1/systemone", LABELS),
-    ("/v2/embed", COHERE),
     ("/weight_checker", WEIGHTS),
     ("/weight_info", WEIGHTS),
 ];

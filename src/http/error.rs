@@ -34,6 +34,11 @@ impl ApiError {
         ParamError::new(param, message).into()
     }
 
+    /// 400 for a request whose own fields let nothing follow, which only sampling could find out.
+    pub(crate) fn impossible(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadRequestError", message)
+    }
+
     /// 404 for a name in `model` that is not served.
     pub(crate) fn unknown_model(model: &str, served: &[String]) -> Self {
         let message =
@@ -187,6 +192,7 @@ impl From<EmbedError> for ApiError {
             EmbedError::Param(error) => error.into(),
             EmbedError::Text(error) => error.into(),
             EmbedError::Submit(error) => error.into(),
+            EmbedError::Aborted => Self::unavailable(error.to_string()),
             EmbedError::Failed(_) => Self::internal(error.to_string()),
         }
     }

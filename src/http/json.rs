@@ -65,13 +65,18 @@ pub(crate) fn prompt(value: Value) -> Prompt {
             _ => invalid("", PROMPT_FORMS),
         };
     };
-    let wrong = |index: usize| invalid(format!("[{index}]"), ELEMENTS);
+    let wrong = |(index, value): (usize, &Value)| match value {
+        Value::Number(id) if !id.is_f64() => {
+            invalid(format!("[{index}]"), &format!("token id {id} is out of vocabulary"))
+        }
+        _ => invalid(format!("[{index}]"), ELEMENTS),
+    };
     match values.first() {
         None => Prompt::Ids(Vec::new()),
         Some(Value::String(_)) => {
             let text = |(index, value)| match value {
                 Value::String(text) => Ok(text),
-                _ => Err(wrong(index)),
+                _ => Err(invalid(format!("[{index}]"), ELEMENTS)),
             };
             values
                 .into_iter()
@@ -83,12 +88,12 @@ pub(crate) fn prompt(value: Value) -> Prompt {
         Some(Value::Array(_)) => {
             let ids = |(index, value): (usize, &Value)| {
                 let list = value.as_array().and_then(|list| list.iter().map(id).collect::<Option<Vec<_>>>());
-                list.ok_or_else(|| wrong(index))
+                list.ok_or_else(|| wrong((index, value)))
             };
             values.iter().enumerate().map(ids).collect::<Result<_, _>>().map_or_else(|e| e, Prompt::IdLists)
         }
         Some(_) => {
-            let id = |(index, value)| id(value).ok_or_else(|| wrong(index));
+            let id = |(index, value)| id(value).ok_or_else(|| wrong((index, value)));
             values.iter().enumerate().map(id).collect::<Result<_, _>>().map_or_else(|e| e, Prompt::Ids)
         }
     }
@@ -334,12 +339,12 @@ impl<'de> Visitor<'de> for ElementSeed {
     fn visit_u64<E>(self, id: u64) -> Result<Element, E> {
         Ok(match u32::try_from(id) {
             Ok(id) => Element::Id(id),
-            Err(_) => Element::wrong(format!("token id {id} is out of the vocabulary")),
+            Err(_) => Element::wrong(format!("token id {id} is out of vocabulary")),
         })
     }
 
     fn visit_i64<E>(self, id: i64) -> Result<Element, E> {
-        Ok(Element::wrong(format!("token id {id} is out of the vocabulary")))
+        Ok(Element::wrong(format!("token id {id} is out of vocabulary")))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Element, E> {

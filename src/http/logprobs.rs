@@ -217,7 +217,8 @@ impl Serialize for PromptEntry<'_> {
     }
 }
 
-fn finite(logprob: f32) -> f32 {
+/// JSON has no infinity; vLLM writes this.
+pub(crate) fn finite(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }
 

@@ -12,7 +12,9 @@ mod completions;
 mod error;
 mod events;
 mod fields;
+mod generative_scoring;
 mod inference;
+mod invocations;
 mod json;
 mod load_report;
 mod logprobs;
@@ -35,6 +37,7 @@ mod structured;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tokenize;
+mod tokenizer_info;
 mod unsupported;
 mod usage;
 
@@ -45,14 +48,14 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{FromRequestParts, MatchedPath, Request, State};
-use axum::http::header::LOCATION;
+use axum::extract::{FromRequestParts, MatchedPath, OriginalUri, Request, State};
+use axum::http::header::{CONNECTION, LOCATION};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Version};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use self::error::ApiError;
 use self::prompt::Encoder;
@@ -60,6 +63,7 @@ use self::reply::ReplyStyle;
 use self::responses::ResponseStore;
 use crate::api_keys::ApiKeys;
 use crate::app::App;
+use crate::config::CorsConfig;
 use crate::engine::{GenerateRequest, OutputStream};
 use crate::text::ChatTemplate;
 
@@ -86,10 +90,10 @@ pub fn router(app: Arc<App>) -> Router {
     if state.app.server.enable_request_id_headers {
         router = router.layer(from_fn(echo_request_id));
     }
-    if !state.app.server.allowed_origins.is_empty() {
-        router = router.layer(cors(&state.app.server.allowed_origins));
+    if !state.app.server.cors.origins.is_empty() {
+        router = router.layer(cors(&state.app.server.cors));
     }
-    router.with_state(state)
+    routes::under(&state.app.server.root_path, router.with_state(state.clone()))
 }
 
 /// What handlers share.
@@ -193,7 +197,12 @@ async fn count(State(state): State<Arc<HttpState>>, request: Request, next: Next
     };
     let route = request.extensions().get::<MatchedPath>().cloned();
     let handler = route.as_ref().map_or("none", MatchedPath::as_str);
-    let response = next.run(request).await;
+    let keeps_open = request.version() >= Version::HTTP_2;
+    let mut response = next.run(request).await;
+    if state.app.engine.is_draining() && !keeps_open {
+        // The connection would end with the server; told so, a client sends its next request elsewhere.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     state.app.metrics.on_http(handler, method, response.status().as_u16(), started.elapsed().as_secs_f64());
     response
 }
@@ -212,7 +221,7 @@ async fn echo_request_id(mut request: Request, next: Next) -> Response {
 }
 
 /// 404, or 501 for what vLLM has there, or for a path with slashes at its end the way to the path without (as vLLM's framework does).
-async fn no_such_route(State(_): State<Arc<HttpState>>, uri: Uri) -> Response {
+async fn no_such_route(OriginalUri(uri): OriginalUri) -> Response {
     let path = uri.path();
     let trimmed = path.trim_end_matches('/');
     // Two slashes at the start would name another host.
@@ -224,12 +233,32 @@ async fn no_such_route(State(_): State<Arc<HttpState>>, uri: Uri) -> Response {
     (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, format!("{trimmed}{query}"))]).into_response()
 }
 
-fn cors(origins: &[String]) -> CorsLayer {
-    let layer = CorsLayer::new().allow_methods(Any).allow_headers(Any).expose_headers([X_REQUEST_ID]);
-    if origins.iter().any(|origin| origin == "*") {
-        return layer.allow_origin(Any);
-    }
-    // What is not a header value cannot be sent by a browser either.
-    let origins = origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok());
-    layer.allow_origin(AllowOrigin::list(origins))
+fn cors(config: &CorsConfig) -> CorsLayer {
+    let all = |list: &[String]| list.iter().any(|item| item == "*");
+    // With credentials, browsers do not take `*` for an answer.
+    let (origin, methods, headers) = match config.credentials {
+        true => {
+            (AllowOrigin::mirror_request(), AllowMethods::mirror_request(), AllowHeaders::mirror_request())
+        }
+        false => (AllowOrigin::any(), AllowMethods::any(), AllowHeaders::any()),
+    };
+    // What is no header value, method or name of a header cannot be sent by a browser either.
+    let origin = match all(&config.origins) {
+        true => origin,
+        false => AllowOrigin::list(config.origins.iter().filter_map(|text| HeaderValue::try_from(text).ok())),
+    };
+    let methods = match all(&config.methods) {
+        true => methods,
+        false => AllowMethods::list(config.methods.iter().filter_map(|text| text.parse().ok())),
+    };
+    let headers = match all(&config.headers) {
+        true => headers,
+        false => AllowHeaders::list(config.headers.iter().filter_map(|text| HeaderName::try_from(text).ok())),
+    };
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods(methods)
+        .allow_headers(headers)
+        .allow_credentials(config.credentials)
+        .expose_headers([X_REQUEST_ID])
 }

@@ -99,6 +99,12 @@ pub(crate) fn describe_load(op: &mut Operation<'_>) {
     op.about("Sequences queued and running").answers::<Load>();
 }
 
+/// How `/kv_event_sources` tells of itself.
+pub(crate) fn describe_kv_event_sources(op: &mut Operation<'_>) {
+    op.about("Where events of the KV cache are published besides gRPC: nowhere")
+        .answers_as("application/json", serde_json::json!({ "type": "object" }));
+}
+
 /// How `/metrics` tells of itself.
 pub(crate) fn describe_metrics(op: &mut Operation<'_>) {
     op.about("Counters and histograms in Prometheus' text format").answers_text("text/plain");

@@ -6,13 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use quire_model::RowFailure;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
 use crate::app::{App, ModelInfo};
 use crate::config::Fingerprint;
-use crate::engine::{Finish, FinishKind, OutputStream, PromptOutput, StopCause, TokenLogprobs};
+use crate::engine::{Finish, FinishError, FinishKind, OutputStream, PromptOutput, StopCause, TokenLogprobs};
 
 use super::error::ApiError;
 use super::logprobs::TokenNames;
@@ -105,7 +104,7 @@ pub(crate) struct Generated {
 /// Waits for the ends of all sequences of one prompt, in order of index.
 ///
 /// # Errors
-/// 500 if one of them failed; the others are then aborted by dropping the stream.
+/// As [`check_finish`] if one of them failed; the others are then aborted by dropping the stream.
 pub(crate) async fn collect(mut stream: OutputStream, n: u32) -> Result<Vec<Generated>, ApiError> {
     let mut all: Vec<_> = (0..n).map(|_| Generated::default()).collect();
     while let Some(delta) = stream.next().await {
@@ -123,17 +122,17 @@ pub(crate) async fn collect(mut stream: OutputStream, n: u32) -> Result<Vec<Gene
     Ok(all)
 }
 
-/// A failed sequence fails the request: with a 400 if its own parameters left nothing to sample, else with a 500.
+/// A failed sequence fails the request: with a 400 if its own parameters or its grammar let nothing follow, however
+/// far it had come (clients send a 500 again, and it would end in the same way), else with a 500.
 pub(crate) fn check_finish(finish: Finish) -> Result<Finish, ApiError> {
     if finish.kind != FinishKind::Error {
         return Ok(finish);
     }
-    let error = finish.error.as_deref().unwrap_or("the request failed");
-    let contradictions = [RowFailure::NothingAllowed, RowFailure::NothingLeftOfGrammar];
-    if contradictions.iter().any(|contradiction| contradiction.to_string() == error) {
-        return Err(ApiError::bad_body(error));
-    }
-    Err(ApiError::internal(error))
+    Err(match finish.error {
+        Some(FinishError::OfRequest(reason)) => ApiError::impossible(&*reason),
+        Some(FinishError::OfServer(reason)) => ApiError::internal(&*reason),
+        None => ApiError::internal("the request failed"),
+    })
 }
 
 /// Counts what a whole answer took.

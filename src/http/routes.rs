@@ -10,8 +10,8 @@ use axum::routing::{MethodFilter, MethodRouter, any, on};
 
 use super::openapi::{self, Describe};
 use super::{
-    HttpState, admin, anthropic, chat, completions, inference, lora, models, ollama, ops, page, pooling,
-    responses, tokenize,
+    HttpState, admin, anthropic, chat, completions, generative_scoring, inference, invocations, lora, models,
+    ollama, ops, page, pooling, responses, tokenize, tokenizer_info,
 };
 use crate::app::App;
 use crate::embed::{PoolTask, Pooler};
@@ -34,8 +34,10 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
     routes.extend([
         get("/v1/models", models::list, models::describe_list),
         get("/v1/models/{*id}", models::get, models::describe_get),
+        post("/invocations", invocations::invocations, invocations::describe),
         post("/tokenize", tokenize::tokenize, tokenize::describe_tokenize),
         post("/detokenize", tokenize::detokenize, tokenize::describe_detokenize),
+        tokenizer_info_route(server.enable_tokenizer_info_endpoint),
         get("/health", ops::health, ops::describe_health),
         get("/ready", ops::ready, ops::describe_ready),
         get("/ping", ops::health, ops::describe_health),
@@ -43,9 +45,9 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/version", ops::version, ops::describe_version),
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
-        plain(Method::GET, "/kv_event_sources", ops::kv_event_sources),
-        plain(Method::POST, "/v1/load_lora_adapter", lora::load),
-        plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
+        get("/kv_event_sources", ops::kv_event_sources, ops::describe_kv_event_sources),
+        post("/v1/load_lora_adapter", lora::load, lora::describe_load),
+        post("/v1/unload_lora_adapter", lora::unload, lora::describe_unload),
     ]);
     routes.extend(admin_routes(server.enable_admin));
     routes.extend(ollama_routes());
@@ -76,6 +78,7 @@ fn task_routes(pooler: Option<&Pooler>) -> Vec<Route> {
         delete("/v1/responses/{id}", responses::delete, responses::describe::delete),
         post("/v1/responses/{id}/cancel", responses::cancel, responses::describe::cancel),
         get("/v1/responses/{id}/input_items", responses::input_items, responses::describe::input_items),
+        post("/generative_scoring", generative_scoring::generative_scoring, generative_scoring::describe),
         post("/v1/messages", anthropic::messages, anthropic::describe_messages),
         post("/v1/messages/count_tokens", anthropic::count_tokens, anthropic::describe_count_tokens),
     ];
@@ -134,6 +137,13 @@ fn admin_routes(enabled: bool) -> Vec<Route> {
     routes
 }
 
+fn tokenizer_info_route(enabled: bool) -> Route {
+    match enabled {
+        true => get("/tokenizer_info", tokenizer_info::tokenizer_info, tokenizer_info::describe),
+        false => plain(Method::GET, "/tokenizer_info", tokenizer_info::closed),
+    }
+}
+
 /// Those for gateways that bring their own tokenizer.
 fn scale_out_routes(enabled: bool) -> Vec<Route> {
     let mut routes = vec![
@@ -172,6 +182,14 @@ fn ollama_routes() -> Vec<Route> {
 /// The router of the table.
 pub(crate) fn router(app: &App) -> Router<Arc<HttpState>> {
     routes(app).into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
+}
+
+/// The same routes, and all of them under another path too: a proxy may have taken that away, or not.
+pub(crate) fn under(root_path: &str, router: Router) -> Router {
+    if root_path.is_empty() {
+        return router;
+    }
+    Router::new().nest(root_path, router.clone()).merge(router)
 }
 
 /// A route that the document leaves out.

@@ -152,7 +152,7 @@ pub(crate) async fn detokenize(
     state.served_name(model)?;
     let vocab_size = state.app.limits.vocab_size;
     if let Some(id) = tokens.iter().find(|&&id| id >= vocab_size) {
-        let message = format!("token id {id} is out of the vocabulary; ids go from 0 to {}", vocab_size - 1);
+        let message = format!("token id {id} is out of vocabulary; ids go from 0 to {}", vocab_size - 1);
         return Err(ApiError::bad_param("tokens", message));
     }
     let tokenizer = state.app.tokenizer.clone();

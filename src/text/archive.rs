@@ -5,6 +5,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use serde_json::{Map, Value};
+
 use crate::demo;
 
 /// Files that belong to a tokenizer, by their names in a Hugging Face folder.
@@ -34,6 +36,17 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
+    /// tokenizer_config.json; without one, nothing. Blocks.
+    pub fn config(&self) -> io::Result<Map<String, Value>> {
+        const NAME: &str = "tokenizer_config.json";
+        let bytes = match self.tokenizer.as_ref().or(self.model.as_ref()) {
+            None => demo::TOKENIZER_CONFIG.to_vec(),
+            Some(folder) if folder.join(NAME).exists() => std::fs::read(folder.join(NAME))?,
+            Some(_) => return Ok(Map::new()),
+        };
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
     /// Reads them and packs them. Blocks.
     pub fn archive(&self) -> io::Result<Vec<u8>> {
         let mut zip = Zip::default();

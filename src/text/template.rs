@@ -51,6 +51,7 @@ const CONTINUE_MARK: &str = "QUIRE_CONTINUE_FINAL_MESSAGE ";
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     special: SpecialTokens,
     has_tool_use: bool,
 }
@@ -84,7 +85,8 @@ impl ChatTemplate {
     pub fn new(source: &str, special: &SpecialTokens) -> Result<Self, TextError> {
         let mut environment = environment::python_like();
         environment.set_fuel(Some(MAX_STEPS));
-        let mut template = Self { environment, special: special.clone(), has_tool_use: false };
+        let mut template =
+            Self { environment, source: source.to_owned(), special: special.clone(), has_tool_use: false };
         template.add("default", source)?;
         Ok(template)
     }
@@ -102,6 +104,11 @@ impl ChatTemplate {
             template.has_tool_use = true;
         }
         Ok(Some(template))
+    }
+
+    /// The template itself: that of requests without tools.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Renders the prompt's text. `strftime_now` in the template sees the time in UTC.

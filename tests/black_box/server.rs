@@ -190,7 +190,8 @@ pub(crate) fn run(args: &[&str], limit: Duration) -> Output {
 }
 
 /// The binary in a clean environment, in a directory that has nothing to do with it.
-fn command(args: &[&str]) -> Command {
+/// The program, with an environment that does not depend on who runs the tests.
+pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quire"));
     command.args(args).env_clear().current_dir(std::env::temp_dir());
     // The suite is about the CPU on every machine, unless whoever runs it names another device.

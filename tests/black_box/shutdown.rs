@@ -57,6 +57,7 @@ async fn invariant_6_sigterm_drains() {
     let refused = http::post(server.http, "/v1/completions", &body(5)).await;
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert_ne!(refused.header("retry-after"), "");
+    assert_eq!(refused.header("connection"), "close");
     assert_eq!(refused.json()["error"]["code"], 503);
     let refused = inference.generate(grpc_request(5)).await.expect_err("draining");
     assert_eq!(refused.code(), tonic::Code::Unavailable);

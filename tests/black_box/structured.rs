@@ -251,4 +251,23 @@ async fn parameters_that_leave_nothing_are_refused() {
         let answer = http::post(server.http, COMPLETIONS, &body).await;
         assert_eq!(answer.status, 400, "{fields}: {}", answer.text());
     }
+    // After some tokens, on both ports: the choice has ended where `min_tokens` does not let it end.
+    let fields = json!({"prompt": "a", "max_tokens": 50, "min_tokens": 40, "guided_choice": ["yes"]});
+    let answer = http::post(server.http, COMPLETIONS, &fields).await;
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    assert!(answer.text().contains("the grammar allows no token here"), "{}", answer.text());
+    let choices = StringChoices { choices: vec!["yes".into()] };
+    let kind = Some(StructuredOutput::Choice(choices));
+    let request = vllm::GenerateRequest {
+        prompt: Some(grpc::text("a")),
+        decoding: Some(vllm::DecodingParameters { structured_output: kind, ..Default::default() }),
+        stopping: Some(vllm::StoppingCriteria {
+            max_new_tokens: 50,
+            min_new_tokens: 40,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let status = grpc::inference(server.grpc).await.generate(request).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
 }

@@ -312,7 +312,7 @@ impl StepBench {
         let ticket = self.in_flight.pop_front().ok_or("no step is in flight")?;
         let output = self.runner.collect(ticket)?;
         match output.failed_rows.first() {
-            Some((row, reason)) => Err(format!("row {row} of a step: {reason}").into()),
+            Some((row, reason)) => Err(format!("row {row} of a step: {reason:?}").into()),
             None => Ok(()),
         }
     }

@@ -4,7 +4,6 @@
 //! a scheduler that loses, repeats or mixes up anything changes what is generated.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::rng::{fold, mix};
 use crate::matching::{Matching, NOTHING_LEFT};
@@ -73,7 +72,7 @@ impl SimModel {
     pub fn generate_alone(&self, request: &Request, max_model_len: u32) -> (Vec<TokenId>, FinishReason) {
         let mut outputs = Vec::new();
         let end = self.generate_into(request, max_model_len, &mut outputs);
-        (outputs, end.unwrap_or_else(FinishReason::Error))
+        (outputs, end.unwrap_or_else(|end| end))
     }
 
     fn generate_into(
@@ -81,7 +80,7 @@ impl SimModel {
         request: &Request,
         max_model_len: u32,
         outputs: &mut Vec<TokenId>,
-    ) -> Result<FinishReason, Arc<str>> {
+    ) -> Result<FinishReason, FinishReason> {
         let sampling = &request.sampling;
         if sampling.pooling.is_some() {
             return Ok(FinishReason::Pooled);
@@ -91,12 +90,13 @@ impl SimModel {
         let mut hash = self.prompt(request);
         loop {
             let masked = match &mut matcher {
-                Some(matcher) => matcher.fill_mask(&mut mask).map_err(|error| error.0)?,
+                Some(matcher) => matcher.fill_mask(&mut mask)?,
                 None => false,
             };
-            let token = self.sample(hash, sampling, outputs, masked.then_some(&mask)).ok_or(NOTHING_LEFT)?;
+            let token = self.sample(hash, sampling, outputs, masked.then_some(&mask));
+            let token = token.ok_or_else(|| FinishReason::Impossible(NOTHING_LEFT.into()))?;
             if let Some(matcher) = &mut matcher {
-                matcher.accept(token).map_err(|error| error.0)?;
+                matcher.accept(token)?;
             }
             // What comes after its end is not the grammar's business.
             matcher = matcher.filter(|_| !sampling.eos_token_ids.contains(&token));

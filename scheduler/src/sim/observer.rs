@@ -260,7 +260,7 @@ impl Observer {
                 ensure!(!life.aborted, "it was aborted, but ended with {reason:?}");
                 ensure!(*reason == expected, "it ended with {reason:?}, alone with {expected:?}");
                 ensure!(tokens == life.outputs, "generated {:?}, alone {tokens:?}", life.outputs);
-                if let FinishReason::Error(text) = reason {
+                if let FinishReason::Impossible(text) = reason {
                     let of_grammar = &**text == ToyGrammar::GIVES_UP || &**text == NOTHING_LEFT;
                     ensure!(of_grammar, "it ended with: {text}");
                     self.num_stuck += 1;

@@ -17,9 +17,9 @@ use super::model::SimModel;
 use super::rng::{fold, mix};
 use crate::grammar::GrammarError;
 use crate::kv::BlockId;
-use crate::matching::{Matching, NOTHING_LEFT};
+use crate::matching::{Matching, NOTHING_ALLOWED, NOTHING_LEFT};
 use crate::output::{AdmittedRequest, ModelRunnerOutput, ScheduledRow, SchedulerOutput, TokenLogprob};
-use crate::request::{RequestId, SamplingParams, TokenId};
+use crate::request::{FinishReason, RequestId, SamplingParams, TokenId};
 use crate::runner::{ModelRunner, RunnerError, StepTicket};
 
 /// How long a step takes: `step_us + token_us * tokens`.
@@ -96,22 +96,22 @@ impl Slot {
         model: &SimModel,
         mask: &mut [u32],
         forced: &mut Vec<TokenId>,
-    ) -> Result<TokenId, Arc<str>> {
+    ) -> Result<TokenId, FinishReason> {
         let Some(matching) = &mut self.matching else {
             let chosen = model.sample(self.hash, &self.sampling, &self.outputs, None);
-            return chosen.ok_or_else(|| "the model has no tokens".into());
+            return chosen.ok_or_else(|| FinishReason::Impossible(NOTHING_ALLOWED.into()));
         };
-        let matching = matching.as_mut().map_err(|error| error.0.clone())?;
+        let matching = matching.as_mut().map_err(|error| error.clone())?;
         let mut next = || {
             let masked = matching.fill_mask(mask)?.then_some(&*mask);
             let Some(token) = model.sample(self.hash, &self.sampling, &self.outputs, masked) else {
-                return Err(GrammarError(NOTHING_LEFT.into()));
+                return Err(GrammarError::Stuck(NOTHING_LEFT.into()));
             };
             matching.accept(token)?;
             matching.take_forced(forced);
             Ok(token)
         };
-        next().map_err(|error| error.0)
+        Ok(next()?)
     }
 
     fn go_on(&mut self, model: &SimModel, token: TokenId, keeps_prefix: bool) {
@@ -252,7 +252,7 @@ impl SimRunner {
         for (at, row) in plan.rows.iter().enumerate() {
             let Some(slot) = &mut self.slots[row.slot as usize] else { continue };
             if fails > 0 && happens(model.seed, plan.step, row.id.0, fails) {
-                output.failed_rows.push((at as u32, "injected failure of a row".into()));
+                output.failed_rows.push((at as u32, FinishReason::Error("injected failure of a row".into())));
             }
             if slot.sampling.prompt_logprobs.is_some() {
                 let told = row.start as usize + 1..(row.start + row.num_tokens) as usize + 1;

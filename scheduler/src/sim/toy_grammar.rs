@@ -75,7 +75,7 @@ impl ToyMatcher {
     fn allowed(&self) -> Result<Allowed, GrammarError> {
         assert!(!self.is_over, "the toy grammar is asked after its end");
         match self.grammar.allowed(self.state) {
-            Allowed::Failure => Err(GrammarError(ToyGrammar::GIVES_UP.into())),
+            Allowed::Failure => Err(GrammarError::Stuck(ToyGrammar::GIVES_UP.into())),
             allowed => Ok(allowed),
         }
     }
@@ -108,7 +108,7 @@ impl GrammarMatcher for ToyMatcher {
             Allowed::Set => self.grammar.is_in_set(self.state, token),
         };
         if !fits {
-            return Err(GrammarError(format!("the toy grammar did not allow token {token}").into()));
+            return Err(GrammarError::Broken(format!("the toy grammar did not allow token {token}").into()));
         }
         self.is_over = token == self.grammar.eos;
         self.state = fold(self.state, u64::from(token)) % NUM_STATES;

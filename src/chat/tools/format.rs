@@ -43,10 +43,13 @@ pub(super) struct Writes {
     pub(super) call: [&'static str; 3],
     pub(super) between: &'static str,
     pub(super) last: &'static str,
+    /// Before an answer in JSON.
+    pub(super) answer: &'static str,
 }
 
 impl Writes {
-    pub(super) const NONE: Self = Self { needs: "", first: "", call: [""; 3], between: "", last: "" };
+    pub(super) const NONE: Self =
+        Self { needs: "", first: "", call: [""; 3], between: "", last: "", answer: "" };
 }
 
 /// What a call looks like.

@@ -5,6 +5,7 @@ use super::format::{Kind, ToolFormat, Writes};
 use super::gemma_call::GemmaQuotes;
 use super::heads;
 use super::xml_call::{Edges, XmlTags};
+use crate::text::Tokenizer;
 
 /// A call is a JSON object; they come one by one or in a list.
 const JSON: ToolFormat = ToolFormat {
@@ -211,6 +212,24 @@ static FORMATS: &[ToolFormat] = &[
         kind: Kind::Xml(&XmlTags { name_end: "<tool_sep>", ..ARG_TAGS }),
         ..JSON
     },
+    // The same as in the models that are published.
+    ToolFormat {
+        names: &["hy_v3", "hy_v4"],
+        open: &["<tool_calls:opensource>"],
+        close: "</tool_calls:opensource>",
+        call_open: &["<tool_call:opensource>"],
+        between: &[],
+        kind: Kind::Xml(&XmlTags {
+            name_end: "<tool_sep:opensource>",
+            key_open: "<arg_key:opensource>",
+            key_close: "</arg_key:opensource>",
+            value_open: &[("<arg_value:opensource>", None)],
+            value_close: "</arg_value:opensource>",
+            call_close: "</tool_call:opensource>",
+            ..ARG_TAGS
+        }),
+        ..JSON
+    },
     // <｜DSML｜function_calls>
     // <｜DSML｜invoke name="get_weather">
     // <｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>
@@ -336,7 +355,7 @@ static FORMATS: &[ToolFormat] = &[
             call: ["<｜tool▁call▁begin｜>function<｜tool▁sep｜>", "\n```json\n", "\n```<｜tool▁call▁end｜>"],
             between: "\n",
             last: "<｜tool▁calls▁end｜>",
-            needs: "",
+            ..Writes::NONE
         }],
         ..DEEPSEEK
     },
@@ -495,8 +514,9 @@ static FORMATS: &[ToolFormat] = &[
         kind: Kind::Channels,
         writes: &[Writes {
             needs: "<|channel|>",
-            call: ["<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", "<|call|>"],
-            between: "<|start|>assistant",
+            call: ["<|channel|>commentary to=functions.", " <|constrain|>json<|message|>", ""],
+            between: "<|end|><|start|>assistant",
+            answer: "<|channel|>final <|constrain|>json<|message|>",
             ..Writes::NONE
         }],
         ..JSON
@@ -557,15 +577,24 @@ const DEEPSEEK: ToolFormat = ToolFormat {
 };
 
 impl ToolFormat {
-    /// The format of that name.
+    /// The format of that name; the first of several.
     pub(crate) fn named(name: &str) -> Option<&'static Self> {
         FORMATS.iter().find(|format| format.names.contains(&name))
+    }
+
+    /// The format of that name; of several, the one whose marker is a token of the model.
+    pub(crate) fn of_model(name: &str, tokenizer: &Tokenizer) -> Option<&'static Self> {
+        let is_token =
+            |format: &&Self| tokenizer.token_to_id(format.openers().next().unwrap_or_default()).is_some();
+        let mut named = FORMATS.iter().filter(|format| format.names.contains(&name));
+        named.clone().find(is_token).or(named.next())
     }
 
     /// All names, sorted.
     pub(crate) fn names() -> Vec<&'static str> {
         let mut names: Vec<_> = FORMATS.iter().flat_map(|format| format.names).copied().collect();
         names.sort_unstable();
+        names.dedup();
         names
     }
 }

@@ -37,6 +37,12 @@ pub(crate) fn grammar(format: &ToolFormat, tools: &[Tool], single: bool, tokeniz
     text
 }
 
+/// The rule `answer`, of an answer to this JSON schema that is no call. `format` is [`writable`].
+pub(crate) fn answer(format: &ToolFormat, schema: &str, tokenizer: &Tokenizer) -> String {
+    let head = writes(format, tokenizer).map_or("", |writes| writes.answer);
+    format!("answer: {} %json {schema}\n", lark(head, tokenizer))
+}
+
 /// A structural tag under which calls to strict tools keep to their schemas, and text stays free. `None` if the
 /// format cannot be told so.
 pub(crate) fn strict_tag(format: &ToolFormat, tools: &[Tool], tokenizer: &Tokenizer) -> Option<Value> {

@@ -19,6 +19,6 @@ mod xml_call;
 
 pub(super) use calls::Calls;
 pub(crate) use format::ToolFormat;
-pub(crate) use grammar::{grammar, strict_tag, writable};
+pub(crate) use grammar::{answer, grammar, strict_tag, writable};
 pub(super) use reader::ToolReader;
 pub(crate) use tool::{MAX_TOOL_NAME_CHARS, MAX_TOOLS, Tool};

@@ -104,7 +104,7 @@ pub fn run(args: &EngineBench) -> anyhow::Result<()> {
         _ => {
             let listeners = Listeners::bind(&app.server)?;
             let addr = match args.through {
-                Through::Http => listeners.http_addr()?,
+                Through::Http => listeners.http_addr().context("HTTP is not listening")??,
                 _ => listeners.grpc_addr().context("gRPC is not listening")??,
             };
             Some((Serving::start(&app, listeners), addr))

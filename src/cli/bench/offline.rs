@@ -157,7 +157,10 @@ async fn count_tokens(mut stream: OutputStream) -> anyhow::Result<u64> {
             Ok(finish.num_output_tokens.into())
         }
         Some(finish) => {
-            bail!("a request ended early: {}", finish.error.as_deref().unwrap_or(finish.kind.as_str()))
+            bail!(
+                "a request ended early: {}",
+                finish.error.map_or_else(|| finish.kind.as_str().to_owned(), |error| error.to_string())
+            )
         }
         None => bail!("a request ended without a reason"),
     }

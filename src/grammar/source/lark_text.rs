@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::written_out::{self, MAX_LEXEME_CHARS, MAX_RULE_CHARS};
-use super::{check_schema, with_whitespace};
+use super::{check_schema, prepared};
 use crate::grammar::compiler::GrammarRefusal;
 
 /// The grammar as llguidance gets it.
@@ -24,7 +24,7 @@ pub(super) fn read(text: &str) -> Result<String, GrammarRefusal> {
         match &token {
             Token::Json(schema) => {
                 check_schema("the schema in the grammar", schema)?;
-                if let Some(schema) = with_whitespace(schema.clone()) {
+                if let Some(schema) = prepared(schema.clone()) {
                     lark.push_str(&text[copied..start]);
                     lark.push_str(&format!("%json {schema}"));
                     copied = scanner.at;
@@ -283,7 +283,7 @@ mod tests {
             ("!start: \"(\" start \")\" | \"\"", 2),
             ("?start.5[lazy, stop=\"x{9}\"]: A\nA: /[\\/x]/ | \"a\"..\"z\" ", 2),
             ("start: %json {\"const\": \"a{7}\\\"\"} \"b\"", 2),
-            ("start: <special> %regex {\"substring_chars\": \"x\"} @name", 2),
+            ("start: <special> %regex {\"substring_chars\": \"x\"} @name", 3),
         ] {
             assert_eq!(start(text), chars, "{text}");
         }

@@ -3,11 +3,14 @@
 mod gbnf;
 mod lark;
 mod lark_text;
+mod schema;
 mod structural_tag;
 mod written_out;
 
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
+
+pub(super) use schema::for_each_schema;
 
 use super::compiler::GrammarRefusal;
 use super::constraint::{Constraint, GUIDANCE, JsonOptions};
@@ -44,15 +47,17 @@ pub(super) fn read(constraint: &Constraint) -> Result<Source, GrammarRefusal> {
 
 fn json_schema(schema: &Value) -> Result<Source, GrammarRefusal> {
     check_schema("the schema", schema)?;
-    let schema = with_whitespace(schema.clone())
-        .ok_or_else(|| GrammarRefusal::new("a schema is an object or a boolean"))?;
+    let schema =
+        prepared(schema.clone()).ok_or_else(|| GrammarRefusal::new("a schema is an object or a boolean"))?;
     Ok(Source { key: format!("json {schema}"), grammar: TopLevelGrammar::from_json_schema(schema) })
 }
 
-/// The schema with our rule for white space, unless it has its own.
-fn with_whitespace(schema: Value) -> Option<Value> {
+/// The schema with its formats made whole, and with our rule for white space unless it has its own.
+fn prepared(schema: Value) -> Option<Value> {
     let mut schema = JsonOptions::default().apply(schema)?;
-    let options = schema.as_object_mut()?.entry(GUIDANCE).or_insert_with(|| json!({}));
+    let object = schema.as_object_mut()?;
+    schema::tighten(object);
+    let options = object.entry(GUIDANCE).or_insert_with(|| json!({}));
     if let Some(options) = options.as_object_mut()
         && options.get("whitespace_flexible") != Some(&Value::Bool(false))
     {

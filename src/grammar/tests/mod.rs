@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock};
 use quire_model::SamplingDefaults;
 use quire_scheduler::TokenId;
 
-use super::{Constraint, GrammarCompiler, GrammarRefusal};
+use super::{Constraint, GrammarCompiler, GrammarRefusal, JsonOptions};
 use crate::demo;
 use crate::text::Tokenizer;
 use crate::validate::RequestLimits;

@@ -6,7 +6,7 @@ use quire_scheduler::{Grammar, TokenId};
 
 use super::walk::{accepts, allowed, draw};
 use super::{COMPILER, Constraint, ENDS, TOKENIZER, VOCAB_SIZE};
-use crate::grammar::{after_text, late_end};
+use crate::grammar::{after_text, after_tokens, late_end};
 
 fn regex(pattern: &str) -> Grammar {
     COMPILER.compile(&Constraint::Regex(pattern.into())).unwrap()
@@ -34,6 +34,45 @@ fn everything_passes_until_the_text_has_come() {
     let mut rest = Vec::new();
     matcher.take_forced(&mut rest).unwrap();
     assert!(rest.last().is_some_and(|last| ENDS.contains(last)));
+}
+
+#[test]
+fn the_grammar_holds_from_the_beginning_unless_the_output_opens_the_gate() {
+    let ids = |text: &str| TOKENIZER.encode(text, false).unwrap();
+    let begin = ids("yes, but");
+    assert!(begin.len() > 1);
+    let grammar = after_text(&regex("yes!|no"), "so:", Some(&begin), &TOKENIZER);
+    let walk = |text: &str| {
+        let mut matcher = grammar.matcher();
+        let mut mask = vec![0; VOCAB_SIZE.div_ceil(32) as usize];
+        let come = ids(text).into_iter().try_for_each(|token| {
+            let free = !matcher.fill_mask(&mut mask).unwrap();
+            let allowed = free || mask[token as usize / 32] >> (token % 32) & 1 == 1;
+            if allowed { matcher.accept(token).map_err(drop) } else { Err(()) }
+        });
+        come.is_ok()
+    };
+    for text in ["no", "yes!", "yes, but I think so:no", "yes, but hm, so:yes!"] {
+        assert!(walk(text), "{text}");
+    }
+    for text in ["but no", "yes, no", "yes, but so:maybe", "hm, so:no"] {
+        assert!(!walk(text), "{text}");
+    }
+}
+
+#[test]
+fn tokens_that_must_come_first_come_first() {
+    let header = TOKENIZER.encode("answer: ", false).unwrap();
+    let grammar = after_tokens(&regex("yes|no"), &header);
+    for seed in 0..10 {
+        let text = draw(&grammar, seed, 50).unwrap();
+        assert!(["answer: yes", "answer: no"].contains(&&*text), "{text}");
+    }
+    let mut matcher = grammar.matcher();
+    assert_eq!(allowed(matcher.as_mut()), header[..1]);
+    let mut forced = Vec::new();
+    matcher.take_forced(&mut forced).unwrap();
+    assert_eq!(forced, header);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::super::call::{Caller, Failure, Generation, check_rank_number, checked
 use super::super::status::{invalid_field, no_such_model};
 use super::super::structured;
 use crate::app::App;
-use crate::engine::{Finish, FinishKind, OutputDelta, StopCause, TokenLogprobs};
+use crate::engine::{Finish, FinishError, FinishKind, OutputDelta, StopCause, TokenLogprobs};
 use crate::text::Tokenizer;
 use crate::validate::{RequestFields, SamplingFields};
 
@@ -144,11 +144,15 @@ impl Call {
                 Ok(Some(delta)) => delta,
                 Ok(None) => return Ok(None),
                 Err(Failure::Deadline) => return Err(Failure::Deadline.into()),
-                Err(Failure::Engine(reason)) => {
+                Err(Failure::Engine(error)) => {
                     self.failed = true;
+                    let code = match &error {
+                        FinishError::OfRequest(_) => ErrorCode::InvalidArgument,
+                        FinishError::OfServer(_) => ErrorCode::Internal,
+                    };
                     self.ready.push_back(Event::Error(EngineError {
-                        code: ErrorCode::Internal.into(),
-                        message: reason.to_string(),
+                        code: code.into(),
+                        message: error.to_string(),
                         retryable: false,
                     }));
                     continue;

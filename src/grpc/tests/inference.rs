@@ -1,6 +1,7 @@
 //! `Generate` and `GenerateStream`: shapes, ends, aborts, deadlines, slow readers.
 
 use super::*;
+use quire_proto::vllm::decoding_parameters::{StringChoices, StructuredOutput};
 use quire_proto::vllm::finish_info::{FinishReason, StopReason};
 
 /// Sequence `index` of a stream put together; checks what holds for every stream.
@@ -221,6 +222,34 @@ async fn an_operator_aborts_by_the_clients_name() {
         assert_eq!(finish.finish_reason(), FinishReason::Aborted);
         server.settled().await;
     }
+}
+
+/// The choice has ended where `min_new_tokens` does not let it end.
+#[tokio::test]
+async fn a_request_that_contradicts_itself_is_an_invalid_argument() {
+    let server = TestServer::start(Options::default()).await;
+    let choices = StringChoices { choices: vec!["yes".into()] };
+    let asks = |min_new_tokens, allowed_token_ids| GenerateRequest {
+        decoding: Some(DecodingParameters {
+            structured_output: Some(StructuredOutput::Choice(choices.clone())),
+            allowed_token_ids,
+            ..Default::default()
+        }),
+        stopping: Some(StoppingCriteria { max_new_tokens: 50, min_new_tokens, ..Default::default() }),
+        ..request(&[1, 2], 50)
+    };
+    for (min_new_tokens, allowed_token_ids, num_messages) in [(40, vec![], None), (0, vec![1], Some(0))] {
+        let (messages, end) = server.stream(asks(min_new_tokens, allowed_token_ids.clone())).await;
+        let status = end.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        assert!(status.message().contains("grammar"), "{status:?}");
+        let num_tokens: usize =
+            messages.iter().filter_map(|m| m.outputs.as_ref()).map(|o| o.token_ids.len()).sum();
+        assert!(num_messages.is_none_or(|expected| expected == num_tokens), "{num_tokens}");
+        let whole = server.inference().generate(asks(min_new_tokens, allowed_token_ids)).await;
+        assert_eq!(whole.unwrap_err().code(), Code::InvalidArgument);
+    }
+    server.settled().await;
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use tonic_types::StatusExt;
 
 use crate::app::{App, ModelInfo as AppModel};
 use crate::chat::ChatSetup;
-use crate::config::{AnswerConfig, ServerConfig};
+use crate::config::{AnswerConfig, CorsConfig, ServerConfig};
 use crate::engine::{Engine, EngineOptions, KvEvents};
 use crate::grammar::GrammarCompiler;
 use crate::listen::{self, Protocol};
@@ -198,7 +198,10 @@ fn app(options: Options) -> App {
             shutdown_timeout: Duration::ZERO,
             enable_log_requests: false,
             max_body_bytes: 1 << 20,
-            allowed_origins: Vec::new(),
+            uds: None,
+            cors: CorsConfig::default(),
+            root_path: String::new(),
+            enable_tokenizer_info_endpoint: false,
             enable_admin: options.enable_admin,
             disable_fastapi_docs: false,
             ui: true,

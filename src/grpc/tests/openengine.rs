@@ -254,6 +254,22 @@ async fn a_constraint_holds() {
     assert!(["yes", "no"].contains(&all[0].text.as_str()), "{:?}", all[0].text);
 }
 
+/// The choice has ended where `min_tokens` does not let it end.
+#[tokio::test]
+async fn a_request_that_contradicts_itself_is_an_invalid_argument() {
+    let server = TestServer::start(Options::default()).await;
+    let mut request = asks(&[1, 2, 3], 50);
+    request.guided = guided(Guide::Choice(wire::ChoiceConstraint { choices: vec!["yes".into()] }));
+    request.stopping =
+        Some(wire::StoppingOptions { max_tokens: Some(50), min_tokens: Some(40), ..Default::default() });
+    let (messages, end) = generate(&server, request).await;
+    end.unwrap();
+    let Some(Event::Error(error)) = &messages.last().unwrap().event else { panic!("{messages:?}") };
+    assert_eq!(error.code(), wire::ErrorCode::InvalidArgument);
+    assert!(!error.retryable && error.message.contains("grammar"), "{error:?}");
+    server.settled().await;
+}
+
 #[tokio::test]
 async fn what_fails_later_is_an_error_in_a_call_that_ends_well() {
     let failures = SimFailures { row: 10_000, ..SimFailures::default() };

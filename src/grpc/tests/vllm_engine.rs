@@ -236,6 +236,15 @@ async fn a_constraint_holds() {
     let whole = wholes(&server, request).await.remove(0);
     let text = server.app.tokenizer.decode(&whole.output_ids, true);
     assert!(["yes", "no"].contains(&text.as_str()), "{text:?}");
+
+    // The choice has ended where `min_tokens` does not let it end.
+    let mut request = asks(&[1, 2, 3], 50);
+    let choices = vec!["yes".into()];
+    params(&mut request).constraint = Some(Constraint::Choice(wire::ChoiceConstraint { choices }));
+    params(&mut request).min_tokens = 40;
+    let (_, end) = generate(&server, request).await;
+    assert_eq!(end.unwrap_err().code(), Code::InvalidArgument);
+    server.settled().await;
 }
 
 #[tokio::test]

@@ -37,6 +37,7 @@ fn refused(error: EmbedError) -> Status {
         EmbedError::Param(error) => invalid_field(INPUT, &error.message),
         EmbedError::Text(error) => not_tokenized(&error, INPUT),
         EmbedError::Submit(error) => not_taken(&error),
+        EmbedError::Aborted => Status::aborted(error.to_string()),
         EmbedError::Failed(reason) => Status::internal(&*reason),
     }
 }

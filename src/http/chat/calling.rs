@@ -138,7 +138,8 @@ fn answer_or_call(
         return Err(ApiError::bad_param(outermost(&asked.param), message));
     }
     let calls = chat::grammar(format, tools, single, &app.tokenizer);
-    let grammar = format!("start: answer | calls\nanswer: %json {schema}\n{calls}");
+    let answer = chat::answer(format, &schema, &app.tokenizer);
+    let grammar = format!("start: answer | calls\n{answer}{calls}");
     Ok(Asked { constraint: Constraint::Grammar(grammar), param: asked.param })
 }
 

@@ -30,6 +30,10 @@ impl CompletionRequest {
     pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
         let mut common = CommonFields::read(&mut fields);
         let prompt = fields.prompt("prompt").unwrap_or_else(|| {
+            // In the words that clients of vLLM look for.
+            if !fields.has_errors() {
+                fields.wrong("prompt", "Either prompt or prompt_embeds must be provided and non-empty.");
+            }
             fields.missing("prompt");
             Prompt::Ids(Vec::new())
         });

@@ -1,6 +1,7 @@
 //! `POST /inference/v1/generate` and `/inference/v1/abort_requests`: tokens in, tokens out, for gateways that
 //! have a tokenizer of their own. Behind `--enable-scale-out`, as in vLLM.
 
+mod logprobs;
 mod request;
 mod response;
 mod stream;

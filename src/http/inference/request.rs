@@ -6,9 +6,6 @@ use crate::http::sampling::{priority, request_id, sampling_params, stream_option
 use crate::http::structured::{self, Structured};
 use crate::validate::SamplingFields;
 
-/// vLLM's default for engine parameters.
-const DEFAULT_MAX_TOKENS: u32 = 16;
-
 /// A request, typed but not yet checked against the model.
 #[derive(Debug)]
 pub(super) struct TokensRequest {
@@ -50,7 +47,6 @@ impl TokensRequest {
             request.read_sampling(&mut params);
             fields.absorb_checked(params);
         }
-        request.sampling.default_max_tokens = Some(DEFAULT_MAX_TOKENS);
         for name in ["features", "content_parts"] {
             if fields.take(name).is_some_and(|value| value.as_array().is_none_or(|list| !list.is_empty())) {
                 fields.wrong(name, "not supported: the model reads text only");
@@ -115,8 +111,7 @@ fn token_ids(fields: &mut Fields) -> Vec<u32> {
         match u32::try_from(id) {
             Ok(id) => ids.push(id),
             Err(_) => {
-                fields
-                    .wrong(format!("token_ids[{index}]"), format!("token id {id} is out of the vocabulary"));
+                fields.wrong(format!("token_ids[{index}]"), format!("token id {id} is out of vocabulary"));
                 break;
             }
         }

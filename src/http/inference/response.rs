@@ -4,7 +4,8 @@ use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
+use super::logprobs::OutputLogprobs;
+use crate::http::logprobs::PromptLogprobs;
 use crate::http::reply::{Generated, Reply, StopReason, json, usage};
 use crate::http::usage::Usage;
 
@@ -24,7 +25,7 @@ struct GenerationChoice<'a> {
     /// Only with `output_mode` `text`.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
-    logprobs: Option<ChatLogprobs>,
+    logprobs: Option<OutputLogprobs>,
     finish_reason: Option<&'static str>,
     stop_reason: StopReason<'a>,
     token_ids: &'a [u32],
@@ -60,7 +61,7 @@ fn choice<'a>(index: usize, reply: &Reply, output: &'a Generated, text: bool) ->
     GenerationChoice {
         index,
         text: text.then_some(&*output.text),
-        logprobs: reply.wants_logprobs.then(|| ChatLogprobs::new(&output.logprobs, &reply.names)),
+        logprobs: reply.wants_logprobs.then(|| OutputLogprobs::new(&output.logprobs, &reply.names, text)),
         finish_reason: output.finish.as_ref().map(|finish| finish.kind.as_str()),
         stop_reason: StopReason(output.finish.as_ref()),
         token_ids: &output.token_ids,

@@ -2,8 +2,9 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::logprobs::OutputLogprobs;
 use crate::engine::OutputDelta;
-use crate::http::logprobs::{ChatLogprobs, PromptLogprobs};
+use crate::http::logprobs::PromptLogprobs;
 use crate::http::reply::StopReason;
 use crate::http::sse::{Choice, Pen, put_json};
 
@@ -33,7 +34,7 @@ impl TokenWriter {
         }
         out.put_slice(b",\"logprobs\":");
         let logprobs = reply.wants_logprobs && !delta.logprobs.is_empty();
-        put_json(out, &logprobs.then(|| ChatLogprobs::new(&delta.logprobs, &reply.names)));
+        put_json(out, &logprobs.then(|| OutputLogprobs::new(&delta.logprobs, &reply.names, self.text)));
         out.put_slice(b",\"finish_reason\":");
         put_json(out, &delta.finish.as_ref().map(|finish| finish.kind.as_str()));
         out.put_slice(b",\"stop_reason\":");

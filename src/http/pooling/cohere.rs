@@ -135,9 +135,7 @@ struct ByType {
 #[derive(Debug, Serialize, JsonSchema)]
 struct Meta {
     api_version: ApiVersion,
-    /// Cohere's own name for what vLLM has in `tokens`.
-    billed_units: Tokens,
-    tokens: Tokens,
+    billed_units: BilledUnits,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -145,9 +143,11 @@ struct ApiVersion {
     version: &'static str,
 }
 
-#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
-struct Tokens {
+#[derive(Debug, Serialize, JsonSchema)]
+struct BilledUnits {
     input_tokens: u64,
+    /// Always 0: there are only texts.
+    image_tokens: u64,
 }
 
 /// How the route tells of itself.
@@ -172,8 +172,8 @@ pub(crate) async fn embed(
     let inputs = texts.iter().map(|text| EmbedInput::Text(format!("{prefix}{text}"))).collect();
     let vectors = embed_all(&state.app, inputs, &options).await?;
     let input_tokens = vectors.iter().map(|one| u64::from(one.prompt_tokens)).sum();
-    let tokens = Tokens { input_tokens };
-    let meta = Meta { api_version: ApiVersion { version: "2" }, billed_units: tokens, tokens };
+    let billed_units = BilledUnits { input_tokens, image_tokens: 0 };
+    let meta = Meta { api_version: ApiVersion { version: "2" }, billed_units };
     let embeddings = by_type(&vectors, &types)?;
     Ok(reply::json(&CohereResponse { id: options.request_id, embeddings, texts, meta }))
 }

@@ -57,10 +57,11 @@ fn task_name(task: PoolTask) -> &'static str {
 fn check_task(asked: Option<&str>, state: &HttpState) -> Result<(), ApiError> {
     let (Some(asked), Some(pooler)) = (asked, &state.app.pooler) else { return Ok(()) };
     let own = task_name(pooler.task());
-    if asked == own {
-        return Ok(());
-    }
-    let message = format!("Unsupported task: '{}'. Supported by this model: '{own}'", excerpt(asked));
+    let message = match asked {
+        _ if asked == own => return Ok(()),
+        "plugin" => "No IOProcessor plugin installed.".to_owned(),
+        _ => format!("Unsupported task: '{}'. Supported by this model: '{own}'", excerpt(asked)),
+    };
     Err(ApiError::bad_param("task", message))
 }
 

@@ -136,6 +136,7 @@ pub(crate) struct PoolingFields {
     pub(crate) model: Option<String>,
     pub(crate) request_id: Option<String>,
     pub(crate) truncate: Option<Truncation>,
+    pub(crate) pad: bool,
     pub(crate) add_special_tokens: Option<bool>,
     pub(crate) priority: i32,
     pub(crate) cache_salt: Option<String>,
@@ -148,6 +149,7 @@ impl PoolingFields {
             model: fields.string("model"),
             request_id: request_id(fields),
             truncate: truncation(fields),
+            pad: padding(fields),
             add_special_tokens: fields.bool("add_special_tokens"),
             priority: priority(fields),
             cache_salt: fields.string("cache_salt"),
@@ -169,11 +171,26 @@ impl PoolingFields {
             request_id,
             add_special_tokens: self.add_special_tokens.unwrap_or(true),
             truncate: self.truncate,
+            pad: self.pad,
             priority: self.priority,
             cache_salt: self.cache_salt,
             ..EmbedOptions::default()
         };
         Ok((model, options))
+    }
+}
+
+fn padding(fields: &mut Fields) -> bool {
+    let padding = fields.string("padding");
+    fields.describe("padding", |_| json!({ "enum": ["max_length", "do_not_pad"] }));
+    match padding.as_deref() {
+        None | Some("do_not_pad") => false,
+        Some("max_length") => true,
+        Some(other) => {
+            let message = format!("must be \"max_length\" or \"do_not_pad\", got {:?}", excerpt(other));
+            fields.wrong("padding", message);
+            false
+        }
     }
 }
 

@@ -39,7 +39,7 @@ fn limit(fields: &mut Fields, name: &str) -> Option<u32> {
     fields.describe(name, |_| serde_json::json!({ "minimum": 0 }));
     let given = given?;
     if given < 0 {
-        fields.wrong(name, format!("{name} must be a positive integer, or 0 for no limit, got {given}"));
+        fields.wrong(name, format!("{name} must be a non-negative integer, 0 for no limit, got {given}"));
     }
     // What does not fit in 32 bits is above any context.
     (given > 0).then(|| u32::try_from(given).unwrap_or(u32::MAX))

@@ -114,7 +114,8 @@ pub(crate) async fn cancel(
         Cancelled::Done(stored) => Ok(json(&stored.response)),
         Cancelled::Unknown => Err(ApiError::no_such_response(&id)),
         Cancelled::NotRunning => {
-            let message = "only a response that is being made in the background can be cancelled";
+            // In vLLM's words.
+            let message = "Cannot cancel a synchronous response.";
             Err(ApiError::bad_param("response_id", message))
         }
     }
@@ -276,7 +277,8 @@ fn in_background(
     stream: ChatStream,
 ) -> Response {
     let input = options.store.as_ref().map(|(_, input)| input.clone()).unwrap_or_default();
-    let begun = response.clone();
+    // Until it has ended: nobody is told how far it is.
+    let begun = Response { status: Status::Queued, ..response.clone() };
     let mut writer = ResponseWriter::new(response, options, Events::discarded());
     let (stored, wait) = oneshot::channel();
     let task = tokio::spawn(async move {

@@ -68,6 +68,8 @@ pub(crate) struct TextSettings {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Status {
     InProgress,
+    /// Made in the background, and not at its end.
+    Queued,
     Completed,
     /// `max_output_tokens` or the context ended it.
     Incomplete,

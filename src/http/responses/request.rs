@@ -68,7 +68,7 @@ impl ResponseRequest {
             fields.wrong("background", "cannot be true together with stream: ask for the response by its id");
         }
         if background && !store {
-            fields.wrong("background", "needs store to be true, or the response could not be asked for");
+            fields.wrong("background", "background can only be used when `store` is true");
         }
         let (effort, summary) = read_reasoning(fields);
         let (format, constraint) = read_text(fields);

@@ -221,10 +221,31 @@ async fn failed_requests_are_500_or_an_error_frame() {
     server.wait_until_idle().await;
 }
 
+/// Before the first token, and after some: the choice has ended where `min_tokens` does not let it end.
+#[tokio::test]
+async fn requests_that_contradict_themselves_are_400_or_an_error_frame() {
+    let server = start(Settings::default()).await;
+    for fields in [
+        json!({"guided_choice": ["yes"], "allowed_token_ids": [1]}),
+        json!({"guided_choice": ["yes"], "min_tokens": 40, "max_tokens": 50}),
+    ] {
+        let mut body = fields.clone();
+        body["prompt"] = "a".into();
+        let answer = server.post(COMPLETIONS, &body).await;
+        assert_eq!(answer.error(), (400, "null".into()), "{fields}: {}", answer.text);
+        assert!(answer.text.contains("grammar"), "{}", answer.text);
+        body["stream"] = true.into();
+        let events = server.post(COMPLETIONS, &body).await.events();
+        assert_eq!(events.last().unwrap()["error"]["code"], 400, "{fields}: {events:?}");
+        assert_eq!(events.last().unwrap()["error"]["type"], "BadRequestError");
+    }
+    server.wait_until_idle().await;
+}
+
 #[tokio::test]
 async fn what_vllm_has_and_quire_has_not_is_501() {
     let server = start(Settings::default()).await;
-    for path in ["/v1/audio/transcriptions", "/v1/decisions", "/cohere/v2/chat", "/generative_scoring"] {
+    for path in ["/v1/audio/transcriptions", "/v1/decisions", "/cohere/v2/chat", "/v1/systemone"] {
         let answer = server.post(path, &json!({})).await;
         assert_eq!(answer.error(), (501, "null".into()), "{path}");
         assert_eq!(answer.json()["error"]["type"], "NotImplementedError");

@@ -96,3 +96,30 @@ async fn what_is_wrong_is_named() {
     let error = server.post("/inference/v1/abort_requests", &json!({})).await.error();
     assert_eq!(error, (400, "request_ids".into()));
 }
+
+#[tokio::test]
+async fn without_a_limit_tokens_come_until_the_context_is_full() {
+    let server = open().await;
+    let whole = server.post("/inference/v1/generate", &body(json!({"ignore_eos": true}))).await.json();
+    let tokens = whole["choices"][0]["token_ids"].as_array().unwrap();
+    assert_eq!(tokens.len() as u32, MAX_MODEL_LEN - 3);
+}
+
+#[tokio::test]
+async fn logprobs_of_tokens_are_numbers_and_those_of_text_are_names() {
+    let server = open().await;
+    for (mode, key) in [("tokens", "token_id"), ("text", "token")] {
+        for stream in [false, true] {
+            let mut body = body(json!({"max_tokens": 1, "ignore_eos": true, "logprobs": 2}));
+            body["output_mode"] = mode.into();
+            body["stream"] = stream.into();
+            let answer = server.post("/inference/v1/generate", &body).await;
+            let whole = if stream { answer.events().remove(0) } else { answer.json() };
+            let token = &whole["choices"][0]["logprobs"]["content"][0];
+            assert!(token.get(key).is_some(), "{whole}");
+            // The simulated model has no others; a number is among its own.
+            let named = token["top_logprobs"].as_array().unwrap().iter().all(|top| top.get(key).is_some());
+            assert!(named, "{whole}");
+        }
+    }
+}

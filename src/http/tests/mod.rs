@@ -15,6 +15,7 @@ mod ops;
 mod page;
 mod pooling;
 mod responses;
+mod scoring;
 mod streams;
 mod thinking;
 mod tools;
@@ -38,7 +39,7 @@ use tokio::net::TcpListener;
 
 use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
-use crate::config::{AnswerConfig, ChatConfig, ServerConfig};
+use crate::config::{AnswerConfig, ChatConfig, CorsConfig, ServerConfig};
 use crate::embed::Pooler;
 use crate::engine::{Engine, EngineOptions};
 use crate::grammar::GrammarCompiler;
@@ -75,7 +76,10 @@ impl Default for Settings {
                 shutdown_timeout: Duration::ZERO,
                 enable_log_requests: false,
                 max_body_bytes: 1 << 20,
-                allowed_origins: Vec::new(),
+                uds: None,
+                cors: CorsConfig::default(),
+                root_path: String::new(),
+                enable_tokenizer_info_endpoint: false,
                 enable_admin: false,
                 disable_fastapi_docs: false,
                 ui: true,

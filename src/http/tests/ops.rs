@@ -95,7 +95,12 @@ async fn keys_guard_all_but_the_probes() {
 #[tokio::test]
 async fn origins_are_allowed_if_listed() {
     let mut settings = Settings::default();
-    settings.server.allowed_origins = vec!["http://app.example".into()];
+    settings.server.cors = CorsConfig {
+        origins: vec!["http://app.example".into()],
+        methods: vec!["*".into()],
+        headers: vec!["*".into()],
+        credentials: false,
+    };
     settings.server.api_keys = vec!["key".into()];
     let server = start(settings).await;
     for (origin, allowed) in [("http://app.example", true), ("http://evil.example", false)] {
@@ -176,4 +181,61 @@ async fn a_panic_fails_its_own_request() {
     let request = Request::get("/").body(axum::body::Body::empty()).unwrap();
     let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
     assert_eq!(response.status(), 500);
+}
+
+#[tokio::test]
+async fn every_route_is_also_under_the_root_path() {
+    let mut settings = Settings::default();
+    settings.server.root_path = "/llm".into();
+    settings.server.api_keys = vec!["k".into()];
+    let server = start(settings).await;
+    for prefix in ["", "/llm"] {
+        let path = format!("{prefix}/v1/models");
+        assert_eq!(server.get(&path).await.status, 401, "{path}");
+        let request = server.request(Method::GET, &path, &[("authorization", "Bearer k")], b"");
+        assert_eq!(server.send(request).await.status, 200, "{path}");
+        assert_eq!(server.get(&format!("{prefix}/health")).await.status, 200);
+        let slashed = server.request(Method::GET, &format!("{path}/"), &[("authorization", "Bearer k")], b"");
+        let answer = server.send(slashed).await;
+        assert_eq!((answer.status.as_u16(), answer.headers["location"].to_str().unwrap()), (307, &*path));
+    }
+    let nothing = server.request(Method::GET, "/llmx/health", &[("authorization", "Bearer k")], b"");
+    assert_eq!(server.send(nothing).await.status, 404);
+}
+
+#[tokio::test]
+async fn browsers_with_credentials_hear_their_own_origin() {
+    let mut settings = Settings::default();
+    let all = || vec!["*".to_owned()];
+    settings.server.cors =
+        CorsConfig { origins: all(), methods: vec!["POST".into()], headers: all(), credentials: true };
+    let server = start(settings).await;
+    let asked = [
+        ("origin", "http://app.example"),
+        ("access-control-request-method", "POST"),
+        ("access-control-request-headers", "x-a"),
+    ];
+    let answer = server.send(server.request(Method::OPTIONS, "/v1/models", &asked, b"")).await;
+    for (name, value) in [
+        ("access-control-allow-origin", "http://app.example"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-allow-methods", "POST"),
+        ("access-control-allow-headers", "x-a"),
+    ] {
+        assert_eq!(answer.headers[name], value, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_tokenizer_is_shown_if_that_is_wanted() {
+    let server = start(Settings::default()).await;
+    assert_eq!(server.get("/tokenizer_info").await.error(), (404, "null".into()));
+    let mut settings = Settings::default();
+    settings.server.enable_tokenizer_info_endpoint = true;
+    let info = start(settings).await.get("/tokenizer_info").await.json();
+    assert_eq!(info["tokenizer_class"], "PreTrainedTokenizerFast");
+    assert_eq!(info["chat_template"], tokenizer().chat_template_source().unwrap());
+    assert!(info["eos_token"].is_string(), "{info}");
+    let tokens = info["added_tokens_decoder"].as_object().unwrap();
+    assert!(!tokens.is_empty() && tokens.values().all(Value::is_string), "{info}");
 }

@@ -311,7 +311,7 @@ async fn coheres_form_of_the_same_vectors() {
         (&answer["texts"], &answer["meta"]["api_version"]["version"]),
         (&json!(["a pebble", "x"]), &json!("2"))
     );
-    assert_eq!(answer["meta"]["tokens"]["input_tokens"], ids("a pebble").len() + ids("x").len());
+    assert_eq!(answer["meta"]["billed_units"]["input_tokens"], ids("a pebble").len() + ids("x").len());
     assert!(answer["embeddings"].get("binary").is_none(), "{answer}");
     let asked = post(json!({ "texts": ["x"], "input_type": "query" })).await.json();
     assert_close(&numbers(&asked["embeddings"]["float"][0]), &normalized(&expected(&ids("find: x"))));

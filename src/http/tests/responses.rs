@@ -148,10 +148,10 @@ async fn a_response_in_the_background_can_be_waited_for_and_cancelled() {
     let cost = Some(StepCost { step_us: 20_000.0, token_us: 0.0, sleep: true });
     let server = start(Settings { cost, ..Settings::default() }).await;
     let begun = create(&server, json!({"background": true, "max_output_tokens": 3})).await;
-    assert_eq!((&begun["status"], &begun["output"]), (&json!("in_progress"), &json!([])));
+    assert_eq!((&begun["status"], &begun["output"]), (&json!("queued"), &json!([])));
     let path = format!("{PATH}/{}", begun["id"].as_str().unwrap());
     let mut now = begun;
-    while now["status"] == "in_progress" {
+    while now["status"] == "queued" {
         tokio::time::sleep(Duration::from_millis(5)).await;
         now = server.get(&path).await.json();
     }
