@@ -2,12 +2,16 @@
 //! on preemption. The same request with the same seed gives the same tokens and the same
 //! log-probabilities, to the last bit.
 
+use std::sync::Arc;
+
 use futures_util::{StreamExt, stream};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
 
 use crate::ask::{Answer, Ask, Door, Prompt};
 use crate::crowd::Crowd;
+use crate::http;
 use crate::server::{Server, TINY_KV};
 
 /// Random requests of every length and with every kind of sampling.
@@ -112,6 +116,46 @@ async fn invariant_8_preemption_changes_no_bit() {
         expect(&expected, &asks, &server, 64).await;
         let preemptions = server.metrics().await.value("vllm:num_preemptions_total");
         eprintln!("{preemptions} preemptions with {caching}");
+        assert!(preemptions > 0.0, "the KV cache was not small enough to test anything");
+    }
+}
+
+/// What is forced is forced again when a sequence is computed anew.
+#[tokio::test]
+async fn invariant_8_budgets_of_thoughts_hold_under_preemption() {
+    const THINKS: [&str; 2] = ["--reasoning-parser", "deepseek_r1"];
+    let mut rng = StdRng::seed_from_u64(806);
+    let bodies: Vec<Value> = (0..64)
+        .map(|_| {
+            // Every other budget is spent before the output ends.
+            let (budget, seed) = (rng.random_range(0..80), rng.random_range(0..i64::MAX));
+            let padding = "well ".repeat(rng.random_range(1..60));
+            json!({"prompt": format!("{padding}<think>"), "max_tokens": 50, "ignore_eos": true, "seed": seed,
+                "thinking_token_budget": budget, "return_token_ids": true})
+        })
+        .collect();
+    let choice = |server: &Arc<Server>, body: &Value| {
+        let (http, body) = (server.http, body.clone());
+        async move { http::post(http, "/v1/completions", &body).await.ok()["choices"][0].take() }
+    };
+    let server = Server::shared(&THINKS);
+    let mut expected = Vec::new();
+    for body in &bodies {
+        let alone = choice(&server, body).await;
+        let ends = alone["text"].as_str().expect("text").contains("</think>");
+        // The marker is a few tokens long.
+        let budget = body["thinking_token_budget"].as_u64().expect("a number");
+        assert!(ends || budget > 40, "a budget of {budget} is not kept: {alone}");
+        expected.push(alone);
+    }
+    for caching in ["--enable-prefix-caching", "--no-enable-prefix-caching"] {
+        let server = Arc::new(Server::start(&[TINY_KV, &THINKS, &[caching]].concat()));
+        let answers: Vec<_> =
+            stream::iter(&bodies).map(|body| choice(&server, body)).buffered(64).collect().await;
+        for ((body, expected), answer) in bodies.iter().zip(&expected).zip(&answers) {
+            assert_eq!(answer, expected, "{caching}: {body}");
+        }
+        let preemptions = server.metrics().await.value("vllm:num_preemptions_total");
         assert!(preemptions > 0.0, "the KV cache was not small enough to test anything");
     }
 }
