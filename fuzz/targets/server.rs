@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use quire::app::App;
+use quire::engine::Engine;
 use quire::simulated::{self, Simulation};
 use tokio::runtime::Runtime;
 
@@ -13,14 +14,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs `work` to its end, with the server at hand.
 pub fn with_server<F: Future>(work: impl FnOnce(Arc<App>) -> F) -> F::Output {
-    static SERVER: OnceLock<(Runtime, Arc<App>)> = OnceLock::new();
-    let (runtime, app) = SERVER.get_or_init(|| {
+    static SERVER: OnceLock<(Runtime, Engine, Arc<App>)> = OnceLock::new();
+    let (runtime, _, app) = SERVER.get_or_init(|| {
         let simulation = Simulation { max_num_seqs: 64, max_model_len: MAX_MODEL_LEN, step_us: 0.0 };
         let (engine, app) = simulated::start(&simulation).expect("a simulation starts");
-        // It lives as long as the process.
-        std::mem::forget(engine);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        (runtime.expect("a runtime starts"), Arc::new(app))
+        (runtime.expect("a runtime starts"), engine, Arc::new(app))
     });
     runtime.block_on(async {
         tokio::time::timeout(PATIENCE, work(app.clone())).await.expect("every request gets an answer")
