@@ -270,6 +270,9 @@ fn is_function(recipient: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
     use super::*;
     use crate::chat::{ChatDelta, ToolCallDelta};
 
@@ -379,6 +382,39 @@ mod tests {
             ("[INST] hi", "<|channel|>final<|message|>y", ('c', "y")),
         ] {
             assert_eq!(read(prompt, [text]), [(expected.0, expected.1.into())], "{prompt}");
+        }
+    }
+
+    #[test]
+    fn the_stream_reads_what_the_whole_reads() {
+        let parts = [
+            "<|start|>",
+            "assistant",
+            "<|channel|>",
+            "analysis",
+            "final",
+            "commentary",
+            "<|message|>",
+            "<|end|>",
+            "<|call|>",
+            "<|return|>",
+            " to=functions.f",
+            " to=python",
+            "<|constrain|>json",
+            "{\"a\": 1}",
+            " ",
+            "\n",
+            "é",
+            "<|",
+        ];
+        for seed in 0..3000 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let text: String =
+                (0..rng.random_range(0..14)).map(|_| parts[rng.random_range(0..parts.len())]).collect();
+            let told = whole(&text);
+            let shown: usize =
+                told.iter().filter(|(kind, _)| "rc".contains(*kind)).map(|(_, text)| text.len()).sum();
+            assert!(shown <= text.len(), "seed {seed}: {text:?}: {told:?}");
         }
     }
 

@@ -26,6 +26,8 @@ pub(crate) struct ToolFormat {
     pub(super) call_open: &'static [&'static str],
     /// What may stand between calls of a section, besides blanks.
     pub(super) between: &'static [&'static str],
+    /// Further markers, within calls, besides those that `kind` has.
+    pub(super) within: &'static [&'static str],
     pub(super) kind: Kind,
     pub(super) ids: Ids,
     /// How a call that must be made is written, for the first of these that the tokenizer can write; empty if no
@@ -82,9 +84,17 @@ impl ToolFormat {
 
     /// Every marker.
     pub(crate) fn markers(&self) -> impl Iterator<Item = &'static str> {
+        let of_kind = match self.kind {
+            Kind::Xml(tags) | Kind::JsonOrXml(tags) => tags.markers(),
+            Kind::Gemma(quotes) => vec![quotes.quote],
+            Kind::Json | Kind::Headed(_) | Kind::JsonOrHeaded(_) | Kind::Python | Kind::Channels => {
+                Vec::new()
+            }
+        };
         self.openers()
             .chain([self.close])
-            .chain(self.between.iter().copied())
+            .chain(self.between.iter().chain(self.within).copied())
+            .chain(of_kind)
             .filter(|marker| !marker.is_empty())
     }
 

@@ -4,6 +4,7 @@ use super::calls::Ids;
 use super::format::{Kind, ToolFormat, Writes};
 use super::gemma_call::GemmaQuotes;
 use super::heads;
+use super::tag_sets::{ARG_TAGS, DSML_TAGS, FUNCTION_TAGS, INVOKE_TAGS};
 use super::xml_call::{Edges, XmlTags};
 use crate::text::Tokenizer;
 
@@ -15,6 +16,7 @@ const JSON: ToolFormat = ToolFormat {
     close: "",
     call_open: &[],
     between: &["[", "]", ","],
+    within: &[],
     kind: Kind::Json,
     ids: Ids::Long,
     writes: &[],
@@ -84,6 +86,7 @@ static FORMATS: &[ToolFormat] = &[
         names: &["mistral"],
         open: &["[TOOL_CALLS]"],
         between: &["[", "]", ",", "[TOOL_CALLS]"],
+        within: &["[ARGS]", "[CALL_ID]"],
         kind: Kind::JsonOrHeaded(heads::mistral),
         ids: Ids::Nine,
         writes: &[
@@ -379,6 +382,7 @@ static FORMATS: &[ToolFormat] = &[
         close: "<|tool_calls_section_end|>",
         call_open: &["<|tool_call_begin|>"],
         between: &["<|tool_call_end|>"],
+        within: &["<|tool_call_argument_begin|>"],
         kind: Kind::Headed(heads::kimi_k2),
         writes: &[Writes {
             first: "<|tool_calls_section_begin|>",
@@ -488,6 +492,11 @@ static FORMATS: &[ToolFormat] = &[
         close: "<|plamo:end_tool_requests:plamo|>",
         call_open: &["<|plamo:begin_tool_request:plamo|>"],
         between: &["<|plamo:end_tool_arguments:plamo|>", "<|plamo:end_tool_request:plamo|>"],
+        within: &[
+            "<|plamo:begin_tool_name:plamo|>",
+            "<|plamo:end_tool_name:plamo|>",
+            "<|plamo:begin_tool_arguments:plamo|><|plamo:constrain|>json<|plamo:msg|>",
+        ],
         kind: Kind::Headed(heads::plamo),
         ..JSON
     },
@@ -523,56 +532,12 @@ static FORMATS: &[ToolFormat] = &[
     },
 ];
 
-const FUNCTION_TAGS: XmlTags = XmlTags {
-    name_end: ">",
-    head_end: "",
-    key_open: "<parameter=",
-    key_close: ">",
-    value_open: &[],
-    skips_to_value: false,
-    value_close: "</parameter>",
-    call_close: "</function>",
-    edges: Edges::LineBreak,
-};
-
-const INVOKE_TAGS: XmlTags = XmlTags {
-    name_end: "\">",
-    key_open: "<parameter name=\"",
-    key_close: "\">",
-    call_close: "</invoke>",
-    edges: Edges::Kept,
-    ..FUNCTION_TAGS
-};
-
-const ARG_TAGS: XmlTags = XmlTags {
-    name_end: "\n",
-    head_end: "",
-    key_open: "<arg_key>",
-    key_close: "</arg_key>",
-    value_open: &[("<arg_value>", None)],
-    skips_to_value: false,
-    value_close: "</arg_value>",
-    call_close: "</tool_call>",
-    edges: Edges::Kept,
-};
-
-const DSML_TAGS: XmlTags = XmlTags {
-    name_end: "\">",
-    head_end: "",
-    key_open: "<｜DSML｜parameter name=\"",
-    key_close: "\"",
-    value_open: &[("string=\"true\">", Some(true)), ("string=\"false\">", Some(false))],
-    skips_to_value: false,
-    value_close: "</｜DSML｜parameter>",
-    call_close: "</｜DSML｜invoke>",
-    edges: Edges::Kept,
-};
-
 const DEEPSEEK: ToolFormat = ToolFormat {
     open: &["<｜tool▁calls▁begin｜>"],
     close: "<｜tool▁calls▁end｜>",
     call_open: &["<｜tool▁call▁begin｜>"],
     between: &["<｜tool▁call▁end｜>"],
+    within: &["<｜tool▁sep｜>"],
     ..JSON
 };
 

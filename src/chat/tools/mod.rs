@@ -11,6 +11,7 @@ mod json;
 mod json_call;
 mod python_call;
 mod reader;
+mod tag_sets;
 #[cfg(test)]
 mod tests;
 mod tool;

@@ -48,6 +48,15 @@ pub(super) enum Edges {
     Blanks,
 }
 
+impl XmlTags {
+    /// Every tag; those that a format has not are empty.
+    pub(super) fn markers(&self) -> Vec<&'static str> {
+        let fixed =
+            [self.name_end, self.head_end, self.key_open, self.key_close, self.value_close, self.call_close];
+        self.value_open.iter().map(|(marker, _)| *marker).chain(fixed).collect()
+    }
+}
+
 /// The state of reading one call.
 #[derive(Debug, Clone)]
 pub(super) struct XmlCall {
