@@ -67,7 +67,7 @@ pub(crate) fn prompt(value: Value) -> Prompt {
     };
     let wrong = |(index, value): (usize, &Value)| match value {
         Value::Number(id) if !id.is_f64() => {
-            invalid(format!("[{index}]"), &format!("token id {id} is out of vocabulary"))
+            invalid(format!("[{index}]"), format!("token id {id} is out of vocabulary"))
         }
         _ => invalid(format!("[{index}]"), ELEMENTS),
     };
