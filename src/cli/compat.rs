@@ -108,7 +108,11 @@ const ACCEPTED: &[Accepted] = &[
         &["auto", "guidance", "xgrammar", "outlines", "lm-format-enforcer"],
         "there is one backend for the forms of answers, whatever it is called",
     ),
-    one_of("chat-template-content-format", &["auto"], "the template's own form of content is used"),
+    one_of(
+        "chat-template-content-format",
+        &["auto", "string"],
+        "templates get the content of a message as one text, its parts joined",
+    ),
     off("enable-lora", "there are no adapters"),
     off("enable-sleep-mode", "there is no sleep mode"),
     off("enable-expert-parallel", ONE_DEVICE),
