@@ -165,9 +165,10 @@ impl Metrics {
         }
     }
 
-    /// A step was computed.
-    pub fn on_step(&self, num_scheduled_tokens: u32) {
-        self.requests.iteration_tokens.observe(f64::from(num_scheduled_tokens));
+    /// A step was computed. As in vLLM, what it counts for is prompt tokens computed and tokens generated, so the last
+    /// token of a prompt and the first of its output are two, though they are one row of the step.
+    pub fn on_step(&self, num_scheduled_tokens: u32, num_first_tokens: u32) {
+        self.requests.iteration_tokens.observe(f64::from(num_scheduled_tokens + num_first_tokens));
     }
 
     /// A sequence was scheduled for the first time.
@@ -304,7 +305,7 @@ impl RequestSeries {
         Self {
             iteration_tokens: f.histogram(
                 "iteration_tokens_total",
-                "Tokens computed in a step.",
+                "Prompt tokens computed and tokens generated in a step.",
                 ITERATION_TOKENS_BUCKETS.to_vec(),
             ),
             prompt_tokens: f.counter("prompt_tokens_total", "Prompt tokens."),

@@ -259,7 +259,7 @@ fn values_after_a_scripted_sequence_are_exact() {
         preemptions_total: 1,
         ..SchedulerStats::default()
     });
-    metrics.on_step(24);
+    metrics.on_step(22, 2);
     metrics.on_prompt(30, 16);
     metrics.on_first_token(0.5);
     metrics.on_tokens(1, None);

@@ -157,7 +157,8 @@ async fn metrics_count_exactly() {
     assert_eq!(metrics.value("vllm:inter_token_latency_seconds_count"), 5.0 * 6.0);
     assert_eq!(metrics.value("vllm:request_generation_tokens_sum"), 36.0);
     assert_eq!(metrics.value("vllm:request_prompt_tokens_sum"), 240.0);
-    assert!(metrics.value("vllm:iteration_tokens_total_count") >= 36.0);
+    assert_eq!(metrics.value("vllm:iteration_tokens_total_count"), 36.0, "a step for each token");
+    assert_eq!(metrics.value("vllm:iteration_tokens_total_sum"), 240.0 - 160.0 + 36.0);
 }
 
 /// Dashboards and autoscalers find what they look for, by name, type and label.
