@@ -51,6 +51,7 @@ const TEXT_IS_NOT_LOGGED: &str = "texts of requests are never logged";
 const NO_ACCESS_LOG: &str = "there is no access log";
 
 const ACCEPTED: &[Accepted] = &[
+    on("async-scheduling", "steps are planned ahead wherever the device computes apart from the host"),
     on("enable-chunked-prefill", "prompts are always computed in chunks as the budget allows"),
     on("trust-remote-code", "a permission that is never used: no code of a model folder is run"),
     on("disable-log-requests", "requests are not logged unless --enable-log-requests is given"),
@@ -146,7 +147,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("kv-offloading-backend", NO_TRANSFER),
     ("kv-transfer-config", NO_TRANSFER),
     ("watermark", "a request is admitted when its whole prompt fits"),
-    ("async-scheduling", "whether steps overlap follows from the device"),
     ("scheduler-cls", NO_PYTHON),
     ("worker-cls", NO_PYTHON),
     ("logits-processors", NO_PYTHON),

@@ -183,6 +183,15 @@ impl OutputThread {
 
     fn step(&mut self, step: &StepOutputs) {
         let now = Instant::now();
+        // Before any client hears of the step, so that whoever looks then finds it counted.
+        if step.stats.num_scheduled_tokens > 0 {
+            let is_first = |update: &&RequestUpdate| {
+                let begins = |sequence: &SequenceOutput| sequence.first_token.is_none();
+                !update.tokens.is_empty() && self.sequences.get(&update.id).is_some_and(begins)
+            };
+            let num_first_tokens = step.updates.iter().filter(is_first).count() as u32;
+            self.ledger.metrics.on_step(step.stats.num_scheduled_tokens, num_first_tokens);
+        }
         for preemption in &step.preemptions {
             self.ledger.metrics.on_preemption(preemption);
             if let Some(sequence) = self.sequences.get_mut(&preemption.id) {
@@ -195,7 +204,6 @@ impl OutputThread {
                 );
             }
         }
-        let mut num_first_tokens = 0;
         for update in &step.updates {
             // Unknown: the client has been told of an end already (a stop string matched).
             let Some(sequence) = self.sequences.get_mut(&update.id) else { continue };
@@ -203,9 +211,7 @@ impl OutputThread {
                 sequence.scheduled = Some(self.epoch + Duration::from_micros(first.at_us));
             }
             let ledger = &self.ledger;
-            let had_begun = sequence.first_token.is_some();
             let applied = catch_unwind(AssertUnwindSafe(|| sequence.apply(update, step, now, ledger)));
-            num_first_tokens += u32::from(!had_begun && sequence.first_token.is_some());
             let ended = applied.unwrap_or_else(|_| {
                 let reason = "internal error while turning this request's tokens into text";
                 let finish = sequence.fail(FinishError::OfServer(reason.into()));
@@ -218,9 +224,6 @@ impl OutputThread {
                 }
                 self.sequences.remove(&update.id);
             }
-        }
-        if step.stats.num_scheduled_tokens > 0 {
-            self.ledger.metrics.on_step(step.stats.num_scheduled_tokens, num_first_tokens);
         }
     }
 
