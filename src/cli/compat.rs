@@ -370,8 +370,7 @@ mod tests {
         assert_eq!(long_form("-tp").as_deref(), Some("--tensor-parallel-size"));
         assert_eq!(long_form("-tp=2").as_deref(), Some("--tensor-parallel-size=2"));
         assert_eq!(long_form("-q"), None);
-        for flag in ["--quantization", "--no-async-scheduling", "--compilation-config.mode", "--middleware=x"]
-        {
+        for flag in ["--quantization", "--no-enable-dbo", "--compilation-config.mode", "--middleware=x"] {
             assert!(refusal(flag).is_some(), "{flag}");
         }
         assert_eq!(refusal("--max-num-sqes"), None);

@@ -186,8 +186,8 @@ impl OutputThread {
         // Before any client hears of the step, so that whoever looks then finds it counted.
         if step.stats.num_scheduled_tokens > 0 {
             let is_first = |update: &&RequestUpdate| {
-                let begins = |sequence: &SequenceOutput| sequence.first_token.is_none();
-                !update.tokens.is_empty() && self.sequences.get(&update.id).is_some_and(begins)
+                let sequence = self.sequences.get(&update.id);
+                !update.tokens.is_empty() && sequence.is_some_and(|sequence| sequence.first_token.is_none())
             };
             let num_first_tokens = step.updates.iter().filter(is_first).count() as u32;
             self.ledger.metrics.on_step(step.stats.num_scheduled_tokens, num_first_tokens);
