@@ -1,11 +1,11 @@
 //! `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`: there are no adapters yet. The bodies are
-//! checked as vLLM checks them, so that a wrong one is told from one that would do.
+//! checked as vLLM checks them, so that a wrong one is told from one that would do. `/openapi.json` leaves the
+//! routes out until they can do something.
 
 use axum::response::Response;
 
 use super::error::ApiError;
 use super::fields::Fields;
-use super::openapi::Operation;
 
 /// The handler of `/v1/load_lora_adapter`.
 pub(crate) async fn load(mut fields: Fields) -> Result<Response, ApiError> {
@@ -25,20 +25,6 @@ pub(crate) async fn unload(mut fields: Fields) -> Result<Response, ApiError> {
         return Err(ApiError::invalid_user_input("lora_name must be given"));
     }
     Err(not_built())
-}
-
-/// How `/v1/load_lora_adapter` tells of itself.
-pub(crate) fn describe_load(op: &mut Operation<'_>) {
-    op.about("Would load an adapter; there are none yet")
-        .takes(|mut fields| drop(read_load(&mut fields)))
-        .refuses(501, "There are no adapters yet");
-}
-
-/// How `/v1/unload_lora_adapter` tells of itself.
-pub(crate) fn describe_unload(op: &mut Operation<'_>) {
-    op.about("Would unload an adapter; there are none yet")
-        .takes(|mut fields| drop(read_unload(&mut fields)))
-        .refuses(501, "There are no adapters yet");
 }
 
 fn read_load(fields: &mut Fields) -> (Option<String>, Option<String>) {

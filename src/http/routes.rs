@@ -46,8 +46,8 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
         get("/kv_event_sources", ops::kv_event_sources, ops::describe_kv_event_sources),
-        post("/v1/load_lora_adapter", lora::load, lora::describe_load),
-        post("/v1/unload_lora_adapter", lora::unload, lora::describe_unload),
+        plain(Method::POST, "/v1/load_lora_adapter", lora::load),
+        plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
     ]);
     routes.extend(admin_routes(server.enable_admin));
     routes.extend(ollama_routes());
