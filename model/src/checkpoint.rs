@@ -6,6 +6,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
+use crate::convert::convert;
 use crate::dummy::DummyTensor;
 use crate::error::ModelError;
 use crate::safetensors::{RawTensor, Safetensors, StoredDtype};
@@ -115,6 +116,7 @@ impl Checkpoint {
         let view = TensorView { dtype, shape: shape.to_vec(), data };
         let Some(wanted) = self.dtype.filter(|wanted| *wanted != dtype) else { return Ok(view) };
         let data = TensorData::Stored(Cow::Owned(view.bytes_as(wanted).into_owned()));
+        self.give_back(name);
         Ok(TensorView { dtype: wanted, shape: view.shape, data })
     }
 
@@ -135,21 +137,10 @@ impl TensorView<'_> {
 
     /// The elements, each rounded to the nearest of `dtype`.
     pub fn bytes_as(&self, dtype: Dtype) -> Cow<'_, [u8]> {
-        let two = |bytes: &[u8]| [bytes[0], bytes[1]];
         Cow::Owned(match &self.data {
             TensorData::Stored(bytes) if self.dtype == dtype => return Cow::Borrowed(bytes),
             TensorData::Dummy(dummy) => encode(dummy.values(self.shape.iter().product()), dtype),
-            TensorData::Stored(bytes) => match self.dtype {
-                Dtype::F32 => {
-                    encode(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])), dtype)
-                }
-                Dtype::Bf16 => {
-                    encode(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()), dtype)
-                }
-                Dtype::F16 => {
-                    encode(bytes.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()), dtype)
-                }
-            },
+            TensorData::Stored(bytes) => convert(bytes, self.dtype, dtype),
         })
     }
 }

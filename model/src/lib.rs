@@ -7,6 +7,7 @@
 mod backend;
 mod checkpoint;
 mod classifier;
+mod convert;
 mod dummy;
 mod encoder_config;
 mod error;
