@@ -1,9 +1,9 @@
-//! [`CpuWeight`]: a tensor of the model in memory, in its stored precision.
+//! [`CpuWeight`]: a tensor of the model in memory, in its stored precision, packed if it is stored packed.
 
 use std::borrow::Cow;
 
 use half::{bf16, f16};
-use quire_model::{Dtype, TensorView};
+use quire_model::{Dtype, PackedMatrix, TensorView};
 
 /// A matrix `[rows][columns]`, or a vector as one row.
 pub struct CpuWeight {
@@ -17,6 +17,7 @@ pub(crate) enum WeightData {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    Packed(PackedMatrix),
 }
 
 impl CpuWeight {
@@ -42,6 +43,21 @@ impl CpuWeight {
         }
     }
 
+    /// A matrix that stays packed.
+    pub(crate) fn packed(matrix: PackedMatrix) -> Self {
+        Self { rows: matrix.rows(), columns: matrix.columns(), data: WeightData::Packed(matrix) }
+    }
+
+    /// Memory it takes.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            WeightData::F32(values) => size_of_val(&values[..]),
+            WeightData::Bf16(values) => size_of_val(&values[..]),
+            WeightData::F16(values) => size_of_val(&values[..]),
+            WeightData::Packed(matrix) => matrix.bytes(),
+        }
+    }
+
     /// Numbers that stay f32, in rows of `columns`.
     pub(crate) fn table(values: &[f32], columns: usize) -> Self {
         Self { rows: values.len() / columns, columns, data: WeightData::F32(values.to_vec()) }
@@ -62,6 +78,7 @@ impl WeightData {
             Self::F32(values) => values,
             Self::Bf16(values) => values.into_iter().map(bf16::to_f32).collect(),
             Self::F16(values) => values.into_iter().map(f16::to_f32).collect(),
+            Self::Packed(matrix) => matrix.dequantize(),
         }
     }
 }

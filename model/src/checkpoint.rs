@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::dummy::DummyTensor;
 use crate::error::ModelError;
+use crate::raw_tensor::RawTensor;
 use crate::spec::Dtype;
 
 /// A model's tensors by Hugging Face's names.
@@ -132,6 +133,19 @@ impl Checkpoint {
         let Some(wanted) = self.dtype.filter(|wanted| *wanted != dtype) else { return Ok(view) };
         let data = TensorData::Stored(Cow::Owned(view.bytes_as(wanted).into_owned()));
         Ok(TensorView { dtype: wanted, shape: view.shape, data })
+    }
+}
+
+impl Checkpoint {
+    /// The tensor of that name in whatever type it is stored; `None` if there is none, as in a dummy.
+    pub fn raw<'a>(&'a self, name: &'a str) -> Option<RawTensor<'a>> {
+        let view = match &self.source {
+            Source::Mapped(files) => files.get(name).ok()?,
+            Source::Memory(file) => file.get(name).ok()?,
+            Source::Dummy(_) => return None,
+        };
+        let dtype = format!("{:?}", view.dtype());
+        Some(RawTensor { name, dtype, shape: view.shape().to_vec(), bytes: view.data() })
     }
 }
 
