@@ -165,7 +165,7 @@ impl Backend for CpuBackend {
     }
 
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<CpuWeight, BackendError> {
-        CpuWeight::from_parts(parts).map_err(error)
+        CpuWeight::from_parts(&mut self.pool, parts).map_err(error)
     }
 
     fn load_packed(&mut self, matrix: PackedMatrix) -> Result<CpuWeight, BackendError> {

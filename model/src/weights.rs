@@ -208,7 +208,9 @@ impl<B: Backend> Loader<'_, B> {
             self.unused.remove(name);
             views.push(view);
         }
-        Ok(self.backend.load(&views)?)
+        let weight = self.backend.load(&views)?;
+        parts.iter().for_each(|(name, _)| self.checkpoint.give_back(name));
+        Ok(weight)
     }
 }
 

@@ -75,6 +75,6 @@ impl Tensors {
     pub fn checkpoint(self) -> Checkpoint {
         let header = serde_json::Value::Object(self.header).to_string().into_bytes();
         let file = [&(header.len() as u64).to_le_bytes()[..], &header, &self.data].concat();
-        Checkpoint::from_bytes(file.leak()).unwrap()
+        Checkpoint::from_bytes(file).unwrap()
     }
 }

@@ -12,6 +12,7 @@ use crate::quantization::integers::{CodeWidth, Groups, IntegerRows, Zeros};
 use crate::quantization::packed::{PackedMatrix, PackedRows};
 use crate::quantization::read::Module;
 use crate::quantization::scales::Scales;
+use crate::safetensors::StoredDtype;
 
 /// What `quant_state` says. Codes and blocks run on over the ends of rows.
 #[derive(Deserialize)]
@@ -38,7 +39,7 @@ pub(super) fn read(module: &mut Module<'_, '_>) -> Result<Option<PackedMatrix>, 
 fn four_bits(module: &mut Module<'_, '_>, state: &'static str) -> Result<PackedMatrix, ModelError> {
     let (rows, columns) = (module.rows, module.columns);
     let state = module.tensor(state, |tensor| {
-        let state: QuantState = serde_json::from_slice(tensor.bytes_of(&["U8"])?)
+        let state: QuantState = serde_json::from_slice(tensor.bytes_of(&[StoredDtype::U8])?)
             .map_err(|error| tensor.wrong(format!("is not the JSON that it should be: {error}")))?;
         let sizes = [Some(state.blocksize), state.nested_blocksize];
         if sizes.contains(&Some(0)) || state.shape != [rows, columns] {
@@ -84,7 +85,7 @@ fn absmax(module: &mut Module<'_, '_>, state: &QuantState) -> Result<Vec<f32>, M
         .tensor("weight.nested_absmax", |tensor| tensor.of_shape(&[blocks.div_ceil(block)])?.floats())?;
     let offset = state.nested_offset.unwrap_or(0.0);
     module.tensor("weight.absmax", |tensor| {
-        let codes = tensor.of_shape(&[blocks])?.bytes_of(&["U8"])?;
+        let codes = tensor.of_shape(&[blocks])?.bytes_of(&[StoredDtype::U8])?;
         let scale = |(index, code): (usize, &u8)| map[usize::from(*code)] * absmax[index / block] + offset;
         Ok(codes.iter().enumerate().map(scale).collect())
     })
@@ -106,7 +107,7 @@ fn greatest_common_divisor(a: usize, b: usize) -> usize {
 fn int8(module: &mut Module<'_, '_>) -> Result<PackedMatrix, ModelError> {
     let (rows, columns) = (module.rows, module.columns);
     let codes = module.tensor("weight", |tensor| {
-        let bytes = tensor.of_shape(&[rows, columns])?.bytes_of(&["I8"])?;
+        let bytes = tensor.of_shape(&[rows, columns])?.bytes_of(&[StoredDtype::I8])?;
         Ok(bytes.iter().map(|byte| byte ^ 0x80).collect())
     })?;
     let scales = module.tensor("SCB", |tensor| {

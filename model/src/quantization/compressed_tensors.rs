@@ -3,7 +3,7 @@
 //! `mxfp4-pack-quantized`). A checkpoint may mix them; a module's tensors say which it is in.
 
 use crate::error::ModelError;
-use crate::quantization::fp8::{OF_ACTIVATIONS, is_e4m3, scaled};
+use crate::quantization::fp8::{OF_ACTIVATIONS, scaled};
 use crate::quantization::gptq::{code, groups_of_index, zeros};
 use crate::quantization::integers::{CodeWidth, Groups, IntegerRows, Zeros};
 use crate::quantization::mxfp4;
@@ -11,7 +11,8 @@ use crate::quantization::packed::{PackedMatrix, PackedRows};
 use crate::quantization::read::Module;
 use crate::quantization::scales::Scales;
 use crate::quantization::small_float::e4m3;
-use crate::raw_tensor::RawTensor;
+use crate::quantization::stored::Stored;
+use crate::safetensors::StoredDtype;
 
 /// What config.json says, and the tensors do not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,15 +31,13 @@ pub(super) fn read(
     module.pass_over(&OF_ACTIVATIONS);
     module.pass_over(&PASSED_OVER);
     if module.has("weight_packed") {
-        let of_bytes = module.tensor("weight_packed", |tensor| Ok(tensor.dtype == "U8"))?;
+        let of_bytes = module.tensor("weight_packed", |tensor| Ok(tensor.dtype == StoredDtype::U8))?;
         return if of_bytes { four_bit_floats(module) } else { packed_integers(module) }.map(Some);
     }
-    let weight = format!("{}.weight", module.name);
-    let Some(dtype) = module.checkpoint.raw(&weight).map(|tensor| tensor.dtype) else { return Ok(None) };
     let shape = [module.rows, module.columns];
-    match dtype.as_str() {
-        "I8" => int8(module).map(Some),
-        "F8_E4M3" => {
+    match module.dtype("weight") {
+        Some(StoredDtype::I8) => int8(module).map(Some),
+        Some(StoredDtype::F8_E4M3) => {
             let codes = module.tensor("weight", |tensor| Ok(tensor.of_shape(&shape)?.bytes.to_vec()))?;
             let rows = module.tensor("weight_scale", |tensor| scaled(codes, shape, &tensor, spec.block))?;
             Ok(Some(PackedRows::Float8(rows).into()))
@@ -134,18 +133,18 @@ fn four_bit_floats(module: &mut Module<'_, '_>) -> Result<PackedMatrix, ModelErr
     let scales = module.tensor("weight_scale", |tensor| {
         let tensor = tensor.of_shape(&[rows, columns.div_ceil(block)])?;
         match global {
-            None => Ok(Scales::powers_of_two(tensor.bytes_of(&["U8", "F8_E8M0"])?)),
-            Some(global) if is_e4m3(&tensor) => {
-                Ok(Scales::F32(tensor.bytes.iter().map(|byte| e4m3(*byte) / global).collect()))
+            None => Ok(Scales::powers_of_two(tensor.bytes_of(&[StoredDtype::U8, StoredDtype::F8_E8M0])?)),
+            Some(global) => {
+                let bytes = tensor.bytes_of(&[StoredDtype::F8_E4M3])?;
+                Ok(Scales::F32(bytes.iter().map(|byte| e4m3(*byte) / global).collect()))
             }
-            Some(_) => Err(tensor.wrong(format!("is stored as {}; supported here: F8_E4M3", tensor.dtype))),
         }
     })?;
     Ok(mxfp4::matrix(columns, block, codes, scales))
 }
 
 /// `[rows][groups]`, with the number of groups; one scale for all becomes one for each row.
-fn scales_by_row(tensor: &RawTensor<'_>, rows: usize, columns: usize) -> Result<(Scales, usize), ModelError> {
+fn scales_by_row(tensor: &Stored<'_>, rows: usize, columns: usize) -> Result<(Scales, usize), ModelError> {
     match tensor.shape[..] {
         [] | [1] | [1, 1] => Ok((tensor.scales()?.reordered((0..rows).map(|_| 0)), 1)),
         [n] if n == rows => Ok((tensor.scales()?, 1)),
@@ -160,8 +159,8 @@ fn scales_by_row(tensor: &RawTensor<'_>, rows: usize, columns: usize) -> Result<
 }
 
 /// The group of each column; `None` where the tensor is there and not filled (all -1).
-fn group_index(tensor: &RawTensor<'_>, columns: usize) -> Result<Option<Vec<u32>>, ModelError> {
-    let index = tensor.clone().of_shape(&[columns])?.integers()?;
+fn group_index(tensor: &Stored<'_>, columns: usize) -> Result<Option<Vec<u32>>, ModelError> {
+    let index = tensor.of_shape(&[columns])?.integers()?;
     if index.iter().all(|group| *group == -1) {
         return Ok(None);
     }

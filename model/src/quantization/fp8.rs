@@ -6,8 +6,8 @@ use crate::error::ModelError;
 use crate::quantization::float8::Float8Rows;
 use crate::quantization::packed::{PackedMatrix, PackedRows};
 use crate::quantization::read::Module;
-use crate::quantization::scales::Scales;
-use crate::raw_tensor::RawTensor;
+use crate::quantization::stored::Stored;
+use crate::safetensors::StoredDtype;
 
 /// What config.json says of an FP8 checkpoint, and its tensors do not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +22,7 @@ pub(super) const OF_ACTIVATIONS: [&str; 6] =
 
 pub(super) fn read(module: &mut Module<'_, '_>, spec: &Fp8Spec) -> Result<Option<PackedMatrix>, ModelError> {
     module.pass_over(&OF_ACTIVATIONS);
-    let packed = module.checkpoint.raw(&format!("{}.weight", module.name)).is_some_and(|t| is_e4m3(&t));
-    if !packed {
+    if module.dtype("weight") != Some(StoredDtype::F8_E4M3) {
         return Ok(None);
     }
     let shape = [module.rows, module.columns];
@@ -33,19 +32,15 @@ pub(super) fn read(module: &mut Module<'_, '_>, spec: &Fp8Spec) -> Result<Option
     Ok(Some(PackedRows::Float8(rows).into()))
 }
 
-pub(super) fn is_e4m3(tensor: &RawTensor<'_>) -> bool {
-    tensor.dtype == "F8_E4M3"
-}
-
 /// Codes with the scales of a tensor of any of the shapes that tools write.
 pub(super) fn scaled(
     codes: Vec<u8>,
     [rows, columns]: [usize; 2],
-    tensor: &RawTensor<'_>,
+    tensor: &Stored<'_>,
     block: Option<[usize; 2]>,
 ) -> Result<Float8Rows, ModelError> {
     let by_block = |[of_rows, of_columns]: [usize; 2]| [rows.div_ceil(of_rows), columns.div_ceil(of_columns)];
-    let [of_rows, of_columns] = match (&tensor.shape[..], block) {
+    let [of_rows, of_columns] = match (tensor.shape, block) {
         ([] | [1] | [1, 1], _) => [rows, columns],
         (shape, Some(block)) if shape == by_block(block) => block,
         ([n] | [n, 1], _) if *n == rows => [1, columns],
@@ -59,21 +54,4 @@ pub(super) fn scaled(
     };
     let scale_rows = (0..rows).map(|row| (row / of_rows.max(1)) as u32).collect();
     Ok(Float8Rows { columns, codes, scale_rows, block: of_columns.max(1), scales: tensor.scales()? })
-}
-
-impl RawTensor<'_> {
-    /// The elements as factors: floats, or powers of two (e8m0).
-    pub(super) fn scales(&self) -> Result<Scales, ModelError> {
-        let halves = || self.bytes.as_chunks().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
-        Ok(match self.dtype.as_str() {
-            "F32" => Scales::F32(self.floats()?),
-            "BF16" => Scales::Bf16(halves()),
-            "F16" => Scales::F16(halves()),
-            "F8_E8M0" => Scales::powers_of_two(self.bytes),
-            other => {
-                let reason = format!("is stored as {other}; scales are F32, BF16, F16 or F8_E8M0");
-                return Err(self.wrong(reason));
-            }
-        })
-    }
 }

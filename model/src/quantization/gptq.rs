@@ -9,7 +9,7 @@ use crate::quantization::integers::{CodeWidth, Groups, IntegerRows, Zeros};
 use crate::quantization::packed::{PackedMatrix, PackedRows};
 use crate::quantization::read::Module;
 use crate::quantization::scales::Scales;
-use crate::raw_tensor::RawTensor;
+use crate::quantization::stored::Stored;
 
 /// What config.json says of a GPTQ checkpoint, and its tensors do not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +83,7 @@ pub(super) fn zeros(rows: usize, groups: usize, zero: impl Fn(usize, usize) -> i
 }
 
 /// `[groups][rows]` as stored, turned to `[rows][groups]`; with the number of groups.
-pub(super) fn scales_by_group(tensor: &RawTensor<'_>, rows: usize) -> Result<(Scales, usize), ModelError> {
+pub(super) fn scales_by_group(tensor: &Stored<'_>, rows: usize) -> Result<(Scales, usize), ModelError> {
     let groups = match tensor.shape[..] {
         [groups, width] if width == rows && groups > 0 => groups,
         _ => return Err(tensor.wrong(format!("has shape {:?}; expected [groups, {rows}]", tensor.shape))),
@@ -93,8 +93,8 @@ pub(super) fn scales_by_group(tensor: &RawTensor<'_>, rows: usize) -> Result<(Sc
 }
 
 /// The group of each column, checked later against the number of groups.
-fn group_index(tensor: &RawTensor<'_>, columns: usize) -> Result<Vec<u32>, ModelError> {
-    let index = tensor.clone().of_shape(&[columns])?.integers()?;
+fn group_index(tensor: &Stored<'_>, columns: usize) -> Result<Vec<u32>, ModelError> {
+    let index = tensor.of_shape(&[columns])?.integers()?;
     index
         .into_iter()
         .map(|group| u32::try_from(group).map_err(|_| tensor.wrong(format!("has the group {group}"))))
@@ -112,7 +112,7 @@ pub(super) fn groups_of_index(index: Vec<u32>, count: usize, group_size: Option<
 }
 
 /// Bits of a code, from how many words hold a column of `qweight`.
-fn bits_of(tensor: &RawTensor<'_>, columns: usize, rows: usize) -> Result<usize, ModelError> {
+fn bits_of(tensor: &Stored<'_>, columns: usize, rows: usize) -> Result<usize, ModelError> {
     let fits = |bits: &usize| tensor.shape == [(columns * bits).div_ceil(32), rows];
     [2, 3, 4, 8].into_iter().find(fits).ok_or_else(|| {
         tensor.wrong(format!(

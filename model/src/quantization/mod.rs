@@ -20,6 +20,7 @@ mod plain;
 mod read;
 mod scales;
 mod small_float;
+mod stored;
 
 pub use at_load::{AtLoad, quantize};
 pub use config::Quantization;

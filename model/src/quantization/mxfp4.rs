@@ -6,6 +6,8 @@ use crate::error::ModelError;
 use crate::quantization::codebook::{Codebook, CodebookRows, E2M1};
 use crate::quantization::packed::{PackedMatrix, PackedRows};
 use crate::quantization::scales::Scales;
+use crate::quantization::stored::Stored;
+use crate::safetensors::StoredDtype;
 
 /// Weights that share a scale.
 pub(super) const BLOCK: usize = 32;
@@ -21,15 +23,16 @@ pub fn read_experts(
     used: &mut dyn FnMut(&str),
 ) -> Result<Option<PackedMatrix>, ModelError> {
     let (blocks, scales) = (format!("{name}_blocks"), format!("{name}_scales"));
-    let Some(codes) = checkpoint.raw(&blocks) else { return Ok(None) };
+    let Some(codes) = Stored::find(checkpoint, &blocks) else { return Ok(None) };
     if !columns.is_multiple_of(BLOCK) {
         return Err(codes.wrong(format!("packs {BLOCK} columns in a block, and there are {columns}")));
     }
     let per_row = columns / BLOCK;
-    let codes = codes.of_shape(&[experts, rows, per_row, BLOCK / 2])?.bytes_of(&["U8"])?.to_vec();
+    let codes = codes.of_shape(&[experts, rows, per_row, BLOCK / 2])?.bytes_of(&[StoredDtype::U8])?.to_vec();
     let missing = || ModelError::MissingTensor { name: scales.clone() };
-    let exponents = checkpoint.raw(&scales).ok_or_else(missing)?.of_shape(&[experts, rows, per_row])?;
-    let exponents = exponents.bytes_of(&["U8", "F8_E8M0"])?;
+    let exponents =
+        Stored::find(checkpoint, &scales).ok_or_else(missing)?.of_shape(&[experts, rows, per_row])?;
+    let exponents = exponents.bytes_of(&[StoredDtype::U8, StoredDtype::F8_E8M0])?;
     used(&blocks);
     used(&scales);
     Ok(Some(matrix(columns, BLOCK, codes, Scales::powers_of_two(exponents))))

@@ -8,8 +8,9 @@ use crate::error::ModelError;
 use crate::quantization::at_load::quantize;
 use crate::quantization::packed::{PackedMatrix, PackedRows};
 use crate::quantization::plain::PlainRows;
+use crate::quantization::stored::Stored;
 use crate::quantization::{Quantization, awq, bitsandbytes, compressed_tensors, fp8, gptq};
-use crate::raw_tensor::RawTensor;
+use crate::safetensors::StoredDtype;
 
 /// A matrix on its way to a device.
 pub enum MatrixView<'a> {
@@ -94,11 +95,16 @@ impl<'a> Module<'a, '_> {
         self.checkpoint.has(&format!("{}.{suffix}", self.name))
     }
 
+    /// The type of `{name}.{suffix}`, if there is one.
+    pub(super) fn dtype(&self, suffix: &str) -> Option<StoredDtype> {
+        Stored::find(self.checkpoint, &format!("{}.{suffix}", self.name)).map(|tensor| tensor.dtype)
+    }
+
     /// Calls `read` with the tensor `{name}.{suffix}`, which must exist.
     pub(super) fn tensor<T>(
         &mut self,
         suffix: &str,
-        read: impl FnOnce(RawTensor<'_>) -> Result<T, ModelError>,
+        read: impl FnOnce(Stored<'_>) -> Result<T, ModelError>,
     ) -> Result<T, ModelError> {
         let name = format!("{}.{suffix}", self.name);
         self.optional(suffix, read)?.ok_or(ModelError::MissingTensor { name })
@@ -108,12 +114,13 @@ impl<'a> Module<'a, '_> {
     pub(super) fn optional<T>(
         &mut self,
         suffix: &str,
-        read: impl FnOnce(RawTensor<'_>) -> Result<T, ModelError>,
+        read: impl FnOnce(Stored<'_>) -> Result<T, ModelError>,
     ) -> Result<Option<T>, ModelError> {
         let name = format!("{}.{suffix}", self.name);
-        let found = self.checkpoint.raw(&name).map(read).transpose()?;
+        let found = Stored::find(self.checkpoint, &name).map(read).transpose()?;
         if found.is_some() {
             (self.used)(&name);
+            self.checkpoint.give_back(&name);
         }
         Ok(found)
     }
