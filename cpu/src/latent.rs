@@ -7,7 +7,7 @@ use quire_model::{AttentionShape, LatentShape};
 use crate::attention::{PagedKv, Queries, Values, attend};
 use crate::elementwise::rms_norm;
 use crate::lanes::Isa;
-use crate::linear::{Product, chunk_columns, num_chunks, product};
+use crate::linear::{Product, UnpackScratch, chunk_columns, num_chunks, product};
 use crate::pool::Pool;
 use crate::shared::SharedSlice;
 use crate::weight::CpuWeight;
@@ -19,7 +19,7 @@ pub(crate) const HEADS_PER_ITEM: usize = 16;
 /// `out[rows][head][0..n] = x[rows][head][0..k] · w[head]ᵀ`, where heads of `x` and `out` may be wider than that.
 /// `weight` is `[heads * n][k]`.
 pub(crate) fn head_linear(
-    pool: &mut Pool,
+    (pool, unpack): (&mut Pool, &mut UnpackScratch),
     isa: Isa,
     num_heads: usize,
     x: (&[f32], usize),
@@ -29,11 +29,11 @@ pub(crate) fn head_linear(
     let ((x, x_width), (out, out_width)) = (x, out);
     let (n, k) = (weight.rows / num_heads, weight.columns);
     let rows = x.len() / (num_heads * x_width);
-    let out = SharedSlice::new(out);
+    let (out, unpack) = (SharedSlice::new(out), SharedSlice::new(&mut unpack.0));
     let wanted = num_chunks(pool, rows * weight.rows * k).div_ceil(num_heads);
     let chunk_columns = chunk_columns(n, wanted);
     let per_head = n.div_ceil(chunk_columns);
-    pool.run(num_heads * per_head, &|_, chunk| {
+    pool.run(num_heads * per_head, &|worker, chunk| {
         let (head, start) = (chunk / per_head, chunk % per_head * chunk_columns);
         let part = Product {
             rows,
@@ -45,7 +45,7 @@ pub(crate) fn head_linear(
             out_at: head * out_width + start,
             out_stride: num_heads * out_width,
         };
-        product(isa, weight, part);
+        product(isa, weight, part, &unpack, worker);
     });
 }
 

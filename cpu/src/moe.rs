@@ -8,7 +8,7 @@ use quire_model::{ExpertActivation, Experts, MoeSpec};
 
 use crate::elementwise::silu_mul;
 use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
-use crate::linear::{Product, chunk_columns, num_chunks, product};
+use crate::linear::{Product, UnpackScratch, chunk_columns, num_chunks, product};
 use crate::pool::Pool;
 use crate::router::{route, route_scratch_len};
 use crate::shared::SharedSlice;
@@ -109,9 +109,9 @@ fn grow<T: Clone + Default>(memory: &mut Vec<T>, len: usize) {
 }
 
 /// `out[rows][hidden]` of `x[rows][hidden]` and the router's `logits[rows][num_experts]`. The scratch has been
-/// [reserved](MoeScratch::reserve) for this many rows of this mixture.
+/// [reserved](MoeScratch::reserve) for this many rows of this mixture, `unpack` for its weights.
 pub(crate) fn moe(
-    pool: &mut Pool,
+    (pool, unpack): (&mut Pool, &mut UnpackScratch),
     isa: Isa,
     scratch: &mut MoeScratch,
     experts: &Experts<'_, CpuWeight>,
@@ -123,12 +123,12 @@ pub(crate) fn moe(
     let pass = scratch.pass_rows(experts.spec, hidden);
     let rows = x.chunks(pass * hidden).zip(logits.chunks(pass * num_experts));
     for ((x, logits), out) in rows.zip(out.chunks_mut(pass * hidden)) {
-        one_pass(pool, isa, scratch, experts, x, logits, out);
+        one_pass((pool, unpack), isa, scratch, experts, x, logits, out);
     }
 }
 
 fn one_pass(
-    pool: &mut Pool,
+    (pool, unpack): (&mut Pool, &mut UnpackScratch),
     isa: Isa,
     scratch: &mut MoeScratch,
     experts: &Experts<'_, CpuWeight>,
@@ -145,9 +145,9 @@ fn one_pass(
 
     let (groups, outer) = (&mut scratch.groups, &mut scratch.outer);
     let gate_ups = &mut scratch.gate_up[..rows * 2 * inner];
-    grouped_product(pool, isa, groups, outer, gate_up, gate_up_bias, gate_ups);
+    grouped_product((pool, unpack), isa, groups, outer, gate_up, gate_up_bias, gate_ups);
     activate(pool, isa, spec.activation, inner, gate_ups, &mut scratch.activated);
-    grouped_product(pool, isa, groups, &scratch.activated, down, down_bias, outer);
+    grouped_product((pool, unpack), isa, groups, &scratch.activated, down, down_bias, outer);
     combine(pool, &scratch.places[..rows], &scratch.weights[..rows], top_k, outer, hidden, out);
 }
 
@@ -216,7 +216,7 @@ fn gather(pool: &mut Pool, places: &[u32], top_k: usize, width: usize, x: &[f32]
 
 /// The product of each group's rows with its own weight, as one operation. Groups are cut by the work in them.
 fn grouped_product(
-    pool: &mut Pool,
+    (pool, unpack): (&mut Pool, &mut UnpackScratch),
     isa: Isa,
     groups: &mut [Group],
     x: &[f32],
@@ -234,8 +234,8 @@ fn grouped_product(
         num_chunks += n.div_ceil(group.chunk_columns);
         group.chunks_end = num_chunks;
     }
-    let (groups, out) = (&*groups, SharedSlice::new(out));
-    pool.run(num_chunks, &|_, chunk| {
+    let (groups, out, unpack) = (&*groups, SharedSlice::new(out), SharedSlice::new(&mut unpack.0));
+    pool.run(num_chunks, &|worker, chunk| {
         let group = &groups[groups.partition_point(|group| group.chunks_end <= chunk)];
         let weight = &weights[group.expert];
         let (n, k) = (weight.rows, weight.columns);
@@ -250,7 +250,7 @@ fn grouped_product(
             out_at: group.first_row * n + start,
             out_stride: n,
         };
-        product(isa, weight, part);
+        product(isa, weight, part, &unpack, worker);
     });
 }
 

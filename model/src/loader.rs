@@ -64,8 +64,7 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     pub(crate) fn embedding(&mut self) -> Result<B::Weight, ModelError> {
         let name = format!("{}.weight", self.names.model(self.names.of.embedding));
-        let view = self.tensor(&name, &[self.spec.vocab_size, self.spec.hidden_size])?;
-        Ok(self.backend.load(&[view])?)
+        self.table(&name)
     }
 
     /// The table of learned positions from its first row for a position on; if the model tells two kinds of text
@@ -121,14 +120,10 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     pub(crate) fn lm_head(&mut self) -> Result<LmHeadWeights<B>, ModelError> {
-        let (vocab, hidden) = (self.spec.vocab_size, self.spec.hidden_size);
-        let module = self.names.of.lm_head;
+        let (vocab, module) = (self.spec.vocab_size, self.names.of.lm_head);
         let weight = match self.spec.lm_head {
             LmHead::Tied | LmHead::None => None,
-            LmHead::Own => {
-                let view = self.tensor(&format!("{module}.weight"), &[vocab, hidden])?;
-                Some(self.backend.load(&[view])?)
-            }
+            LmHead::Own => Some(self.table(&format!("{module}.weight"))?),
         };
         let bias = match self.spec.lm_head_bias {
             true => Some(self.vector(&format!("{module}.bias"), vocab, None, 0.0)?),
@@ -282,6 +277,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             matrices.push(part.in_order(matrix));
         }
         let weight = self.backend.load(&matrices)?;
+        parts.iter().for_each(|part| self.checkpoint.give_back(&format!("{}.weight", part.module)));
         if !has_bias {
             return Ok(Projection { weight, bias: None });
         }
@@ -290,6 +286,14 @@ impl<'a, B: Backend> Loader<'a, B> {
             vectors.push(part.in_order(self.tensor(&format!("{}.bias", part.module), &[part.rows])?));
         }
         Ok(Projection { weight, bias: Some(self.backend.load(&vectors)?) })
+    }
+
+    /// A row for each token.
+    fn table(&mut self, name: &str) -> Result<B::Weight, ModelError> {
+        let view = self.tensor(name, &[self.spec.vocab_size, self.spec.hidden_size])?;
+        let weight = self.backend.load(&[view])?;
+        self.checkpoint.give_back(name);
+        Ok(weight)
     }
 
     /// A vector, in another order if one is given, with `offset` added to each number.
