@@ -3,6 +3,9 @@
 //! Backends know one form of everything: projections of the same input stacked, rotated numbers in halves, norms as
 //! plain factors. What a checkpoint has otherwise is put into that form here, by an order of rows.
 
+mod latent;
+mod moe;
+
 use std::collections::BTreeSet;
 
 use crate::backend::Backend;
@@ -16,7 +19,7 @@ use crate::spec::{
     AttentionSpec, ClassifierForm, DenseSpec, Dtype, LmHead, MlpSpec, ModelSpec, NormKind, NormSpan, Norms,
     Positions,
 };
-use crate::weights::{DenseWeights, LayerNorms, LayerWeights, LmHeadWeights, Norm, Projection};
+use crate::weights::{DenseWeights, LayerNorms, LayerWeights, LmHeadWeights, MlpWeights, Norm, Projection};
 
 /// One load. Whatever is asked for counts as used; what is left at the end is refused.
 pub(crate) struct Loader<'a, B: Backend> {
@@ -113,8 +116,12 @@ impl<'a, B: Backend> Loader<'a, B> {
                 false => None,
             },
             output: self.projection(&output, attention.output_size(), attention.output_bias)?,
+            latent: self.latent(index, attention)?,
             mlp: match &spec.mlp {
-                MlpSpec::Dense(mlp) => self.dense(index, mlp)?,
+                MlpSpec::Dense(mlp) => {
+                    MlpWeights::Dense(self.dense(index, mlp, names.mlp_input, names.mlp_output)?)
+                }
+                MlpSpec::Moe(moe) => MlpWeights::Moe(self.moe(index, moe)?),
             },
         })
     }
@@ -180,6 +187,9 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// Queries, keys and values, each in the order in which backends rotate.
     fn qkv_parts(&self, index: usize, attention: &AttentionSpec) -> Vec<Part> {
+        if let Some(latent) = &attention.latent {
+            return vec![self.first_queries(index, attention, latent)];
+        }
         let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = *attention;
         let rows = [num_heads, num_kv_heads, num_kv_heads].map(|heads| heads * head_dim);
         let rotated = self.interleaved_dim(attention);
@@ -241,10 +251,16 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(Some((q, load(names.k_norm, attention.num_kv_heads)?)))
     }
 
-    fn dense(&mut self, index: usize, mlp: &DenseSpec) -> Result<DenseWeights<B>, ModelError> {
+    fn dense(
+        &mut self,
+        index: usize,
+        mlp: &DenseSpec,
+        input: Stack<2>,
+        output: &str,
+    ) -> Result<DenseWeights<B>, ModelError> {
         let (hidden, inner) = (self.spec.hidden_size, mlp.intermediate_size);
         let module = |name| self.names.layer(index, name);
-        let input = match &self.names.of.mlp_input {
+        let input = match input {
             Stack::Separate([_, only]) if !mlp.gated => vec![Part::whole(module(only), inner)],
             Stack::Separate(names) => names.iter().map(|name| Part::whole(module(name), inner)).collect(),
             Stack::Stacked(name) => vec![Part::whole(module(name), mlp.input_size())],
@@ -253,7 +269,7 @@ impl<'a, B: Backend> Loader<'a, B> {
                 vec![Part { module: module(name), rows: mlp.input_size(), order }]
             }
         };
-        let output = vec![Part::whole(module(self.names.of.mlp_output), hidden)];
+        let output = vec![Part::whole(module(output), hidden)];
         Ok(DenseWeights {
             input: self.projection(&input, hidden, mlp.bias)?,
             output: self.projection(&output, inner, mlp.bias)?,

@@ -62,6 +62,7 @@ pub(crate) fn attention(config: &Config, head_dim: usize) -> Result<AttentionSpe
         num_heads,
         num_kv_heads,
         head_dim,
+        latent: None,
         rope: Some(0),
         qkv_bias: false,
         output_bias: false,
