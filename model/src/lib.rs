@@ -11,6 +11,8 @@ mod dummy;
 mod encoder_config;
 mod error;
 mod forward;
+pub mod ggml;
+pub mod gguf;
 mod hf_config;
 mod input_batch;
 mod kv_layout;
