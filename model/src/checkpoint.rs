@@ -11,6 +11,8 @@ use serde_json::Value;
 
 use crate::dummy::DummyTensor;
 use crate::error::ModelError;
+use crate::ggml::{GgmlType, decode_row};
+use crate::gguf::{GgufFile, GgufTensor, GgufTensors};
 use crate::spec::Dtype;
 
 /// A model's tensors by Hugging Face's names.
@@ -23,6 +25,7 @@ pub struct Checkpoint {
 enum Source {
     Mapped(MmapedSafetensors),
     Memory(SliceSafetensors<'static>),
+    Gguf(GgufTensors),
     Dummy(Dtype),
 }
 
@@ -71,6 +74,11 @@ impl Checkpoint {
         Ok(Self { source: Source::Memory(slice), dtype: None })
     }
 
+    /// The tensors of an open GGUF file.
+    pub fn from_gguf(file: GgufFile) -> Result<Self, ModelError> {
+        Ok(Self { source: Source::Gguf(GgufTensors::new(file)?), dtype: None })
+    }
+
     /// Weights that nobody trained: whatever tensor is asked for exists, with pseudo-random values that
     /// depend on its name only. For measuring speed (`--load-format dummy`).
     pub fn dummy(dtype: Dtype) -> Self {
@@ -87,6 +95,7 @@ impl Checkpoint {
         match &self.source {
             Source::Mapped(files) => files.tensors().into_iter().map(|(name, _)| name).collect(),
             Source::Memory(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
+            Source::Gguf(file) => file.names(),
             Source::Dummy(_) => BTreeSet::new(),
         }
     }
@@ -96,6 +105,7 @@ impl Checkpoint {
         match &self.source {
             Source::Mapped(files) => files.get(name).is_ok(),
             Source::Memory(file) => file.get(name).is_ok(),
+            Source::Gguf(file) => file.has(name),
             Source::Dummy(_) => false,
         }
     }
@@ -106,6 +116,7 @@ impl Checkpoint {
         let view = match &self.source {
             Source::Mapped(files) => files.get(name).map_err(missing)?,
             Source::Memory(file) => file.get(name).map_err(missing)?,
+            Source::Gguf(file) => return self.gguf_tensor(file.get(name)?, name, shape),
             Source::Dummy(dtype) => {
                 let data = TensorData::Dummy(DummyTensor::new(name));
                 return Ok(TensorView { dtype: *dtype, shape: shape.to_vec(), data });
@@ -132,6 +143,31 @@ impl Checkpoint {
         let Some(wanted) = self.dtype.filter(|wanted| *wanted != dtype) else { return Ok(view) };
         let data = TensorData::Stored(Cow::Owned(view.bytes_as(wanted).into_owned()));
         Ok(TensorView { dtype: wanted, shape: view.shape, data })
+    }
+
+    fn gguf_tensor<'a>(
+        &self,
+        tensor: GgufTensor<'a>,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<TensorView<'a>, ModelError> {
+        if tensor.shape != shape {
+            let (found, expected) = (tensor.shape.to_vec(), shape.to_vec());
+            return Err(ModelError::Shape { name: name.into(), found, expected });
+        }
+        let dtype = match tensor.kind {
+            GgmlType::F32 => Dtype::F32,
+            GgmlType::F16 => Dtype::F16,
+            GgmlType::Bf16 => Dtype::Bf16,
+            packed => {
+                let mut values = vec![0.0; shape.iter().product()];
+                decode_row(packed, &tensor.bytes, 0..values.len(), &mut values);
+                let bytes = encode(values.into_iter(), Dtype::F32);
+                let data = TensorData::Stored(Cow::Owned(bytes));
+                return Ok(TensorView { dtype: Dtype::F32, shape: shape.to_vec(), data });
+            }
+        };
+        Ok(TensorView { dtype, shape: shape.to_vec(), data: TensorData::Stored(tensor.bytes) })
     }
 }
 

@@ -52,6 +52,21 @@ impl Metadata {
         })
     }
 
+    /// The same, or one for each layer if all are the same.
+    pub fn integer_of_layers(&self, key: &str) -> Result<Option<u64>, String> {
+        match self.entries.get(key) {
+            Some(Value::Numbers(numbers)) => match &numbers[..] {
+                [first, rest @ ..]
+                    if *first >= 0.0 && first.fract() == 0.0 && rest.iter().all(|number| number == first) =>
+                {
+                    Ok(Some(*first as u64))
+                }
+                _ => Err(format!("key {key:?}: layers that differ are not supported")),
+            },
+            _ => self.integer(key),
+        }
+    }
+
     /// A finite number, whole or not.
     pub fn number(&self, key: &str) -> Result<Option<f64>, String> {
         self.get(key, "a finite number", |value| match value {
