@@ -17,10 +17,12 @@ pub mod gguf;
 mod input_batch;
 mod kv_layout;
 mod labels;
+mod latent_spec;
 mod loader;
 mod logprobs;
 mod mapped_file;
 mod masks;
+mod moe_spec;
 mod philox;
 mod pooler;
 pub mod quantization;
@@ -44,8 +46,12 @@ pub use error::ModelError;
 pub use input_batch::InputBatch;
 pub use kv_layout::{KvLayout, KvOfToken};
 pub use labels::{LabelActivation, Labels};
+pub use latent_spec::{LatentShape, LatentSpec};
 pub use logprobs::{RankedLogprob, capture_logprob, capture_logprobs_of};
 pub use mapped_file::MappedFile;
+pub use moe_spec::{
+    ExpertActivation, ExpertGroups, Experts, GroupScore, MoeSpec, RouterScores, RouterSpec, SharedExpertSpec,
+};
 pub use philox::{philox4x32, uniform};
 pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
 pub use quantization::{MatrixView, PackedMatrix, Quantization};
