@@ -8,7 +8,7 @@ use quire_model::{
     sample_row,
 };
 
-use crate::attention::{PagedKv, Queries, Sequence, attend, attend_all, key_offset, scores_len};
+use crate::attention::{PagedKv, Queries, Sequence, Values, attend, attend_all, key_offset, scores_len};
 use crate::elementwise::{gelu, head_norm, layer_norm, rms_norm, rotate, silu_mul};
 use crate::lanes::{Element, Isa};
 use crate::linear::linear;
@@ -296,7 +296,7 @@ impl Backend for CpuBackend {
             let block = self.block_tables[entry] as usize;
             let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
             for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
-                let to = key_offset(shape, block_size, block, index, position % block_size);
+                let to = key_offset(shape, Values::Stored, block_size, block, index, position % block_size);
                 kv_cache[to..to + head].copy_from_slice(key);
                 kv_cache[to + plane..to + plane + head].copy_from_slice(value);
             }
@@ -330,12 +330,18 @@ impl Backend for CpuBackend {
                 let position = step.positions()[token] as usize;
                 let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
                 let table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
-                let kv = PagedKv { cache: kv_cache, block_table: table, block_size: limits.block_size };
+                let kv = PagedKv {
+                    cache: kv_cache,
+                    block_table: table,
+                    block_size: limits.block_size,
+                    values: Values::Stored,
+                };
                 let heads = &qkv[token * qkv_len + kv_head * group_len..][..group_len];
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                attend(*isa, shape, kv, Queries { kv_head, position, heads }, &mut scratch.scores, out);
+                let queries = Queries { kv_head, position, heads, sinks: &[] };
+                attend(*isa, shape, kv, queries, &mut scratch.scores, out);
             }
         });
         Ok(())
@@ -416,7 +422,7 @@ impl Backend for CpuBackend {
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                let queries = Queries { kv_head, position, heads };
+                let queries = Queries { kv_head, position, heads, sinks: &[] };
                 attend_all(*isa, shape, sequence, queries, &mut scratch.scores, out);
             }
         });

@@ -15,8 +15,10 @@ mod hf_config;
 mod input_batch;
 mod kv_layout;
 mod labels;
+mod latent_spec;
 mod logprobs;
 mod masks;
+mod moe_spec;
 mod philox;
 mod pooler;
 mod rope;
@@ -38,7 +40,11 @@ pub use error::ModelError;
 pub use input_batch::InputBatch;
 pub use kv_layout::KvLayout;
 pub use labels::{LabelActivation, Labels};
+pub use latent_spec::{LatentShape, LatentSpec};
 pub use logprobs::{RankedLogprob, capture_logprob, capture_logprobs_of};
+pub use moe_spec::{
+    ExpertActivation, ExpertGroups, Experts, GroupScore, MoeSpec, RouterScores, RouterSpec, SharedExpertSpec,
+};
 pub use philox::{philox4x32, uniform};
 pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
 pub use quire_scheduler::Pooling;
