@@ -97,9 +97,11 @@ pub(crate) fn attend_latent(
         num_heads: shape.num_heads,
         num_kv_heads: 1,
         head_dim: shape.latent_dim + shape.rope_dim,
+        rotary_dim: 0,
         scale: shape.scale,
         softcap: None,
         sliding_window: None,
+        alibi: false,
     };
     let kv = PagedKv { cache, block_table, block_size, values: Values::InKeys(shape.latent_dim) };
     attend(isa, &as_keys, kv, Queries { kv_head: 0, position, heads, sinks: &[] }, scores, out);

@@ -264,13 +264,14 @@ fn activate(
 ) {
     let out = SharedSlice::new(out);
     for_rows(pool, gate_up.len() / (2 * inner), 8 * inner, |_, row| {
-        let (gate, up) = gate_up[row * 2 * inner..][..2 * inner].split_at(inner);
+        let gate_up = &gate_up[row * 2 * inner..][..2 * inner];
         // SAFETY: each row is computed once.
         #[allow(unsafe_code)]
         let out = unsafe { out.part(row * inner, inner) };
         match activation {
-            ExpertActivation::Silu => silu_mul(isa, gate, up, out),
+            ExpertActivation::Silu => silu_mul(isa, gate_up, out),
             ExpertActivation::ClampedSwiGlu { alpha, limit } => {
+                let (gate, up) = gate_up.split_at(inner);
                 clamped_swiglu(isa, alpha, limit, gate, up, out);
             }
         }
