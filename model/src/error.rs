@@ -23,6 +23,14 @@ pub enum ModelError {
         /// The parser's words.
         reason: String,
     },
+    /// A folder has no weights that can be read.
+    #[error("no weights in {dir}: {reason}")]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+        /// What there is instead, and what to do.
+        reason: String,
+    },
     /// The architecture is not implemented.
     #[error("architecture {found:?} is not supported; supported: {supported}")]
     Architecture {
