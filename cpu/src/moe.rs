@@ -4,9 +4,9 @@
 //! An expert that nobody chose is not touched. What a token gets is summed in the order of its own choice, so
 //! that its bits do not depend on who else chose the same experts.
 
-use quire_model::{ExpertActivation, Experts, MoeSpec};
+use quire_model::{Activation, ExpertActivation, Experts, MoeSpec};
 
-use crate::elementwise::silu_mul;
+use crate::activation::activate_row;
 use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
 use crate::linear::{Product, UnpackScratch, Unpacked, chunk_columns, num_chunks, product};
 use crate::pool::Pool;
@@ -271,10 +271,10 @@ fn activate(
         // SAFETY: each row is computed once.
         #[allow(unsafe_code)]
         let out = unsafe { out.part(row * inner, inner) };
+        let (gate, up) = gate_up.split_at(inner);
         match activation {
-            ExpertActivation::Silu => silu_mul(isa, gate_up, out),
+            ExpertActivation::Silu => activate_row(isa, Activation::Silu, gate, Some(up), out),
             ExpertActivation::ClampedSwiGlu { alpha, limit } => {
-                let (gate, up) = gate_up.split_at(inner);
                 clamped_swiglu(isa, alpha, limit, gate, up, out);
             }
         }

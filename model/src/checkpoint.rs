@@ -183,6 +183,11 @@ impl<'a> TensorView<'a> {
         Self { shape, data, ..self }
     }
 
+    /// The same numbers as one vector.
+    pub fn flattened(self) -> Self {
+        Self { shape: vec![self.shape.iter().product()], ..self }
+    }
+
     /// A matrix with its rows as columns.
     pub fn transposed(self) -> Self {
         let [rows, columns] = self.shape[..] else { panic!("{:?} is not a matrix", self.shape) };
