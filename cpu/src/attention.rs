@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use quire_model::AttentionShape;
+use half::bf16;
+use quire_model::{AttentionShape, alibi_slope};
 
 use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
 
@@ -183,6 +184,13 @@ fn attend_kernel<V: Lanes>(
             score_run::<V>(query, keys, shape.head_dim, &mut row[position - origin..][..len]);
         }
     });
+    if shape.alibi {
+        let group = heads.len() / shape.head_dim;
+        for (index, row) in scores.chunks_exact_mut(row_len).enumerate() {
+            let slope = alibi_slope(shape.num_heads, kv_head * group + index);
+            add_distances(slope, position, context.first, &mut row[seen.clone()]);
+        }
+    }
     out.fill(0.0);
     let (width, offset) = (kv.values.width(shape), kv.values.offset(shape, kv.block_size));
     for (index, (row, out)) in scores.chunks_exact_mut(row_len).zip(out.chunks_exact_mut(width)).enumerate() {
@@ -232,6 +240,17 @@ fn score_run<V: Lanes>(query: &[f32], keys: &[f32], stride: usize, scores: &mut 
             sum = V::load(&padded(query_tail)).mul_add(V::load(&padded(key_tail)), sum);
         }
         *score = sum.sum();
+    }
+}
+
+/// What ALiBi adds to unscaled scores of keys from position `first` on, seen from `position`. Slopes and their products
+/// with positions are rounded to bf16, as they are in transformers' Falcon.
+#[inline(always)]
+fn add_distances(slope: f32, position: usize, first: usize, scores: &mut [f32]) {
+    let round = |x: f32| bf16::from_f32(x).to_f32();
+    let bias = |position: usize| round(round(slope) * round(position as f32));
+    for (index, score) in scores.iter_mut().enumerate() {
+        *score += bias(first + index) - bias(position);
     }
 }
 

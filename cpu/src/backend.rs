@@ -4,14 +4,15 @@ use std::ops::Range;
 
 use quire_model::{
     Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, Experts, Heads, LatentInput,
-    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, MoeSpec, NormKind, NormSpan,
-    PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits,
-    TensorView, sample_row,
+    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, MoeSpec, PLACEHOLDER_BIT,
+    PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView,
+    sample_row,
 };
 
+use crate::activation::activate_row;
 use crate::attention::{PagedKv, Queries, Sequence, Values, attend, attend_all, key_offset, scores_len};
 use crate::device::{CpuBackend, ELEMENT_CHUNK, MIN_WORK_PER_CHUNK, WorkerScratch, chunk_of, error, row_of};
-use crate::elementwise::{gate_row, gelu, layer_norm, rms_norm, rotate, scale, silu_mul};
+use crate::elementwise::{gate_row, layer_norm, rms_norm, rotate, scale};
 use crate::lanes::Element;
 use crate::latent::{LatentToken, attend_latents, head_linear};
 use crate::linear::linear;
@@ -163,12 +164,8 @@ impl Backend for CpuBackend {
         qkv: &mut Vec<f32>,
         kv_cache: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        match qk_norm {
-            None => {}
-            Some(norm @ QkNorm { kind: NormKind::Rms, span: NormSpan::Head, .. }) => {
-                self.norm_heads(shape, &norm, qkv);
-            }
-            Some(_) => return Err(self.not_built("this norm of queries and keys")),
+        if let Some(norm) = qk_norm {
+            self.norm_heads(shape, &norm, qkv);
         }
         let (head, kv_heads, block_size) = (shape.head_dim, shape.num_kv_heads, self.limits.block_size);
         let plane = kv_heads * block_size * head;
@@ -200,10 +197,6 @@ impl Backend for CpuBackend {
         kv_cache: &Vec<f32>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        if shape.alibi {
-            return Err(self.not_built("attention with ALiBi"));
-        }
-        let sinks = sinks.map_or(&[][..], CpuWeight::f32);
         let Self { pool, isa, limits, step, block_tables, scratch, .. } = self;
         let (kv_heads, group) = (shape.num_kv_heads, shape.num_heads / shape.num_kv_heads);
         let (out_len, qkv_len) =
@@ -233,7 +226,7 @@ impl Backend for CpuBackend {
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                let sinks = sinks.get(kv_head * group..(kv_head + 1) * group).unwrap_or_default();
+                let sinks = sinks.map_or(&[][..], |sinks| &sinks.f32()[kv_head * group..][..group]);
                 let queries = Queries { kv_head, position, heads, sinks };
                 attend(*isa, shape, kv, queries, &mut scratch.scores, out);
             }
@@ -333,17 +326,13 @@ impl Backend for CpuBackend {
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         let (isa, out) = (self.isa, SharedSlice::new(out));
-        let kernel = match (activation, gated) {
-            (Activation::Silu, true) => silu_mul,
-            (Activation::Gelu, false) => gelu,
-            _ => return Err(self.not_built("this activation")),
-        };
         let input_width = if gated { 2 * width } else { width };
         self.for_rows(rows, 8 * width, |row| {
             // SAFETY: each row is computed once.
             #[allow(unsafe_code)]
             let out = unsafe { row_of(&out, row, width) };
-            kernel(isa, &x[row * input_width..][..input_width], out);
+            let (x, up) = x[row * input_width..][..input_width].split_at(width);
+            activate_row(isa, activation, x, gated.then_some(up), out);
         });
         Ok(())
     }
@@ -408,7 +397,7 @@ impl Backend for CpuBackend {
     ) -> Result<(), BackendError> {
         let (hidden, num_experts) = (experts.down[0].rows, experts.spec.router.num_experts);
         let (x, logits) = (&x[..rows * hidden], &logits[..rows * num_experts]);
-        moe((&mut self.pool, &mut self.unpacked), self.isa, &mut self.moe, experts, x, logits, out);
+        moe(&mut self.pool, self.isa, &mut self.moe, &mut self.unpacked, experts, x, logits, out);
         Ok(())
     }
 
@@ -421,7 +410,7 @@ impl Backend for CpuBackend {
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         let x = &x[..rows * heads.num_heads * heads.x_width];
-        head_linear((&mut self.pool, &mut self.unpacked), self.isa, heads, x, weight, out);
+        head_linear(&mut self.pool, &mut self.unpacked, self.isa, heads, x, weight, out);
         Ok(())
     }
 

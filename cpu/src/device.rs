@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
-use quire_model::{AttentionShape, BackendError, QkNorm, RowResult, SamplerScratch, StepInputs, StepLimits};
+use quire_model::{
+    AttentionShape, BackendError, NormSpan, QkNorm, RowResult, SamplerScratch, StepInputs, StepLimits,
+};
 
-use crate::elementwise::head_norm;
+use crate::elementwise::norm_spans;
 use crate::lanes::Isa;
 use crate::linear::UnpackScratch;
 use crate::moe::MoeScratch;
@@ -106,7 +108,7 @@ impl CpuBackend {
         (&self.block_tables[slot * per_slot..][..per_slot], self.limits.block_size)
     }
 
-    /// RMSNorm of each query and key head of the step's tokens.
+    /// Norm of the queries and keys of the step's tokens.
     pub(crate) fn norm_heads(
         &mut self,
         shape: &AttentionShape,
@@ -115,13 +117,14 @@ impl CpuBackend {
     ) {
         let (isa, qkv) = (self.isa, SharedSlice::new(qkv));
         let (q, kv) = (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
+        let width = |all: usize| if norm.span == NormSpan::Whole { all } else { shape.head_dim };
         self.for_rows(self.step.num_tokens(), q + kv, |row| {
             // SAFETY: each row is computed once.
             #[allow(unsafe_code)]
             let qkv = unsafe { row_of(&qkv, row, q + 2 * kv) };
             let (queries, rest) = qkv.split_at_mut(q);
-            head_norm(isa, queries, norm.q_weight.f32(), norm.eps);
-            head_norm(isa, &mut rest[..kv], norm.k_weight.f32(), norm.eps);
+            norm_spans(isa, norm.kind, width(q), queries, norm.q_weight.f32(), norm.eps);
+            norm_spans(isa, norm.kind, width(kv), &mut rest[..kv], norm.k_weight.f32(), norm.eps);
         });
     }
 

@@ -20,7 +20,8 @@ pub(crate) const HEADS_PER_ITEM: usize = 16;
 /// `out[rows][head][..n] = x[rows][head][..k] · w[head]ᵀ`, where heads of `x` and `out` may be wider than that.
 /// `weight` is `[heads * n][k]`, and `x` no longer than its rows.
 pub(crate) fn head_linear(
-    (pool, unpack): (&mut Pool, &mut UnpackScratch),
+    pool: &mut Pool,
+    scratch: &mut UnpackScratch,
     isa: Isa,
     heads: Heads,
     x: &[f32],
@@ -30,7 +31,7 @@ pub(crate) fn head_linear(
     let Heads { num_heads, x_width, out_width } = heads;
     let (n, k) = (weight.rows / num_heads, weight.columns);
     let rows = x.len() / (num_heads * x_width);
-    let (out, unpack) = (SharedSlice::new(out), SharedSlice::new(&mut unpack.0));
+    let (out, unpacked) = (SharedSlice::new(out), scratch.share());
     let wanted = num_chunks(pool, rows * weight.rows * k).div_ceil(num_heads);
     let chunk_columns = chunk_columns(n, wanted);
     let per_head = n.div_ceil(chunk_columns);
@@ -46,7 +47,7 @@ pub(crate) fn head_linear(
             out_at: head * out_width + start,
             out_stride: num_heads * out_width,
         };
-        product(isa, weight, part, &unpack, worker);
+        product(isa, worker, unpacked, weight, part);
     });
 }
 

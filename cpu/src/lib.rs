@@ -4,6 +4,7 @@
 //! every result is computed in an order that depends only on its own request, and on no instruction set: the
 //! same request gives the same bits in any batch, on any machine.
 
+mod activation;
 mod attention;
 mod backend;
 mod device;

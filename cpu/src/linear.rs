@@ -28,7 +28,11 @@ const CHUNKS_PER_THREAD: usize = 4;
 
 /// Where each thread unpacks weights. Grown when weights are loaded, never while products are computed.
 #[derive(Default)]
-pub(crate) struct UnpackScratch(pub(crate) Vec<Vec<f32>>);
+pub(crate) struct UnpackScratch(Vec<Vec<f32>>);
+
+/// The same while products are computed.
+#[derive(Clone, Copy)]
+pub(crate) struct Unpacked<'a>(SharedSlice<'a, Vec<f32>>);
 
 impl UnpackScratch {
     /// Makes room for products by that weight, for each thread.
@@ -39,6 +43,11 @@ impl UnpackScratch {
             self.0.resize(num_threads, Vec::new());
             self.0.iter_mut().for_each(|scratch| scratch.resize(len, 0.0));
         }
+    }
+
+    /// For one operation.
+    pub(crate) fn share(&mut self) -> Unpacked<'_> {
+        Unpacked(SharedSlice::new(&mut self.0))
     }
 }
 
@@ -55,13 +64,13 @@ pub(crate) fn linear(
 ) {
     let (n, k) = (weight.rows, weight.columns);
     let (x, out) = (&x[..rows * k], SharedSlice::new(&mut out[..rows * n]));
-    let chunk_columns = chunk_columns(n, num_chunks(pool, rows * n * k));
-    let scratch = SharedSlice::new(&mut scratch.0);
+    let wanted = num_chunks(pool, rows * n * k);
+    let (chunk_columns, unpacked) = (chunk_columns(n, wanted), scratch.share());
     pool.run(n.div_ceil(chunk_columns), &|worker, chunk| {
         let columns = chunk * chunk_columns..n.min((chunk + 1) * chunk_columns);
         let out_at = columns.start;
         let part = Product { rows, x, x_stride: k, bias, columns, out, out_at, out_stride: n };
-        product(isa, weight, part, &scratch, worker);
+        product(isa, worker, unpacked, weight, part);
     });
 }
 
@@ -70,8 +79,7 @@ pub(crate) fn num_chunks(pool: &Pool, num_products: usize) -> usize {
     (num_products / MIN_PRODUCTS_PER_CHUNK).clamp(1, pool.num_threads() * CHUNKS_PER_THREAD)
 }
 
-/// Columns in each of about `wanted` chunks of `n`: a multiple of the widest tile, so that no chunk but the last has
-/// narrow tiles.
+/// Columns in each of about `wanted` chunks of `n`; no chunk but the last has narrow tiles.
 pub(crate) fn chunk_columns(n: usize, wanted: usize) -> usize {
     n.div_ceil(wanted).next_multiple_of(8)
 }
@@ -94,15 +102,15 @@ pub(crate) struct Product<'a> {
     pub(crate) out_stride: usize,
 }
 
-/// Computes it on this thread, which is `worker`; no other is at the same time.
+/// Computes it on this thread, which is that worker of the pool and of those that `unpacked` is for.
 pub(crate) fn product(
     isa: Isa,
+    worker: usize,
+    unpacked: Unpacked<'_>,
     weight: &CpuWeight,
     product: Product<'_>,
-    scratch: &SharedSlice<'_, Vec<f32>>,
-    worker: usize,
 ) {
-    let args = Args { k: weight.columns, product };
+    let args = Args { k: weight.columns, first_column: product.columns.start, product };
     match &weight.data {
         WeightData::F32(w) => run(isa, args, w),
         WeightData::Bf16(w) => run(isa, args, w),
@@ -110,7 +118,7 @@ pub(crate) fn product(
         WeightData::Packed(w) => {
             // SAFETY: no two threads are the same worker at the same time.
             #[allow(unsafe_code)]
-            let scratch = unsafe { &mut scratch.part(worker, 1)[0] };
+            let scratch = unsafe { &mut unpacked.0.part(worker, 1)[0] };
             dispatch!(isa, packed_kernel; args: &Args<'_> = &args, weight: &PackedMatrix = w,
                 scratch: &mut [f32] = scratch);
         }
@@ -119,6 +127,7 @@ pub(crate) fn product(
 
 struct Args<'a> {
     k: usize,
+    first_column: usize,
     product: Product<'a>,
 }
 
@@ -164,9 +173,9 @@ fn unpacked_rows(columns: usize) -> usize {
 /// All rows of `x` times the rows of `weight`, which are those of `columns`.
 #[inline(always)]
 fn block_kernel<V: Lanes, W: Element>(args: &Args<'_>, weight: &[W], columns: &Range<usize>) {
-    let (mut row, rows) = (0, args.product.rows);
-    while row < rows {
-        row += match rows - row {
+    let mut row = 0;
+    while row < args.product.rows {
+        row += match args.product.rows - row {
             1 => rows_kernel::<V, W, 1, 8>(args, weight, row, columns),
             2 => rows_kernel::<V, W, 2, 8>(args, weight, row, columns),
             3 => rows_kernel::<V, W, 3, 4>(args, weight, row, columns),
@@ -203,7 +212,8 @@ fn tile<V: Lanes, W: Element, const M: usize, const N: usize>(
     row: usize,
     column: usize,
 ) {
-    let (k, product) = (args.k, &args.product);
+    let Args { k, first_column, product } = args;
+    let k = *k;
     let x: [_; M] = std::array::from_fn(|m| product.x[(row + m) * product.x_stride..][..k].as_chunks());
     let w: [_; N] = std::array::from_fn(|n| weight[n * k..][..k].as_chunks::<LANES>());
     let mut sums = [[V::splat(0.0); N]; M];
@@ -223,7 +233,7 @@ fn tile<V: Lanes, W: Element, const M: usize, const N: usize>(
         let x_tail = std::array::from_fn(|m| V::load(&padded(x[m].1)));
         add_products::<V, W, M, N>(&mut sums, x_tail, w_tail.each_ref());
     }
-    let out_at = product.out_at + column - product.columns.start;
+    let out_at = product.out_at + column - first_column;
     for (m, sums) in sums.iter().enumerate() {
         // SAFETY: as `Product::out_at` asks, these are written by this call alone.
         #[allow(unsafe_code)]

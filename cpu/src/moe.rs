@@ -4,11 +4,11 @@
 //! An expert that nobody chose is not touched. What a token gets is summed in the order of its own choice, so
 //! that its bits do not depend on who else chose the same experts.
 
-use quire_model::{ExpertActivation, Experts, MoeSpec};
+use quire_model::{Activation, ExpertActivation, Experts, MoeSpec};
 
-use crate::elementwise::silu_mul;
+use crate::activation::activate_row;
 use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
-use crate::linear::{Product, UnpackScratch, chunk_columns, num_chunks, product};
+use crate::linear::{Product, UnpackScratch, Unpacked, chunk_columns, num_chunks, product};
 use crate::pool::Pool;
 use crate::router::{route, route_scratch_len};
 use crate::shared::SharedSlice;
@@ -109,11 +109,12 @@ fn grow<T: Clone + Default>(memory: &mut Vec<T>, len: usize) {
 }
 
 /// `out[rows][hidden]` of `x[rows][hidden]` and the router's `logits[rows][num_experts]`. The scratch has been
-/// [reserved](MoeScratch::reserve) for this many rows of this mixture, `unpack` for its weights.
+/// [reserved](MoeScratch::reserve) for this many rows of this mixture.
 pub(crate) fn moe(
-    (pool, unpack): (&mut Pool, &mut UnpackScratch),
+    pool: &mut Pool,
     isa: Isa,
     scratch: &mut MoeScratch,
+    unpack: &mut UnpackScratch,
     experts: &Experts<'_, CpuWeight>,
     x: &[f32],
     logits: &[f32],
@@ -123,14 +124,15 @@ pub(crate) fn moe(
     let pass = scratch.pass_rows(experts.spec, hidden);
     let rows = x.chunks(pass * hidden).zip(logits.chunks(pass * num_experts));
     for ((x, logits), out) in rows.zip(out.chunks_mut(pass * hidden)) {
-        one_pass((pool, unpack), isa, scratch, experts, x, logits, out);
+        one_pass(pool, isa, scratch, unpack.share(), experts, x, logits, out);
     }
 }
 
 fn one_pass(
-    (pool, unpack): (&mut Pool, &mut UnpackScratch),
+    pool: &mut Pool,
     isa: Isa,
     scratch: &mut MoeScratch,
+    unpacked: Unpacked<'_>,
     experts: &Experts<'_, CpuWeight>,
     x: &[f32],
     logits: &[f32],
@@ -145,9 +147,9 @@ fn one_pass(
 
     let (groups, outer) = (&mut scratch.groups, &mut scratch.outer);
     let gate_ups = &mut scratch.gate_up[..rows * 2 * inner];
-    grouped_product((pool, unpack), isa, groups, outer, gate_up, gate_up_bias, gate_ups);
+    grouped_product(pool, isa, unpacked, groups, outer, gate_up, gate_up_bias, gate_ups);
     activate(pool, isa, spec.activation, inner, gate_ups, &mut scratch.activated);
-    grouped_product((pool, unpack), isa, groups, &scratch.activated, down, down_bias, outer);
+    grouped_product(pool, isa, unpacked, groups, &scratch.activated, down, down_bias, outer);
     combine(pool, &scratch.places[..rows], &scratch.weights[..rows], top_k, outer, hidden, out);
 }
 
@@ -216,8 +218,9 @@ fn gather(pool: &mut Pool, places: &[u32], top_k: usize, width: usize, x: &[f32]
 
 /// The product of each group's rows with its own weight, as one operation. Groups are cut by the work in them.
 fn grouped_product(
-    (pool, unpack): (&mut Pool, &mut UnpackScratch),
+    pool: &mut Pool,
     isa: Isa,
+    unpacked: Unpacked<'_>,
     groups: &mut [Group],
     x: &[f32],
     weights: &[CpuWeight],
@@ -234,7 +237,7 @@ fn grouped_product(
         num_chunks += n.div_ceil(group.chunk_columns);
         group.chunks_end = num_chunks;
     }
-    let (groups, out, unpack) = (&*groups, SharedSlice::new(out), SharedSlice::new(&mut unpack.0));
+    let (groups, out) = (&*groups, SharedSlice::new(out));
     pool.run(num_chunks, &|worker, chunk| {
         let group = &groups[groups.partition_point(|group| group.chunks_end <= chunk)];
         let weight = &weights[group.expert];
@@ -250,7 +253,7 @@ fn grouped_product(
             out_at: group.first_row * n + start,
             out_stride: n,
         };
-        product(isa, weight, part, &unpack, worker);
+        product(isa, worker, unpacked, weight, part);
     });
 }
 
@@ -268,10 +271,10 @@ fn activate(
         // SAFETY: each row is computed once.
         #[allow(unsafe_code)]
         let out = unsafe { out.part(row * inner, inner) };
+        let (gate, up) = gate_up.split_at(inner);
         match activation {
-            ExpertActivation::Silu => silu_mul(isa, gate_up, out),
+            ExpertActivation::Silu => activate_row(isa, Activation::Silu, gate, Some(up), out),
             ExpertActivation::ClampedSwiGlu { alpha, limit } => {
-                let (gate, up) = gate_up.split_at(inner);
                 clamped_swiglu(isa, alpha, limit, gate, up, out);
             }
         }

@@ -12,6 +12,8 @@ mod dummy;
 mod error;
 mod families;
 mod forward;
+pub mod ggml;
+pub mod gguf;
 mod input_batch;
 mod kv_layout;
 mod labels;

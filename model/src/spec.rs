@@ -423,7 +423,7 @@ impl ModelSpec {
         };
         let mut shapes = Vec::new();
         for LayerSpec { attention, mlp } in &self.layers {
-            shapes.push(product(attention.qkv_size(), hidden, attention.qkv_bias));
+            shapes.push(product(attention.qkv_size(), hidden, attention.has_qkv_bias()));
             shapes.push(product(hidden, attention.output_size(), attention.output_bias));
             if let Some(dense) = mlp.dense() {
                 shapes.push(product(dense.input_size(), hidden, dense.bias));
@@ -466,7 +466,8 @@ impl LayerSpec {
     fn num_parameters(&self, hidden: usize) -> usize {
         let Self { attention, mlp } = self;
         let (qkv, output) = (attention.qkv_size(), attention.output_size());
-        let biases = usize::from(attention.qkv_bias) * qkv + usize::from(attention.output_bias) * hidden;
+        let biases =
+            usize::from(attention.has_qkv_bias()) * qkv + usize::from(attention.output_bias) * hidden;
         let norms = attention.qk_norm.map_or(0, |norm| match norm.span {
             NormSpan::Head => 2 * attention.head_dim,
             NormSpan::EachHead | NormSpan::Whole => {
@@ -499,6 +500,11 @@ impl DenseSpec {
 }
 
 impl AttentionSpec {
+    /// Whether the first projection has a bias: latent attention has one where it compresses.
+    pub(crate) fn has_qkv_bias(&self) -> bool {
+        self.qkv_bias && self.latent.is_none_or(|latent| latent.q_lora_rank.is_some())
+    }
+
     /// Rows of the fused query, key and value projection: `(num_heads + 2 num_kv_heads) * head_dim`. Of latent
     /// attention those of the first projection of queries.
     pub fn qkv_size(&self) -> usize {

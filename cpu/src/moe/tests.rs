@@ -196,7 +196,7 @@ impl Mixture {
             down_bias: &self.down_bias,
         };
         let mut out = vec![9.0; rows * self.hidden];
-        moe((pool, &mut UnpackScratch::default()), isa, &mut scratch, &experts, x, logits, &mut out);
+        moe(pool, isa, &mut scratch, &mut UnpackScratch::default(), &experts, x, logits, &mut out);
         out
     }
 
