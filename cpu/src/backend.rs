@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use quire_model::{
     Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow,
-    LogitsTask, NormSpan, PLACEHOLDER_BIT, PoolRow, QkNorm, RowResult, SamplerScratch, Slot,
-    StepInputs, StepLimits, TensorView, sample_row,
+    LogitsTask, NormKind, NormSpan, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult,
+    SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
 };
 
 use crate::activation::activate_row;
 use crate::attention::{PagedKv, Queries, Sequence, Values, attend, attend_all, key_offset, scores_len};
 use crate::elementwise::{layer_norm, norm_spans, rms_norm, rotate, scale};
 use crate::lanes::{Element, Isa};
-use crate::linear::linear;
+use crate::linear::{UnpackScratch, linear};
 use crate::pool::Pool;
 use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
@@ -39,6 +39,7 @@ pub struct CpuBackend {
     /// `[slot]` the token last sampled.
     last_tokens: Vec<u32>,
     scratch: Vec<WorkerScratch>,
+    unpacked: UnpackScratch,
     results: Vec<RowResult>,
     /// Results of the step; the rest of `results` is memory for later steps.
     num_results: usize,
@@ -83,6 +84,7 @@ impl CpuBackend {
             block_tables: Vec::new(),
             last_tokens: Vec::new(),
             scratch: Vec::new(),
+            unpacked: UnpackScratch::default(),
             results: Vec::new(),
             num_results: 0,
             pooled: Vec::new(),
@@ -175,6 +177,12 @@ impl Backend for CpuBackend {
         CpuWeight::from_parts(&mut self.pool, parts).map_err(error)
     }
 
+    fn load_packed(&mut self, matrix: PackedMatrix) -> Result<CpuWeight, BackendError> {
+        let weight = CpuWeight::packed(matrix);
+        self.unpacked.reserve(&weight, self.pool.num_threads());
+        Ok(weight)
+    }
+
     fn load_table(&mut self, values: &[f32], columns: usize) -> Result<CpuWeight, BackendError> {
         Ok(CpuWeight::table(values, columns))
     }
@@ -225,6 +233,7 @@ impl Backend for CpuBackend {
                 WeightData::F32(values) => widen(&values[row], out),
                 WeightData::Bf16(values) => widen(&values[row], out),
                 WeightData::F16(values) => widen(&values[row], out),
+                WeightData::Packed(matrix) => matrix.decode_row(token as usize, 0..width, out),
             }
         }
         Ok(())
@@ -278,7 +287,7 @@ impl Backend for CpuBackend {
         bias: Option<&CpuWeight>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        linear(&mut self.pool, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
+        linear(&mut self.pool, &mut self.unpacked, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use quire_model::{AttentionShape, LatentShape};
 use crate::attention::{PagedKv, Queries, Values, attend};
 use crate::elementwise::rms_norm;
 use crate::lanes::Isa;
-use crate::linear::{Product, chunk_columns, num_chunks, product};
+use crate::linear::{Product, UnpackScratch, chunk_columns, num_chunks, product};
 use crate::pool::Pool;
 use crate::shared::SharedSlice;
 use crate::weight::CpuWeight;
@@ -20,6 +20,7 @@ pub(crate) const HEADS_PER_ITEM: usize = 16;
 /// `weight` is `[heads * n][k]`.
 pub(crate) fn head_linear(
     pool: &mut Pool,
+    scratch: &mut UnpackScratch,
     isa: Isa,
     num_heads: usize,
     x: (&[f32], usize),
@@ -33,7 +34,8 @@ pub(crate) fn head_linear(
     let wanted = num_chunks(pool, rows * weight.rows * k).div_ceil(num_heads);
     let chunk_columns = chunk_columns(n, wanted);
     let per_head = n.div_ceil(chunk_columns);
-    pool.run(num_heads * per_head, &|_, chunk| {
+    let unpacked = scratch.share();
+    pool.run(num_heads * per_head, &|worker, chunk| {
         let (head, start) = (chunk / per_head, chunk % per_head * chunk_columns);
         let part = Product {
             rows,
@@ -45,7 +47,7 @@ pub(crate) fn head_linear(
             out_at: head * out_width + start,
             out_stride: num_heads * out_width,
         };
-        product(isa, weight, part);
+        product(isa, worker, unpacked, weight, part);
     });
 }
 

@@ -8,7 +8,7 @@ use quire_model::{Activation, ExpertActivation, Experts, MoeSpec};
 
 use crate::activation::activate_row;
 use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
-use crate::linear::{Product, chunk_columns, num_chunks, product};
+use crate::linear::{Product, UnpackScratch, Unpacked, chunk_columns, num_chunks, product};
 use crate::pool::Pool;
 use crate::router::{route, route_scratch_len};
 use crate::shared::SharedSlice;
@@ -114,6 +114,7 @@ pub(crate) fn moe(
     pool: &mut Pool,
     isa: Isa,
     scratch: &mut MoeScratch,
+    unpack: &mut UnpackScratch,
     experts: &Experts<'_, CpuWeight>,
     x: &[f32],
     logits: &[f32],
@@ -123,7 +124,7 @@ pub(crate) fn moe(
     let pass = scratch.pass_rows(experts.spec, hidden);
     let rows = x.chunks(pass * hidden).zip(logits.chunks(pass * num_experts));
     for ((x, logits), out) in rows.zip(out.chunks_mut(pass * hidden)) {
-        one_pass(pool, isa, scratch, experts, x, logits, out);
+        one_pass(pool, isa, scratch, unpack.share(), experts, x, logits, out);
     }
 }
 
@@ -131,6 +132,7 @@ fn one_pass(
     pool: &mut Pool,
     isa: Isa,
     scratch: &mut MoeScratch,
+    unpacked: Unpacked<'_>,
     experts: &Experts<'_, CpuWeight>,
     x: &[f32],
     logits: &[f32],
@@ -145,9 +147,9 @@ fn one_pass(
 
     let (groups, outer) = (&mut scratch.groups, &mut scratch.outer);
     let gate_ups = &mut scratch.gate_up[..rows * 2 * inner];
-    grouped_product(pool, isa, groups, outer, gate_up, gate_up_bias, gate_ups);
+    grouped_product(pool, isa, unpacked, groups, outer, gate_up, gate_up_bias, gate_ups);
     activate(pool, isa, spec.activation, inner, gate_ups, &mut scratch.activated);
-    grouped_product(pool, isa, groups, &scratch.activated, down, down_bias, outer);
+    grouped_product(pool, isa, unpacked, groups, &scratch.activated, down, down_bias, outer);
     combine(pool, &scratch.places[..rows], &scratch.weights[..rows], top_k, outer, hidden, out);
 }
 
@@ -218,6 +220,7 @@ fn gather(pool: &mut Pool, places: &[u32], top_k: usize, width: usize, x: &[f32]
 fn grouped_product(
     pool: &mut Pool,
     isa: Isa,
+    unpacked: Unpacked<'_>,
     groups: &mut [Group],
     x: &[f32],
     weights: &[CpuWeight],
@@ -235,7 +238,7 @@ fn grouped_product(
         group.chunks_end = num_chunks;
     }
     let (groups, out) = (&*groups, SharedSlice::new(out));
-    pool.run(num_chunks, &|_, chunk| {
+    pool.run(num_chunks, &|worker, chunk| {
         let group = &groups[groups.partition_point(|group| group.chunks_end <= chunk)];
         let weight = &weights[group.expert];
         let (n, k) = (weight.rows, weight.columns);
@@ -250,7 +253,7 @@ fn grouped_product(
             out_at: group.first_row * n + start,
             out_stride: n,
         };
-        product(isa, weight, part);
+        product(isa, worker, unpacked, weight, part);
     });
 }
 

@@ -11,6 +11,7 @@
 use std::ops::Range;
 
 use crate::checkpoint::TensorView;
+use crate::quantization::PackedMatrix;
 use crate::slot::Slot;
 use crate::spec::{Activation, AttentionSpec, Dtype, ModelSpec, NormKind, NormSpan, Positions};
 use crate::step_inputs::{LogitsRow, PoolRow, RowResult, StepInputs};
@@ -154,6 +155,12 @@ pub trait Backend: Send {
     /// Brings a tensor to the device. Several parts are stacked along their first dimension; they have one
     /// type and agree in the other dimension. One or two dimensions.
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<Self::Weight, BackendError>;
+
+    /// Brings a matrix to the device that stays packed there: products by it are those by what
+    /// [`PackedMatrix::decode_row`] gives.
+    fn load_packed(&mut self, matrix: PackedMatrix) -> Result<Self::Weight, BackendError> {
+        Err(self.not_built(&format!("multiplying by quantised weights ({})", matrix.format())))
+    }
 
     /// Brings a table of `[rows][columns]` numbers to the device that must stay `f32`.
     fn load_table(&mut self, values: &[f32], columns: usize) -> Result<Self::Weight, BackendError>;

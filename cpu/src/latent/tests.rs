@@ -7,6 +7,7 @@ use rand::{Rng, SeedableRng};
 use super::{HEADS_PER_ITEM, attend_latent, head_linear, latent_row};
 use crate::attention::scores_len;
 use crate::lanes::Isa;
+use crate::linear::UnpackScratch;
 use crate::pool::Pool;
 use crate::weight::CpuWeight;
 
@@ -18,7 +19,7 @@ fn weight(values: &[f32], columns: usize) -> CpuWeight {
     let data: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let shape = vec![values.len() / columns, columns];
     let view = TensorView { dtype: Dtype::F32, shape, data: TensorData::Stored(data.into()) };
-    CpuWeight::from_parts(&[view]).unwrap()
+    CpuWeight::from_parts(&mut Pool::new(1).unwrap(), &[view]).unwrap()
 }
 
 fn dot<'a>(a: impl IntoIterator<Item = &'a f64>, b: impl IntoIterator<Item = &'a f64>) -> f64 {
@@ -80,7 +81,15 @@ impl Case {
         }
         let mut queries = vec![9.0; self.num_tokens * num_heads * cached];
         let to_latent = weight(&absorbed, nope_dim);
-        head_linear(pool, isa, num_heads, (&self.queries, query), &to_latent, (&mut queries, cached));
+        head_linear(
+            pool,
+            &mut UnpackScratch::default(),
+            isa,
+            num_heads,
+            (&self.queries, query),
+            &to_latent,
+            (&mut queries, cached),
+        );
         let blocks: Vec<u32> = (0..self.num_tokens.div_ceil(block_size) as u32).map(|i| 2 * i + 1).collect();
         let mut cache = vec![f32::NAN; (2 * blocks.len() + 1) * block_size * cached];
         let mut attended = vec![9.0; self.num_tokens * num_heads * latent_dim];
@@ -116,7 +125,15 @@ impl Case {
         }
         let mut out = vec![9.0; self.num_tokens * num_heads * self.value_dim];
         let from_latent = weight(&self.value_up, latent_dim);
-        head_linear(pool, isa, num_heads, (&attended, latent_dim), &from_latent, (&mut out, self.value_dim));
+        head_linear(
+            pool,
+            &mut UnpackScratch::default(),
+            isa,
+            num_heads,
+            (&attended, latent_dim),
+            &from_latent,
+            (&mut out, self.value_dim),
+        );
         out
     }
 

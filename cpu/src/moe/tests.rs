@@ -9,6 +9,7 @@ use rand::{Rng, SeedableRng};
 
 use super::{MoeScratch, moe};
 use crate::lanes::Isa;
+use crate::linear::UnpackScratch;
 use crate::pool::Pool;
 use crate::router::{route, route_scratch_len};
 use crate::weight::{CpuWeight, WeightData};
@@ -195,7 +196,7 @@ impl Mixture {
             down_bias: &self.down_bias,
         };
         let mut out = vec![9.0; rows * self.hidden];
-        moe(pool, isa, &mut scratch, &experts, x, logits, &mut out);
+        moe(pool, isa, &mut scratch, &mut UnpackScratch::default(), &experts, x, logits, &mut out);
         out
     }
 
@@ -232,7 +233,7 @@ fn bf16_weight(rng: &mut StdRng, shape: &[usize]) -> CpuWeight {
     let data: Vec<u8> = values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
     let view =
         TensorView { dtype: Dtype::Bf16, shape: shape.to_vec(), data: TensorData::Stored(data.into()) };
-    CpuWeight::from_parts(&[view]).unwrap()
+    CpuWeight::from_parts(&mut Pool::new(1).unwrap(), &[view]).unwrap()
 }
 
 fn naive_product(x: &[f64], weight: &CpuWeight, bias: Option<&CpuWeight>) -> Vec<f64> {
