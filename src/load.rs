@@ -5,7 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quire_model::gguf::GgufFile;
 use quire_model::{
@@ -156,7 +156,14 @@ pub fn start(
     let (checkpoint, config) = (open_checkpoint(config, files.gguf, &spec)?, config.clone());
     let engine = Engine::start(options, move || -> Result<_, LoadError> {
         let limits = runner_config(&scheduler);
+        let (start, mut weight_bytes) = (Instant::now(), 0);
+        let mut progress = |now: Progress| {
+            weight_bytes = now.loaded_bytes;
+            progress(now);
+        };
         let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
+        let seconds = start.elapsed().as_secs_f64();
+        tracing::info!(weight_mib = weight_bytes >> 20, seconds = format!("{seconds:.1}"), "loaded");
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
     Ok(Loaded {
