@@ -104,12 +104,13 @@ impl Checkpoint {
 
     /// The tensor of that name, which must have that shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
-        if let Source::Dummy(dtype) = &self.source {
-            let data = TensorData::Dummy(DummyTensor::new(name));
-            return Ok(TensorView { dtype: *dtype, shape: shape.to_vec(), data });
-        }
-        if let Source::Gguf(file) = &self.source {
-            return self.gguf_tensor(file.get(name)?, name, shape);
+        match &self.source {
+            Source::Dummy(dtype) => {
+                let data = TensorData::Dummy(DummyTensor::new(name));
+                return Ok(TensorView { dtype: *dtype, shape: shape.to_vec(), data });
+            }
+            Source::Gguf(file) => return self.gguf_tensor(file.get(name)?, name, shape),
+            Source::Files(_) => {}
         }
         let raw = self.raw(name)?;
         if raw.shape != shape {
@@ -143,6 +144,12 @@ impl Checkpoint {
         }
     }
 
+    /// The matrix of that name as blocks, if that is how it is stored.
+    pub(crate) fn blocks(&self, name: &str) -> Option<GgufTensor<'_>> {
+        let Source::Gguf(file) = &self.source else { return None };
+        file.get(name).ok().filter(|tensor| tensor.kind.block_len() > 1)
+    }
+
     fn gguf_tensor<'a>(
         &self,
         tensor: GgufTensor<'a>,
@@ -153,19 +160,20 @@ impl Checkpoint {
             let (found, expected) = (tensor.shape.to_vec(), shape.to_vec());
             return Err(ModelError::Shape { name: name.into(), found, expected });
         }
-        let dtype = match tensor.kind {
-            GgmlType::F32 => Dtype::F32,
-            GgmlType::F16 => Dtype::F16,
-            GgmlType::Bf16 => Dtype::Bf16,
-            packed => {
+        let (dtype, bytes) = match tensor.kind {
+            GgmlType::F32 => (Dtype::F32, tensor.bytes),
+            GgmlType::F16 => (Dtype::F16, tensor.bytes),
+            GgmlType::Bf16 => (Dtype::Bf16, tensor.bytes),
+            blocks => {
                 let mut values = vec![0.0; shape.iter().product()];
-                decode_row(packed, &tensor.bytes, 0..values.len(), &mut values);
-                let bytes = encode(values.into_iter(), Dtype::F32);
-                let data = TensorData::Stored(Cow::Owned(bytes));
-                return Ok(TensorView { dtype: Dtype::F32, shape: shape.to_vec(), data });
+                decode_row(blocks, &tensor.bytes, 0..values.len(), &mut values);
+                (Dtype::F32, encode(values.into_iter(), Dtype::F32).into())
             }
         };
-        Ok(TensorView { dtype, shape: shape.to_vec(), data: TensorData::Stored(tensor.bytes) })
+        let view = TensorView { dtype, shape: shape.to_vec(), data: TensorData::Stored(bytes) };
+        let Some(wanted) = self.dtype.filter(|wanted| *wanted != dtype) else { return Ok(view) };
+        let data = TensorData::Stored(Cow::Owned(view.bytes_as(wanted).into_owned()));
+        Ok(TensorView { dtype: wanted, shape: view.shape, data })
     }
 }
 
