@@ -129,7 +129,51 @@ impl Checkpoint {
     }
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
+    /// The same with these rows (of its first dimension), in this order.
+    pub fn select_rows(self, rows: &[usize]) -> Self {
+        let width = self.shape[1..].iter().product::<usize>() * self.dtype.bytes();
+        let data = match &self.data {
+            TensorData::Dummy(dummy) => TensorData::Dummy(*dummy),
+            TensorData::Stored(bytes) => {
+                let row = |row: &usize| &bytes[row * width..][..width];
+                TensorData::Stored(rows.iter().flat_map(row).copied().collect::<Vec<u8>>().into())
+            }
+        };
+        let shape = std::iter::once(rows.len()).chain(self.shape[1..].iter().copied()).collect();
+        Self { shape, data, ..self }
+    }
+
+    /// A matrix with its rows as columns.
+    pub fn transposed(self) -> Self {
+        let [rows, columns] = self.shape[..] else { panic!("{:?} is not a matrix", self.shape) };
+        let size = self.dtype.bytes();
+        let data = match &self.data {
+            TensorData::Dummy(dummy) => TensorData::Dummy(*dummy),
+            TensorData::Stored(bytes) => {
+                let mut turned = Vec::with_capacity(bytes.len());
+                for column in 0..columns {
+                    for row in 0..rows {
+                        turned.extend_from_slice(&bytes[(row * columns + column) * size..][..size]);
+                    }
+                }
+                TensorData::Stored(turned.into())
+            }
+        };
+        Self { shape: vec![columns, rows], data, ..self }
+    }
+
+    /// The same with a number added to each element, in `f32`; with 0 nothing is done.
+    pub fn plus(self, offset: f32) -> Self {
+        if offset == 0.0 {
+            return self;
+        }
+        let wide = self.bytes_as(Dtype::F32);
+        let values = wide.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes) + offset);
+        let data = TensorData::Stored(encode(values, Dtype::F32).into());
+        Self { dtype: Dtype::F32, data, ..self }
+    }
+
     /// The elements as stored bytes, made here and now if they are nowhere.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         self.bytes_as(self.dtype)
