@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use quire_model::{
     Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow,
-    LogitsTask, NormKind, NormSpan, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult,
-    SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
+    LogitsTask, NormSpan, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot,
+    StepInputs, StepLimits, TensorView, sample_row,
 };
 
-use crate::attention::{PagedKv, Queries, Sequence, attend, attend_all, key_offset, scores_len};
-use crate::elementwise::{gelu, head_norm, layer_norm, rms_norm, rotate, scale, silu_mul};
+use crate::activation::activate_row;
+use crate::attention::{PagedKv, Queries, Sequence, Values, attend, attend_all, key_offset, scores_len};
+use crate::elementwise::{layer_norm, norm_spans, rms_norm, rotate, scale};
 use crate::lanes::{Element, Isa};
 use crate::linear::{UnpackScratch, linear};
 use crate::pool::Pool;
@@ -103,17 +104,18 @@ impl CpuBackend {
         });
     }
 
-    /// RMSNorm of each query and key head of the step's tokens.
+    /// Norm of the queries and keys of the step's tokens.
     fn norm_heads(&mut self, shape: &AttentionShape, norm: &QkNorm<'_, CpuWeight>, qkv: &mut [f32]) {
         let (isa, qkv) = (self.isa, SharedSlice::new(qkv));
         let (q, kv) = (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
+        let width = |all: usize| if norm.span == NormSpan::Whole { all } else { shape.head_dim };
         self.for_rows(self.step.num_tokens(), q + kv, |row| {
             // SAFETY: each row is computed once.
             #[allow(unsafe_code)]
             let qkv = unsafe { row_of(&qkv, row, q + 2 * kv) };
             let (queries, rest) = qkv.split_at_mut(q);
-            head_norm(isa, queries, norm.q_weight.f32(), norm.eps);
-            head_norm(isa, &mut rest[..kv], norm.k_weight.f32(), norm.eps);
+            norm_spans(isa, norm.kind, width(q), queries, norm.q_weight.f32(), norm.eps);
+            norm_spans(isa, norm.kind, width(kv), &mut rest[..kv], norm.k_weight.f32(), norm.eps);
         });
     }
 
@@ -297,12 +299,8 @@ impl Backend for CpuBackend {
         qkv: &mut Vec<f32>,
         kv_cache: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        match qk_norm {
-            None => {}
-            Some(norm @ QkNorm { kind: NormKind::Rms, span: NormSpan::Head, .. }) => {
-                self.norm_heads(shape, &norm, qkv);
-            }
-            Some(_) => return Err(self.not_built("this norm of queries and keys")),
+        if let Some(norm) = qk_norm {
+            self.norm_heads(shape, &norm, qkv);
         }
         let (head, kv_heads, block_size) = (shape.head_dim, shape.num_kv_heads, self.limits.block_size);
         let plane = kv_heads * block_size * head;
@@ -318,7 +316,7 @@ impl Backend for CpuBackend {
             let block = self.block_tables[entry] as usize;
             let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
             for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
-                let to = key_offset(shape, block_size, block, index, position % block_size);
+                let to = key_offset(shape, Values::Stored, block_size, block, index, position % block_size);
                 kv_cache[to..to + head].copy_from_slice(key);
                 kv_cache[to + plane..to + plane + head].copy_from_slice(value);
             }
@@ -334,9 +332,6 @@ impl Backend for CpuBackend {
         kv_cache: &Vec<f32>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        if sinks.is_some() || shape.alibi {
-            return Err(self.not_built("attention with sinks or ALiBi"));
-        }
         let Self { pool, isa, limits, step, block_tables, scratch, .. } = self;
         let (kv_heads, group) = (shape.num_kv_heads, shape.num_heads / shape.num_kv_heads);
         let (out_len, qkv_len) =
@@ -356,12 +351,19 @@ impl Backend for CpuBackend {
                 let position = step.positions()[token] as usize;
                 let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
                 let table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
-                let kv = PagedKv { cache: kv_cache, block_table: table, block_size: limits.block_size };
+                let kv = PagedKv {
+                    cache: kv_cache,
+                    block_table: table,
+                    block_size: limits.block_size,
+                    values: Values::Stored,
+                };
                 let heads = &qkv[token * qkv_len + kv_head * group_len..][..group_len];
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                attend(*isa, shape, kv, Queries { kv_head, position, heads }, &mut scratch.scores, out);
+                let sinks = sinks.map_or(&[][..], |sinks| &sinks.f32()[kv_head * group..][..group]);
+                let queries = Queries { kv_head, position, heads, sinks };
+                attend(*isa, shape, kv, queries, &mut scratch.scores, out);
             }
         });
         Ok(())
@@ -442,7 +444,7 @@ impl Backend for CpuBackend {
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                let queries = Queries { kv_head, position, heads };
+                let queries = Queries { kv_head, position, heads, sinks: &[] };
                 attend_all(*isa, shape, sequence, queries, &mut scratch.scores, out);
             }
         });
@@ -459,17 +461,13 @@ impl Backend for CpuBackend {
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         let (isa, out) = (self.isa, SharedSlice::new(out));
-        let kernel = match (activation, gated) {
-            (Activation::Silu, true) => silu_mul,
-            (Activation::Gelu, false) => gelu,
-            _ => return Err(self.not_built("this activation")),
-        };
         let input_width = if gated { 2 * width } else { width };
         self.for_rows(rows, 8 * width, |row| {
             // SAFETY: each row is computed once.
             #[allow(unsafe_code)]
             let out = unsafe { row_of(&out, row, width) };
-            kernel(isa, &x[row * input_width..][..input_width], out);
+            let (x, up) = x[row * input_width..][..input_width].split_at(width);
+            activate_row(isa, activation, x, gated.then_some(up), out);
         });
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! Quantised checkpoints against transformers with the dequantised weights, position by position, and how much memory
-//! they take. The files are made by model/tests/fixtures/make_quantized_fixtures.py.
+//! Quantised weights in memory, and weights quantised at load against transformers with what torch and bitsandbytes
+//! make of them. That quantised checkpoints give transformers' numbers is tests/transformers.rs' business. The files
+//! are made by model/tests/fixtures/make_quantized_fixtures.py.
 
 mod support;
 
@@ -72,107 +73,6 @@ fn greatest_error(runner: &mut Runner<CpuBackend>, name: &str, expected: &str) -
     }
     assert_eq!(positions, token_ids.len(), "{name}: a position has no log-probabilities");
     greatest
-}
-
-fn compare(name: &str) {
-    let (mut runner, _) = load(name, None);
-    let error = greatest_error(&mut runner, name, "expected.safetensors");
-    assert!(error < TOLERANCE, "{name}: {error}");
-}
-
-#[test]
-fn gptq_of_four_bits_with_columns_in_another_order() {
-    compare("gptq-int4-act-order");
-}
-
-#[test]
-fn gptq_of_four_bits_with_zero_points() {
-    compare("gptq-int4-asymmetric");
-}
-
-#[test]
-fn gptq_of_eight_bits_and_whole_rows() {
-    compare("gptq-int8-rows");
-}
-
-#[test]
-fn gptq_of_three_bits() {
-    compare("gptq-int3");
-}
-
-#[test]
-fn gptq_v2() {
-    compare("gptq-v2-int4");
-}
-
-#[test]
-fn awq() {
-    compare("awq-int4");
-}
-
-#[test]
-fn fp8_with_scales_of_blocks() {
-    compare("fp8-blocks");
-}
-
-#[test]
-fn fp8_with_scales_of_tensors_and_activations() {
-    compare("fp8-tensor");
-}
-
-#[test]
-fn fp8_with_scales_of_rows() {
-    compare("fp8-rows");
-}
-
-#[test]
-fn compressed_tensors_w4a16() {
-    compare("ct-w4a16");
-}
-
-#[test]
-fn compressed_tensors_w4a16_with_zero_points_and_columns_in_another_order() {
-    compare("ct-w4a16-act-order");
-}
-
-#[test]
-fn compressed_tensors_w8a16() {
-    compare("ct-w8a16");
-}
-
-#[test]
-fn compressed_tensors_w8a8_of_integers() {
-    compare("ct-w8a8-int8");
-}
-
-#[test]
-fn compressed_tensors_w8a8_of_floats() {
-    compare("ct-w8a8-fp8");
-}
-
-#[test]
-fn compressed_tensors_mxfp4() {
-    compare("ct-mxfp4");
-}
-
-#[test]
-fn compressed_tensors_nvfp4() {
-    compare("ct-nvfp4");
-}
-
-#[test]
-fn bitsandbytes_nf4_with_double_quantisation() {
-    compare("bnb-nf4-double");
-}
-
-#[test]
-fn bitsandbytes_fp4() {
-    compare("bnb-fp4");
-}
-
-#[test]
-fn bitsandbytes_int8() {
-    compare("bnb-int8");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use half::{bf16, f16};
 use crate::convert::convert;
 use crate::dummy::DummyTensor;
 use crate::error::ModelError;
+use crate::ggml::{GgmlType, decode_row};
+use crate::gguf::{GgufFile, GgufTensor, GgufTensors};
 use crate::safetensors::{RawTensor, Safetensors, StoredDtype};
 use crate::spec::Dtype;
 
@@ -21,6 +23,7 @@ pub struct Checkpoint {
 
 enum Source {
     Files(Safetensors),
+    Gguf(GgufTensors),
     Dummy(Dtype),
 }
 
@@ -55,6 +58,11 @@ impl Checkpoint {
         Ok(Self { source: Source::Files(Safetensors::from_bytes(file.into())?), dtype: None })
     }
 
+    /// The tensors of an open GGUF file.
+    pub fn from_gguf(file: GgufFile) -> Result<Self, ModelError> {
+        Ok(Self { source: Source::Gguf(GgufTensors::new(file)?), dtype: None })
+    }
+
     /// Weights that nobody trained: whatever tensor is asked for exists, with pseudo-random values that
     /// depend on its name only. For measuring speed (`--load-format dummy`).
     pub fn dummy(dtype: Dtype) -> Self {
@@ -70,6 +78,7 @@ impl Checkpoint {
     pub fn names(&self) -> BTreeSet<String> {
         match &self.source {
             Source::Files(files) => files.names(),
+            Source::Gguf(file) => file.names(),
             Source::Dummy(_) => BTreeSet::new(),
         }
     }
@@ -78,25 +87,30 @@ impl Checkpoint {
     pub fn has(&self, name: &str) -> bool {
         match &self.source {
             Source::Files(files) => files.has(name),
+            Source::Gguf(file) => file.has(name),
             Source::Dummy(_) => false,
         }
     }
 
-    /// The tensor of that name as it is in its file, of any type and shape, whatever `converted_to` says. A dummy
-    /// has none.
+    /// The tensor of that name as it is in its safetensors file, of any type and shape, whatever `converted_to` says.
+    /// Others have none.
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>, ModelError> {
         let found = match &self.source {
             Source::Files(files) => files.tensor(name),
-            Source::Dummy(_) => None,
+            Source::Gguf(_) | Source::Dummy(_) => None,
         };
         found.ok_or_else(|| ModelError::MissingTensor { name: name.into() })
     }
 
     /// The tensor of that name, which must have that shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
-        if let Source::Dummy(dtype) = &self.source {
-            let data = TensorData::Dummy(DummyTensor::new(name));
-            return Ok(TensorView { dtype: *dtype, shape: shape.to_vec(), data });
+        match &self.source {
+            Source::Dummy(dtype) => {
+                let data = TensorData::Dummy(DummyTensor::new(name));
+                return Ok(TensorView { dtype: *dtype, shape: shape.to_vec(), data });
+            }
+            Source::Gguf(file) => return self.gguf_tensor(file.get(name)?, name, shape),
+            Source::Files(_) => {}
         }
         let raw = self.raw(name)?;
         if raw.shape != shape {
@@ -123,9 +137,43 @@ impl Checkpoint {
     /// Says that a tensor has been copied: the memory that its pages take goes back to the system. It can still be
     /// read, from the file again.
     pub fn give_back(&self, name: &str) {
-        if let Source::Files(files) = &self.source {
-            files.give_back(name);
+        match &self.source {
+            Source::Files(files) => files.give_back(name),
+            Source::Gguf(file) => file.give_back(name),
+            Source::Dummy(_) => {}
         }
+    }
+
+    /// The matrix of that name as blocks, if that is how it is stored.
+    pub(crate) fn blocks(&self, name: &str) -> Option<GgufTensor<'_>> {
+        let Source::Gguf(file) = &self.source else { return None };
+        file.get(name).ok().filter(|tensor| tensor.kind.block_len() > 1)
+    }
+
+    fn gguf_tensor<'a>(
+        &self,
+        tensor: GgufTensor<'a>,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<TensorView<'a>, ModelError> {
+        if tensor.shape != shape {
+            let (found, expected) = (tensor.shape.to_vec(), shape.to_vec());
+            return Err(ModelError::Shape { name: name.into(), found, expected });
+        }
+        let (dtype, bytes) = match tensor.kind {
+            GgmlType::F32 => (Dtype::F32, tensor.bytes),
+            GgmlType::F16 => (Dtype::F16, tensor.bytes),
+            GgmlType::Bf16 => (Dtype::Bf16, tensor.bytes),
+            blocks => {
+                let mut values = vec![0.0; shape.iter().product()];
+                decode_row(blocks, &tensor.bytes, 0..values.len(), &mut values);
+                (Dtype::F32, encode(values.into_iter(), Dtype::F32).into())
+            }
+        };
+        let view = TensorView { dtype, shape: shape.to_vec(), data: TensorData::Stored(bytes) };
+        let Some(wanted) = self.dtype.filter(|wanted| *wanted != dtype) else { return Ok(view) };
+        let data = TensorData::Stored(Cow::Owned(view.bytes_as(wanted).into_owned()));
+        Ok(TensorView { dtype: wanted, shape: view.shape, data })
     }
 }
 
@@ -142,6 +190,11 @@ impl<'a> TensorView<'a> {
         };
         let shape = std::iter::once(rows.len()).chain(self.shape[1..].iter().copied()).collect();
         Self { shape, data, ..self }
+    }
+
+    /// The same numbers as one vector.
+    pub fn flattened(self) -> Self {
+        Self { shape: vec![self.shape.iter().product()], ..self }
     }
 
     /// A matrix with its rows as columns.

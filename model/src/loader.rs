@@ -155,8 +155,12 @@ impl<'a, B: Backend> Loader<'a, B> {
         let own_mlp = before && norms != (Norms::Parallel { shared: true });
         let names = &self.names.of.norms;
         let name = |module| self.names.layer(index, module);
+        let [attention, mlp] = match names.parallel {
+            Some(own) if norms == (Norms::Parallel { shared: false }) => own,
+            _ => [names.attention, names.mlp],
+        };
         let [attention, attention_output, mlp, mlp_output] =
-            [names.attention, names.attention_output, names.mlp, names.mlp_output].map(name);
+            [attention, names.attention_output, mlp, names.mlp_output].map(name);
         Ok(LayerNorms {
             attention: self.norm(before, attention)?,
             attention_output: self.norm(after, attention_output)?,
@@ -231,16 +235,30 @@ impl<'a, B: Backend> Loader<'a, B> {
         attention: &AttentionSpec,
     ) -> Result<Option<(B::Weight, B::Weight)>, ModelError> {
         let Some(norm) = attention.qk_norm else { return Ok(None) };
-        let names = self.names.of;
-        let (head_dim, rotated) = (attention.head_dim, self.interleaved_dim(attention));
+        let (names, rotated) = (self.names.of, self.interleaved_dim(attention));
         let mut load = |name: &str, heads: usize| {
-            let rows = match norm.span {
-                NormSpan::Head => head_dim,
-                NormSpan::EachHead | NormSpan::Whole => heads * head_dim,
+            let shape = match norm.span {
+                NormSpan::Head => vec![attention.head_dim],
+                NormSpan::EachHead => vec![heads, attention.head_dim],
+                NormSpan::Whole => vec![heads * attention.head_dim],
             };
-            let order = rotated.map(|dim| halves(&(0..rows).collect::<Vec<_>>(), head_dim, dim));
             let name = format!("{}.weight", self.names.layer(index, name));
-            self.vector(&name, rows, order.as_deref(), self.spec.norm.offset)
+            let parts: Vec<_> = match name.contains('*') {
+                false => vec![(name, &shape[..])],
+                true => (0..heads).map(|head| (name.replace('*', &head.to_string()), &shape[1..])).collect(),
+            };
+            let mut views = Vec::with_capacity(parts.len());
+            for (name, shape) in parts {
+                let view = self.tensor(&name, shape)?.flattened().plus(self.spec.norm.offset);
+                views.push(match rotated {
+                    Some(dim) => {
+                        let rows: Vec<usize> = (0..view.shape[0]).collect();
+                        view.select_rows(&halves(&rows, attention.head_dim, dim))
+                    }
+                    None => view,
+                });
+            }
+            Ok::<_, ModelError>(self.backend.load(&views)?)
         };
         let q = load(names.q_norm, attention.num_heads)?;
         Ok(Some((q, load(names.k_norm, attention.num_kv_heads)?)))
@@ -274,7 +292,9 @@ impl<'a, B: Backend> Loader<'a, B> {
     ) -> Result<Projection<B>, ModelError> {
         let mut matrices = Vec::with_capacity(parts.len());
         for part in parts {
-            let matrix = self.matrix(&part.module, (part.rows, columns), &self.spec.quantization)?;
+            let shape = (part.rows, columns);
+            let matrix =
+                self.matrix(&part.module, shape, self.names.of.is_transposed, &self.spec.quantization)?;
             matrices.push(part.in_order(matrix));
         }
         let weight = self.stack(matrices)?;
@@ -299,9 +319,10 @@ impl<'a, B: Backend> Loader<'a, B> {
         &mut self,
         module: &str,
         shape: (usize, usize),
+        is_transposed: bool,
         quantization: &Quantization,
     ) -> Result<MatrixView<'a>, ModelError> {
-        let (unused, is_transposed) = (&mut self.unused, self.names.of.is_transposed);
+        let unused = &mut self.unused;
         let mut used = |name: &str| {
             unused.remove(name);
         };
@@ -336,7 +357,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// A row for each token.
     fn table(&mut self, module: &str) -> Result<B::Weight, ModelError> {
         let shape = (self.spec.vocab_size, self.spec.hidden_size);
-        let matrix = self.matrix(module, shape, &self.spec.quantization.only_as_stored())?;
+        let matrix = self.matrix(module, shape, false, &self.spec.quantization.only_as_stored())?;
         let weight = self.stack(vec![matrix])?;
         self.checkpoint.give_back(&format!("{module}.weight"));
         Ok(weight)

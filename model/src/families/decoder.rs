@@ -98,6 +98,11 @@ pub(crate) fn lm_head(config: &Config, tied: bool) -> Result<LmHead, ModelError>
     Ok(if config.flag_or("tie_word_embeddings", tied)? { LmHead::Tied } else { LmHead::Own })
 }
 
+/// LayerNorm with a bias, and the field of what is added to the variance.
+pub(crate) fn layer_norm(config: &Config, eps: &'static str) -> Result<NormSpec, ModelError> {
+    Ok(NormSpec { kind: NormKind::Layer, eps: config.f32_or(eps, 1e-5)?, bias: true, offset: 0.0 })
+}
+
 /// A non-linearity by transformers' name for it.
 pub(crate) fn activation(
     config: &Config,

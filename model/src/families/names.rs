@@ -20,6 +20,7 @@ pub(crate) struct Names {
     /// The norms of a layer.
     pub(crate) norms: NormNames,
     pub(crate) qkv: Stack<3>,
+    /// Norms of heads; `*` is the number of a head where each has a tensor.
     pub(crate) q_norm: &'static str,
     pub(crate) k_norm: &'static str,
     /// Scores of seeing nothing.
@@ -48,6 +49,9 @@ pub(crate) struct NormNames {
     pub(crate) mlp: &'static str,
     /// Of what the MLP gives, or of its sum.
     pub(crate) mlp_output: &'static str,
+    /// On the way into attention and into the MLP where these are side by side and have one each, if the family has
+    /// names of their own for that.
+    pub(crate) parallel: Option<[&'static str; 2]>,
 }
 
 /// How projections of the same input are stored.
@@ -74,6 +78,7 @@ pub(crate) const LLAMA_NAMES: Names = Names {
         attention_output: "post_attention_layernorm",
         mlp: "post_attention_layernorm",
         mlp_output: "post_feedforward_layernorm",
+        parallel: None,
     },
     qkv: Stack::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
     q_norm: "self_attn.q_norm",
@@ -101,6 +106,7 @@ pub(crate) const BERT_NAMES: Names = Names {
         attention_output: "attention.output.LayerNorm",
         mlp: "",
         mlp_output: "output.LayerNorm",
+        parallel: None,
     },
     qkv: Stack::Separate(["attention.self.query", "attention.self.key", "attention.self.value"]),
     output: "attention.output.dense",
@@ -119,8 +125,8 @@ pub(crate) struct NamesIn {
 impl NamesIn {
     /// Those of this checkpoint of this model.
     pub(crate) fn new(names: &'static Names, spec: &ModelSpec, checkpoint: &Checkpoint) -> Self {
-        // Only what is stored without its head may be stored without the prefix.
-        let possible = if spec.lm_head == LmHead::None { names.prefixes } else { &names.prefixes[..1] };
+        // Only what is stored without a head of its own may be stored without the prefix.
+        let possible = if spec.lm_head == LmHead::Own { &names.prefixes[..1] } else { names.prefixes };
         let has = |prefix: &&&str| checkpoint.has(&format!("{prefix}{}.weight", names.embedding));
         let prefix = possible.iter().find(has).unwrap_or(&possible[0]);
         Self { prefix, of: names }
