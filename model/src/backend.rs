@@ -178,6 +178,12 @@ pub trait Backend: Send {
     /// Steps that may be uploaded and not yet collected; at least 1.
     fn max_in_flight(&self) -> usize;
 
+    /// Refuses a model that this device cannot compute, by what it lacks, before anything of it is loaded.
+    fn check(&self, spec: &ModelSpec) -> Result<(), BackendError> {
+        let _ = spec;
+        Ok(())
+    }
+
     /// What an element of [`BufferRole::KvCache`] is stored as.
     fn kv_dtype(&self) -> Dtype;
 
