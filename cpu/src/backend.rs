@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use quire_model::{
     Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, Experts, Heads, LatentInput,
-    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, MoeSpec, NormSpan,
-    PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits,
-    TensorView, sample_row,
+    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, MoeSpec, PLACEHOLDER_BIT,
+    PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView,
+    sample_row,
 };
 
 use crate::activation::activate_row;
