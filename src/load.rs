@@ -11,6 +11,7 @@ use quire_model::{
     BackendError, Checkpoint, Dtype, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
     RunnerConfig, SamplingDefaults, is_sentence_transformer,
 };
+use quire_scheduler::kv::KvGroup;
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
@@ -353,6 +354,7 @@ fn scheduler_config(
         max_model_len,
         block_size: config.block_size,
         num_blocks,
+        kv_groups: vec![KvGroup::FULL],
         enable_prefix_caching: config.enable_prefix_caching && spec.causal,
         enable_kv_events: config.kv_events.is_some(),
         policy: config.scheduling_policy,
