@@ -229,7 +229,7 @@ fn softmax_numerators<V: Lanes>(shape: &AttentionShape, scores: &mut [f32], seen
 
 /// `cap * tanh(x / cap)`.
 #[inline(always)]
-fn soft_cap<V: Lanes>(x: V, cap: V) -> V {
+pub(crate) fn soft_cap<V: Lanes>(x: V, cap: V) -> V {
     let one = V::splat(1.0);
     let power = exp(x.div(cap).mul(V::splat(2.0)));
     cap.mul(power.sub(one).div(power.add(one)))

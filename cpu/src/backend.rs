@@ -3,15 +3,15 @@
 use std::ops::Range;
 
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow, LogitsTask,
-    PLACEHOLDER_BIT, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView,
-    sample_row,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow,
+    LogitsTask, NormKind, NormSpan, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult,
+    SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
 };
 
 use crate::attention::{PagedKv, Queries, Sequence, attend, attend_all, key_offset, scores_len};
-use crate::elementwise::{gelu, head_norm, layer_norm, rms_norm, rotate, silu_mul};
+use crate::elementwise::{gelu, head_norm, layer_norm, rms_norm, rotate, scale, silu_mul};
 use crate::lanes::{Element, Isa};
-use crate::linear::linear;
+use crate::linear::{UnpackScratch, linear};
 use crate::pool::Pool;
 use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
@@ -38,6 +38,7 @@ pub struct CpuBackend {
     /// `[slot]` the token last sampled.
     last_tokens: Vec<u32>,
     scratch: Vec<WorkerScratch>,
+    unpacked: UnpackScratch,
     results: Vec<RowResult>,
     /// Results of the step; the rest of `results` is memory for later steps.
     num_results: usize,
@@ -82,6 +83,7 @@ impl CpuBackend {
             block_tables: Vec::new(),
             last_tokens: Vec::new(),
             scratch: Vec::new(),
+            unpacked: UnpackScratch::default(),
             results: Vec::new(),
             num_results: 0,
             pooled: Vec::new(),
@@ -129,6 +131,13 @@ impl CpuBackend {
     }
 }
 
+/// Elements that a thread takes at a time where rows mean nothing.
+const ELEMENT_CHUNK: usize = 4096;
+
+fn chunk_of(len: usize, chunk: usize) -> Range<usize> {
+    chunk * ELEMENT_CHUNK..len.min((chunk + 1) * ELEMENT_CHUNK)
+}
+
 /// Elements of a new buffer that a thread fills at a time: 4 MiB.
 const TOUCH_CHUNK_LEN: usize = 1 << 20;
 
@@ -163,7 +172,13 @@ impl Backend for CpuBackend {
     }
 
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<CpuWeight, BackendError> {
-        CpuWeight::from_parts(parts).map_err(error)
+        CpuWeight::from_parts(&mut self.pool, parts).map_err(error)
+    }
+
+    fn load_packed(&mut self, matrix: PackedMatrix) -> Result<CpuWeight, BackendError> {
+        let weight = CpuWeight::packed(matrix);
+        self.unpacked.reserve(&weight, self.pool.num_threads());
+        Ok(weight)
     }
 
     fn load_table(&mut self, values: &[f32], columns: usize) -> Result<CpuWeight, BackendError> {
@@ -216,6 +231,7 @@ impl Backend for CpuBackend {
                 WeightData::F32(values) => widen(&values[row], out),
                 WeightData::Bf16(values) => widen(&values[row], out),
                 WeightData::F16(values) => widen(&values[row], out),
+                WeightData::Packed(matrix) => matrix.decode_row(token as usize, 0..width, out),
             }
         }
         Ok(())
@@ -269,7 +285,7 @@ impl Backend for CpuBackend {
         bias: Option<&CpuWeight>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        linear(&mut self.pool, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
+        linear(&mut self.pool, &mut self.unpacked, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
         Ok(())
     }
 
@@ -277,12 +293,16 @@ impl Backend for CpuBackend {
         &mut self,
         shape: &AttentionShape,
         qk_norm: Option<QkNorm<'_, CpuWeight>>,
-        table: &CpuWeight,
+        table: Option<&CpuWeight>,
         qkv: &mut Vec<f32>,
         kv_cache: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        if let Some(norm) = qk_norm {
-            self.norm_heads(shape, &norm, qkv);
+        match qk_norm {
+            None => {}
+            Some(norm @ QkNorm { kind: NormKind::Rms, span: NormSpan::Head, .. }) => {
+                self.norm_heads(shape, &norm, qkv);
+            }
+            Some(_) => return Err(self.not_built("this norm of queries and keys")),
         }
         let (head, kv_heads, block_size) = (shape.head_dim, shape.num_kv_heads, self.limits.block_size);
         let plane = kv_heads * block_size * head;
@@ -290,7 +310,9 @@ impl Backend for CpuBackend {
         let (positions, rows) = (self.step.positions(), self.step.token_rows());
         for ((row, position), qkv) in rows.iter().zip(positions).zip(qkv.chunks_exact_mut(row_len)) {
             let position = *position as usize;
-            rotate(shape, &table.f32()[position * head..][..head], qkv);
+            if let Some(table) = table {
+                rotate(shape, &table.f32()[position * shape.rotary_dim..][..shape.rotary_dim], qkv);
+            }
             let slot = self.step.row_slots()[*row as usize] as usize;
             let entry = slot * self.limits.max_blocks_per_seq + position / block_size;
             let block = self.block_tables[entry] as usize;
@@ -307,10 +329,14 @@ impl Backend for CpuBackend {
     fn paged_attention(
         &mut self,
         shape: &AttentionShape,
+        sinks: Option<&CpuWeight>,
         qkv: &Vec<f32>,
         kv_cache: &Vec<f32>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
+        if sinks.is_some() || shape.alibi {
+            return Err(self.not_built("attention with sinks or ALiBi"));
+        }
         let Self { pool, isa, limits, step, block_tables, scratch, .. } = self;
         let (kv_heads, group) = (shape.num_kv_heads, shape.num_heads / shape.num_kv_heads);
         let (out_len, qkv_len) =
@@ -423,36 +449,56 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn gelu(
+    fn activate(
         &mut self,
         rows: usize,
         width: usize,
+        activation: Activation,
+        gated: bool,
         x: &Vec<f32>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         let (isa, out) = (self.isa, SharedSlice::new(out));
+        let kernel = match (activation, gated) {
+            (Activation::Silu, true) => silu_mul,
+            (Activation::Gelu, false) => gelu,
+            _ => return Err(self.not_built("this activation")),
+        };
+        let input_width = if gated { 2 * width } else { width };
         self.for_rows(rows, 8 * width, |row| {
             // SAFETY: each row is computed once.
             #[allow(unsafe_code)]
             let out = unsafe { row_of(&out, row, width) };
-            gelu(isa, &x[row * width..][..width], out);
+            kernel(isa, &x[row * input_width..][..input_width], out);
         });
         Ok(())
     }
 
-    fn silu_mul(
-        &mut self,
-        rows: usize,
-        width: usize,
-        gate_up: &Vec<f32>,
-        out: &mut Vec<f32>,
-    ) -> Result<(), BackendError> {
-        let (isa, out) = (self.isa, SharedSlice::new(out));
-        self.for_rows(rows, 8 * width, |row| {
-            let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
-            // SAFETY: each row is computed once.
+    fn add(&mut self, len: usize, x: &Vec<f32>, sum: &mut Vec<f32>) -> Result<(), BackendError> {
+        let sum = SharedSlice::new(sum);
+        self.for_rows(len.div_ceil(ELEMENT_CHUNK), ELEMENT_CHUNK, |chunk| {
+            let part = chunk_of(len, chunk);
+            // SAFETY: each chunk is computed once.
             #[allow(unsafe_code)]
-            silu_mul(isa, gate, up, unsafe { row_of(&out, row, width) });
+            let sum = unsafe { sum.part(part.start, part.len()) };
+            sum.iter_mut().zip(&x[part]).for_each(|(sum, x)| *sum += x);
+        });
+        Ok(())
+    }
+
+    fn scale(
+        &mut self,
+        len: usize,
+        factor: f32,
+        softcap: Option<f32>,
+        x: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, x) = (self.isa, SharedSlice::new(x));
+        self.for_rows(len.div_ceil(ELEMENT_CHUNK), ELEMENT_CHUNK, |chunk| {
+            let part = chunk_of(len, chunk);
+            // SAFETY: each chunk is computed once.
+            #[allow(unsafe_code)]
+            scale(isa, factor, softcap, unsafe { x.part(part.start, part.len()) });
         });
         Ok(())
     }

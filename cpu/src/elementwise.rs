@@ -2,6 +2,7 @@
 
 use quire_model::AttentionShape;
 
+use crate::attention::soft_cap;
 use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
 
 /// `out = x / sqrt(mean(x²) + eps) * weight`, one row.
@@ -24,17 +25,24 @@ pub(crate) fn gelu(isa: Isa, x: &[f32], out: &mut [f32]) {
     dispatch!(isa, gelu_kernel; x: &[f32] = x, out: &mut [f32] = out);
 }
 
-/// `out = silu(gate) * up`, one row.
-pub(crate) fn silu_mul(isa: Isa, gate: &[f32], up: &[f32], out: &mut [f32]) {
+/// `out = silu(gate) * up`, one row of `[gate | up]`.
+pub(crate) fn silu_mul(isa: Isa, gate_up: &[f32], out: &mut [f32]) {
+    let (gate, up) = gate_up.split_at(out.len());
     dispatch!(isa, silu_mul_kernel; gate: &[f32] = gate, up: &[f32] = up, out: &mut [f32] = out);
 }
 
-/// Rotates the query and key heads of one token. `angles` is its row of the table: cosines, then sines.
+/// `x = cap(factor * x)`, where `cap(x)` is `c * tanh(x / c)` if there is a `c`.
+pub(crate) fn scale(isa: Isa, factor: f32, softcap: Option<f32>, x: &mut [f32]) {
+    dispatch!(isa, scale_kernel; factor: f32 = factor, softcap: Option<f32> = softcap, x: &mut [f32] = x);
+}
+
+/// Rotates the first numbers of the query and key heads of one token. `angles` is its row of the table: cosines, then
+/// sines.
 pub(crate) fn rotate(shape: &AttentionShape, angles: &[f32], qkv: &mut [f32]) {
-    let (cos, sin) = angles.split_at(shape.head_dim / 2);
+    let (cos, sin) = angles.split_at(shape.rotary_dim / 2);
     let rotated = (shape.num_heads + shape.num_kv_heads) * shape.head_dim;
     for head in qkv[..rotated].chunks_exact_mut(shape.head_dim) {
-        let (low, high) = head.split_at_mut(shape.head_dim / 2);
+        let (low, high) = head[..shape.rotary_dim].split_at_mut(shape.rotary_dim / 2);
         for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
             (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
         }
@@ -71,6 +79,21 @@ fn head_norm_kernel<V: Lanes>(heads: &mut [f32], weight: &[f32], eps: f32) {
         for (x, weight) in head.iter_mut().zip(weight) {
             *x = *x * scale * weight;
         }
+    }
+}
+
+#[inline(always)]
+fn scale_kernel<V: Lanes>(factor: f32, softcap: Option<f32>, x: &mut [f32]) {
+    let scaled = |x: V| match softcap {
+        None => x.mul(V::splat(factor)),
+        Some(cap) => soft_cap(x.mul(V::splat(factor)), V::splat(cap)),
+    };
+    let (groups, tail) = x.as_chunks_mut::<LANES>();
+    groups.iter_mut().for_each(|group| scaled(V::load(group)).store(group));
+    if !tail.is_empty() {
+        let mut last = [0.0; LANES];
+        scaled(V::load(&padded(tail))).store(&mut last);
+        tail.copy_from_slice(&last[..tail.len()]);
     }
 }
 

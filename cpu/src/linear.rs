@@ -3,8 +3,13 @@
 //! Each element of the result is one sum of sixteen lanes over k, in order, closed by one tree. Tiles only
 //! decide which of these sums are under way at the same time, so that the bits do not depend on how many
 //! rows there are.
+//!
+//! Packed weights are read from memory packed. Each thread makes some rows of them f32 in a scratch that its
+//! cache holds, and multiplies by these as by any others: the bits are those of the dequantised matrix.
 
 use std::ops::Range;
+
+use quire_model::PackedMatrix;
 
 use crate::lanes::{Element, Isa, LANES, Lanes, dispatch, padded};
 use crate::pool::Pool;
@@ -21,9 +26,26 @@ const WEIGHT_BLOCK_BYTES: usize = 256 << 10;
 /// Chunks to hand out per thread, so that a late thread does not hold up the others.
 const CHUNKS_PER_THREAD: usize = 4;
 
-/// `x` is `[rows][weight.columns]`, `out` `[rows][weight.rows]`.
+/// Where each thread unpacks weights. Grown when weights are loaded, never while products are computed.
+#[derive(Default)]
+pub(crate) struct UnpackScratch(Vec<Vec<f32>>);
+
+impl UnpackScratch {
+    /// Makes room for products by that weight, for each thread.
+    pub(crate) fn reserve(&mut self, weight: &CpuWeight, num_threads: usize) {
+        if let WeightData::Packed(_) = &weight.data {
+            let len =
+                (unpacked_rows(weight.columns) * weight.columns).max(self.0.first().map_or(0, Vec::len));
+            self.0.resize(num_threads, Vec::new());
+            self.0.iter_mut().for_each(|scratch| scratch.resize(len, 0.0));
+        }
+    }
+}
+
+/// `x` is `[rows][weight.columns]`, `out` `[rows][weight.rows]`; `scratch` has room for `weight`.
 pub(crate) fn linear(
     pool: &mut Pool,
+    scratch: &mut UnpackScratch,
     isa: Isa,
     rows: usize,
     x: &[f32],
@@ -36,13 +58,21 @@ pub(crate) fn linear(
     let wanted = (rows * n * k / MIN_PRODUCTS_PER_CHUNK).clamp(1, pool.num_threads() * CHUNKS_PER_THREAD);
     // A multiple of the widest tile: no chunk but the last has narrow tiles.
     let chunk_columns = n.div_ceil(wanted).next_multiple_of(8);
-    pool.run(n.div_ceil(chunk_columns), &|_, chunk| {
+    let scratch = SharedSlice::new(&mut scratch.0);
+    pool.run(n.div_ceil(chunk_columns), &|worker, chunk| {
         let columns = chunk * chunk_columns..n.min((chunk + 1) * chunk_columns);
         let args = Args { rows, n, k, x, bias, columns, out };
         match &weight.data {
             WeightData::F32(w) => run(isa, args, w),
             WeightData::Bf16(w) => run(isa, args, w),
             WeightData::F16(w) => run(isa, args, w),
+            WeightData::Packed(w) => {
+                // SAFETY: no two threads are the same worker at the same time.
+                #[allow(unsafe_code)]
+                let scratch = unsafe { &mut scratch.part(worker, 1)[0] };
+                dispatch!(isa, packed_kernel; args: &Args<'_> = &args, weight: &PackedMatrix = w,
+                    scratch: &mut [f32] = scratch);
+            }
         }
     });
 }
@@ -64,19 +94,50 @@ fn run<W: Element>(isa: Isa, args: Args<'_>, weight: &[W]) {
 
 #[inline(always)]
 fn columns_kernel<V: Lanes, W: Element>(args: &Args<'_>, weight: &[W]) {
-    let column_bytes = args.k * size_of::<W>();
-    let block = (WEIGHT_BLOCK_BYTES / column_bytes.max(1)).max(1).next_multiple_of(8);
+    let block = block_rows(args.k * size_of::<W>());
     for start in args.columns.clone().step_by(block) {
         let columns = start..args.columns.end.min(start + block);
-        let mut row = 0;
-        while row < args.rows {
-            row += match args.rows - row {
-                1 => rows_kernel::<V, W, 1, 8>(args, weight, row, &columns),
-                2 => rows_kernel::<V, W, 2, 8>(args, weight, row, &columns),
-                3 => rows_kernel::<V, W, 3, 4>(args, weight, row, &columns),
-                _ => rows_kernel::<V, W, 4, 4>(args, weight, row, &columns),
-            };
+        let weight = &weight[columns.start * args.k..columns.end * args.k];
+        block_kernel::<V, W>(args, weight, &columns);
+    }
+}
+
+#[inline(always)]
+fn packed_kernel<V: Lanes>(args: &Args<'_>, weight: &PackedMatrix, scratch: &mut [f32]) {
+    let block = unpacked_rows(args.k);
+    for start in args.columns.clone().step_by(block) {
+        let columns = start..args.columns.end.min(start + block);
+        let unpacked = &mut scratch[..columns.len() * args.k];
+        for (row, out) in columns.clone().zip(unpacked.chunks_exact_mut(args.k.max(1))) {
+            weight.decode_row(row, 0..args.k, out);
         }
+        block_kernel::<V, f32>(args, unpacked, &columns);
+    }
+}
+
+/// Weights of `row_bytes` that all rows of `x` pass over before the next are read.
+#[inline(always)]
+fn block_rows(row_bytes: usize) -> usize {
+    (WEIGHT_BLOCK_BYTES / row_bytes.max(1)).max(1).next_multiple_of(8)
+}
+
+/// Rows of a packed weight that are unpacked before they are multiplied by.
+#[inline(always)]
+fn unpacked_rows(columns: usize) -> usize {
+    block_rows(columns * size_of::<f32>())
+}
+
+/// All rows of `x` times the rows of `weight`, which are those of `columns`.
+#[inline(always)]
+fn block_kernel<V: Lanes, W: Element>(args: &Args<'_>, weight: &[W], columns: &Range<usize>) {
+    let mut row = 0;
+    while row < args.rows {
+        row += match args.rows - row {
+            1 => rows_kernel::<V, W, 1, 8>(args, weight, row, columns),
+            2 => rows_kernel::<V, W, 2, 8>(args, weight, row, columns),
+            3 => rows_kernel::<V, W, 3, 4>(args, weight, row, columns),
+            _ => rows_kernel::<V, W, 4, 4>(args, weight, row, columns),
+        };
     }
 }
 
@@ -90,16 +151,17 @@ fn rows_kernel<V: Lanes, W: Element, const M: usize, const N: usize>(
 ) -> usize {
     let mut column = columns.start;
     while column + N <= columns.end {
-        tile::<V, W, M, N>(args, weight, row, column);
+        tile::<V, W, M, N>(args, &weight[(column - columns.start) * args.k..], row, column);
         column += N;
     }
     while column < columns.end {
-        tile::<V, W, M, 1>(args, weight, row, column);
+        tile::<V, W, M, 1>(args, &weight[(column - columns.start) * args.k..], row, column);
         column += 1;
     }
     M
 }
 
+/// `weight` begins with the row of `column`.
 #[inline(always)]
 fn tile<V: Lanes, W: Element, const M: usize, const N: usize>(
     args: &Args<'_>,
@@ -109,7 +171,7 @@ fn tile<V: Lanes, W: Element, const M: usize, const N: usize>(
 ) {
     let k = args.k;
     let x: [_; M] = std::array::from_fn(|m| args.x[(row + m) * k..][..k].as_chunks::<LANES>());
-    let w: [_; N] = std::array::from_fn(|n| weight[(column + n) * k..][..k].as_chunks::<LANES>());
+    let w: [_; N] = std::array::from_fn(|n| weight[n * k..][..k].as_chunks::<LANES>());
     let mut sums = [[V::splat(0.0); N]; M];
     for i in 0..k / LANES {
         // SAFETY: all rows have k elements, so k / LANES whole groups.
