@@ -51,6 +51,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
     };
     let cache = CacheInfo {
         block_size: BLOCK_SIZE,
+        blocks_per_sequence: scheduler.blocks_per_sequence(),
         enable_prefix_caching: true,
         cache_dtype: "simulated".into(),
         gpu_memory_utilization: 0.0,

@@ -1,7 +1,7 @@
 //! The forward pass, once for all models and devices: from the step's tokens to normalised hidden states.
 
 use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, LayerNorm, QkNorm, StepLimits};
-use crate::kv_layout::KvLayout;
+use crate::kv_groups::KvGroups;
 use crate::rope::rope_table;
 use crate::runner::RunnerConfig;
 use crate::spec::{LayerSpec, LmHead, MlpSpec, ModelSpec, Norms};
@@ -10,8 +10,10 @@ use crate::weights::{DenseWeights, LayerWeights, Model, Norm};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
-    /// `[layer]`, each as [`KvLayout`] says.
+    /// Each as [`crate::KvLayout`] says.
     kv_cache: Vec<B::Buffer>,
+    /// Which of them is whose.
+    kv_groups: KvGroups,
     /// One for each rotation.
     rope_tables: Vec<B::Weight>,
     /// `[T][hidden]` the sum of all layers so far.
@@ -40,11 +42,12 @@ impl<B: Backend> Workspace<B> {
         spec: &ModelSpec,
         limits: &StepLimits,
         config: &RunnerConfig,
+        kv_groups: KvGroups,
     ) -> Result<Self, BackendError> {
-        let layout = KvLayout::new(spec, limits.block_size);
+        let layout = kv_groups.layout(spec, limits.block_size);
         let mut kv_cache = Vec::with_capacity(layout.layers.len());
-        for layer in 0..layout.layers.len() {
-            kv_cache.push(backend.alloc(BufferRole::KvCache, config.num_blocks * layout.block_len(layer))?);
+        for buffer in 0..layout.layers.len() {
+            kv_cache.push(backend.alloc(BufferRole::KvCache, config.num_blocks * layout.block_len(buffer))?);
         }
         let mut rope_tables = Vec::with_capacity(spec.ropes().len());
         for rope in spec.ropes() {
@@ -68,6 +71,7 @@ impl<B: Backend> Workspace<B> {
             |size: fn(&crate::DenseSpec) -> usize| spec.max_of_layers(|layer| size(layer.mlp.dense()));
         Ok(Self {
             kv_cache,
+            kv_groups,
             rope_tables,
             normed: activation(spec.hidden_size)?,
             projected: activation(spec.hidden_size)?,
@@ -233,9 +237,11 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Result<(), BackendError> {
         let Self { backend, model, rows, workspace } = self;
         let (spec, rows) = (&model.spec, *rows);
-        let Workspace { residual, normed, projected, qkv, attended, kv_cache, rope_tables, .. } =
-            &mut **workspace;
-        let shape = AttentionShape::of(spec, &layer.attention);
+        let Workspace {
+            residual, normed, projected, qkv, attended, kv_cache, kv_groups, rope_tables, ..
+        } = &mut **workspace;
+        let place = kv_groups.place(index);
+        let shape = AttentionShape { kv_group: place.group, ..AttentionShape::of(spec, &layer.attention) };
         let input = if spec.norms == Norms::After { residual } else { normed };
         backend.linear(rows, input, &weights.qkv.weight, weights.qkv.bias.as_ref(), qkv)?;
         if spec.causal {
@@ -248,8 +254,14 @@ impl<B: Backend> Pass<'_, B> {
                 eps: spec.norm.eps,
             });
             let table = layer.attention.rope.map(|rope| &rope_tables[rope]);
-            backend.rope_and_cache(&shape, qk_norm, table, qkv, &mut kv_cache[index])?;
-            backend.paged_attention(&shape, weights.sinks.as_ref(), qkv, &kv_cache[index], attended)?;
+            backend.rope_and_cache(&shape, qk_norm, table, qkv, &mut kv_cache[place.buffer])?;
+            backend.paged_attention(
+                &shape,
+                weights.sinks.as_ref(),
+                qkv,
+                &kv_cache[place.buffer],
+                attended,
+            )?;
         } else {
             backend.full_attention(&shape, qkv, attended)?;
         }

@@ -96,6 +96,11 @@ impl SchedulerConfig {
         }
     }
 
+    /// The most blocks that a sequence of the greatest length holds at a time, over all groups of layers.
+    pub fn blocks_per_sequence(&self) -> u32 {
+        self.kv_cache().max_blocks(self.max_model_len) as u32
+    }
+
     fn check_kv_cache(&self) -> Result<(), ConfigError> {
         let num_groups = self.kv_groups.len();
         if !(1..=MAX_KV_GROUPS).contains(&num_groups) {
