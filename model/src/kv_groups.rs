@@ -9,7 +9,7 @@
 use quire_scheduler::kv::{KvGroup, MAX_KV_GROUPS};
 
 use crate::kv_layout::KvLayout;
-use crate::spec::ModelSpec;
+use crate::spec::{LayerSpec, ModelSpec};
 
 /// Where a layer keeps its keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +35,14 @@ impl KvGroups {
         Self { groups: vec![KvGroup::FULL], places }
     }
 
-    /// Groups by windows, where all layers keep equally much of a token; else [`Self::one`].
+    /// Groups by windows, where all layers keep equally much of a token; else, and where they keep latents (which no
+    /// model has windows on), [`Self::one`].
     pub fn by_window(spec: &ModelSpec) -> Self {
         // The size of a block does not matter here.
         let kept = KvLayout::new(spec, 1).layers;
-        if kept.is_empty() || kept.windows(2).any(|pair| pair[0] != pair[1]) {
+        let is_latent = |layer: &LayerSpec| layer.attention.latent.is_some();
+        let differ = kept.windows(2).any(|pair| pair[0] != pair[1]);
+        if kept.is_empty() || differ || spec.layers.iter().any(is_latent) {
             return Self::one(spec);
         }
         let mut kinds: Vec<(KvGroup, Vec<usize>)> = Vec::new();

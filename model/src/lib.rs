@@ -18,10 +18,12 @@ mod input_batch;
 mod kv_groups;
 mod kv_layout;
 mod labels;
+mod latent_spec;
 mod loader;
 mod logprobs;
 mod mapped_file;
 mod masks;
+mod moe_spec;
 mod philox;
 mod pooler;
 pub mod quantization;
@@ -37,7 +39,8 @@ mod step_inputs;
 mod weights;
 
 pub use backend::{
-    AttentionShape, Backend, BackendError, BufferRole, LayerNorm, LinearShape, QkNorm, StepLimits,
+    AttentionShape, Backend, BackendError, BufferRole, Heads, LatentInput, LatentNorm, LayerNorm,
+    LinearShape, QkNorm, StepLimits,
 };
 pub use checkpoint::{Checkpoint, TensorData, TensorView};
 pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};
@@ -46,8 +49,12 @@ pub use input_batch::InputBatch;
 pub use kv_groups::{KvGroups, KvPlace};
 pub use kv_layout::{KvLayout, KvOfToken};
 pub use labels::{LabelActivation, Labels};
+pub use latent_spec::{LatentShape, LatentSpec};
 pub use logprobs::{RankedLogprob, capture_logprob, capture_logprobs_of};
 pub use mapped_file::MappedFile;
+pub use moe_spec::{
+    ExpertActivation, ExpertGroups, Experts, GroupScore, MoeSpec, RouterScores, RouterSpec, SharedExpertSpec,
+};
 pub use philox::{philox4x32, uniform};
 pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
 pub use quantization::{MatrixView, PackedMatrix, Quantization};

@@ -3,6 +3,9 @@
 //! Backends know one form of everything: projections of the same input stacked, rotated numbers in halves, norms as
 //! plain factors. What a checkpoint has otherwise is put into that form here, by an order of rows.
 
+mod latent;
+mod moe;
+
 use std::collections::BTreeSet;
 
 use crate::backend::Backend;
@@ -16,7 +19,7 @@ use crate::spec::{
     AttentionSpec, ClassifierForm, DenseSpec, Dtype, LmHead, MlpSpec, ModelSpec, NormKind, NormSpan, Norms,
     Positions,
 };
-use crate::weights::{DenseWeights, LayerNorms, LayerWeights, LmHeadWeights, Norm, Projection};
+use crate::weights::{DenseWeights, LayerNorms, LayerWeights, LmHeadWeights, MlpWeights, Norm, Projection};
 
 /// One load. Whatever is asked for counts as used; what is left at the end is refused.
 pub(crate) struct Loader<'a, B: Backend> {
@@ -106,15 +109,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         let sinks = self.names.layer(index, names.sinks);
         Ok(LayerWeights {
             norms: self.layer_norms(index)?,
-            qkv: self.projection(&self.qkv_parts(index, attention), hidden, attention.qkv_bias)?,
+            qkv: self.projection(&self.qkv_parts(index, attention), hidden, attention.has_qkv_bias())?,
             qk_norm: self.qk_norm(index, attention)?,
             sinks: match attention.sinks {
                 true => Some(self.vector(&sinks, attention.num_heads, None, 0.0)?),
                 false => None,
             },
             output: self.projection(&output, attention.output_size(), attention.output_bias)?,
+            latent: self.latent(index, attention)?,
             mlp: match &spec.mlp {
-                MlpSpec::Dense(mlp) => self.dense(index, mlp)?,
+                MlpSpec::Dense(mlp) => {
+                    MlpWeights::Dense(self.dense(index, mlp, names.mlp_input, names.mlp_output)?)
+                }
+                MlpSpec::Moe(moe) => MlpWeights::Moe(self.moe(index, moe)?),
             },
         })
     }
@@ -150,8 +157,12 @@ impl<'a, B: Backend> Loader<'a, B> {
         let own_mlp = before && norms != (Norms::Parallel { shared: true });
         let names = &self.names.of.norms;
         let name = |module| self.names.layer(index, module);
+        let [attention, mlp] = match names.parallel {
+            Some(own) if norms == (Norms::Parallel { shared: false }) => own,
+            _ => [names.attention, names.mlp],
+        };
         let [attention, attention_output, mlp, mlp_output] =
-            [names.attention, names.attention_output, names.mlp, names.mlp_output].map(name);
+            [attention, names.attention_output, mlp, names.mlp_output].map(name);
         Ok(LayerNorms {
             attention: self.norm(before, attention)?,
             attention_output: self.norm(after, attention_output)?,
@@ -180,6 +191,9 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// Queries, keys and values, each in the order in which backends rotate.
     fn qkv_parts(&self, index: usize, attention: &AttentionSpec) -> Vec<Part> {
+        if let Some(latent) = &attention.latent {
+            return vec![self.first_queries(index, attention, latent)];
+        }
         let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = *attention;
         let rows = [num_heads, num_kv_heads, num_kv_heads].map(|heads| heads * head_dim);
         let rotated = self.interleaved_dim(attention);
@@ -226,25 +240,45 @@ impl<'a, B: Backend> Loader<'a, B> {
         attention: &AttentionSpec,
     ) -> Result<Option<(B::Weight, B::Weight)>, ModelError> {
         let Some(norm) = attention.qk_norm else { return Ok(None) };
-        let names = self.names.of;
-        let (head_dim, rotated) = (attention.head_dim, self.interleaved_dim(attention));
+        let (names, rotated) = (self.names.of, self.interleaved_dim(attention));
         let mut load = |name: &str, heads: usize| {
-            let rows = match norm.span {
-                NormSpan::Head => head_dim,
-                NormSpan::EachHead | NormSpan::Whole => heads * head_dim,
+            let shape = match norm.span {
+                NormSpan::Head => vec![attention.head_dim],
+                NormSpan::EachHead => vec![heads, attention.head_dim],
+                NormSpan::Whole => vec![heads * attention.head_dim],
             };
-            let order = rotated.map(|dim| halves(&(0..rows).collect::<Vec<_>>(), head_dim, dim));
             let name = format!("{}.weight", self.names.layer(index, name));
-            self.vector(&name, rows, order.as_deref(), self.spec.norm.offset)
+            let parts: Vec<_> = match name.contains('*') {
+                false => vec![(name, &shape[..])],
+                true => (0..heads).map(|head| (name.replace('*', &head.to_string()), &shape[1..])).collect(),
+            };
+            let mut views = Vec::with_capacity(parts.len());
+            for (name, shape) in parts {
+                let view = self.tensor(&name, shape)?.flattened().plus(self.spec.norm.offset);
+                views.push(match rotated {
+                    Some(dim) => {
+                        let rows: Vec<usize> = (0..view.shape[0]).collect();
+                        view.select_rows(&halves(&rows, attention.head_dim, dim))
+                    }
+                    None => view,
+                });
+            }
+            Ok::<_, ModelError>(self.backend.load(&views)?)
         };
         let q = load(names.q_norm, attention.num_heads)?;
         Ok(Some((q, load(names.k_norm, attention.num_kv_heads)?)))
     }
 
-    fn dense(&mut self, index: usize, mlp: &DenseSpec) -> Result<DenseWeights<B>, ModelError> {
+    fn dense(
+        &mut self,
+        index: usize,
+        mlp: &DenseSpec,
+        input: Stack<2>,
+        output: &str,
+    ) -> Result<DenseWeights<B>, ModelError> {
         let (hidden, inner) = (self.spec.hidden_size, mlp.intermediate_size);
         let module = |name| self.names.layer(index, name);
-        let input = match &self.names.of.mlp_input {
+        let input = match input {
             Stack::Separate([_, only]) if !mlp.gated => vec![Part::whole(module(only), inner)],
             Stack::Separate(names) => names.iter().map(|name| Part::whole(module(name), inner)).collect(),
             Stack::Stacked(name) => vec![Part::whole(module(name), mlp.input_size())],
@@ -253,7 +287,7 @@ impl<'a, B: Backend> Loader<'a, B> {
                 vec![Part { module: module(name), rows: mlp.input_size(), order }]
             }
         };
-        let output = vec![Part::whole(module(self.names.of.mlp_output), hidden)];
+        let output = vec![Part::whole(module(output), hidden)];
         Ok(DenseWeights {
             input: self.projection(&input, hidden, mlp.bias)?,
             output: self.projection(&output, inner, mlp.bias)?,

@@ -34,6 +34,21 @@ impl Config {
         Self { fields }
     }
 
+    /// The same with a field set, whatever it was.
+    pub(crate) fn with(&self, field: &str, value: Value) -> Self {
+        let mut fields = self.fields.clone();
+        fields.insert(field.into(), value);
+        Self { fields }
+    }
+
+    /// The same with a family's own name for a field replaced by the common one, if it is there.
+    pub(crate) fn renamed(&self, own: &str, common: &str) -> Self {
+        match self.get(own) {
+            Some(value) => self.with(common, value.clone()),
+            None => Self { fields: self.fields.clone() },
+        }
+    }
+
     /// A field that is there and not `null`.
     pub(crate) fn get(&self, field: &str) -> Option<&Value> {
         self.fields.get(field).filter(|value| !value.is_null())
@@ -82,6 +97,15 @@ impl Config {
     /// A finite number with transformers' default.
     pub(crate) fn f32_or(&self, field: &'static str, default: f32) -> Result<f32, ModelError> {
         Ok(self.number(field)?.map_or(default, |number| number as f32))
+    }
+
+    /// A finite number with a default where it is absent; `null` says that there is none.
+    pub(crate) fn number_or_null(
+        &self,
+        field: &'static str,
+        default: Option<f64>,
+    ) -> Result<Option<f64>, ModelError> {
+        if self.fields.contains_key(field) { self.number(field) } else { Ok(default) }
     }
 
     /// A switch with transformers' default.

@@ -62,6 +62,7 @@ pub(crate) fn attention(config: &Config, head_dim: usize) -> Result<AttentionSpe
         num_heads,
         num_kv_heads,
         head_dim,
+        latent: None,
         rope: Some(0),
         qkv_bias: false,
         output_bias: false,
@@ -95,6 +96,11 @@ pub(crate) fn num_layers(config: &Config) -> Result<usize, ModelError> {
 /// Whether the head is the embedding; `tied` where the config does not say.
 pub(crate) fn lm_head(config: &Config, tied: bool) -> Result<LmHead, ModelError> {
     Ok(if config.flag_or("tie_word_embeddings", tied)? { LmHead::Tied } else { LmHead::Own })
+}
+
+/// LayerNorm with a bias, and the field of what is added to the variance.
+pub(crate) fn layer_norm(config: &Config, eps: &'static str) -> Result<NormSpec, ModelError> {
+    Ok(NormSpec { kind: NormKind::Layer, eps: config.f32_or(eps, 1e-5)?, bias: true, offset: 0.0 })
 }
 
 /// A non-linearity by transformers' name for it.

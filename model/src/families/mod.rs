@@ -4,12 +4,27 @@
 //! numbers is refused by name. Defaults are those of transformers' config classes.
 
 mod bert;
+mod cohere;
 pub(crate) mod config;
 mod decoder;
+mod deepseek;
+mod falcon;
+mod gemma;
+mod gpt;
+mod gpt_oss;
+mod granite;
 mod llama;
+mod mixtral;
+mod mixtures;
 pub(crate) mod names;
+mod olmo;
+mod openelm;
+mod phi;
 mod qwen;
+mod qwen_moe;
 mod rope;
+mod smollm;
+mod stablelm;
 
 use std::path::Path;
 
@@ -36,14 +51,42 @@ pub(crate) struct Family {
 
 /// What names of architectures end in: one that generates, one without a head, one with a head of labels.
 const GENERATES: &str = "ForCausalLM";
+/// The same in GPT-2's time.
+const LM_HEAD_MODEL: &str = "LMHeadModel";
 const BARE: &str = "Model";
 const CLASSIFIES: &str = "ForSequenceClassification";
 
-const FAMILIES: [&Family; 7] = [
+const FAMILIES: [&Family; 33] = [
     &llama::LLAMA,
     &llama::MISTRAL,
+    &llama::MINISTRAL,
     &qwen::QWEN2,
     &qwen::QWEN3,
+    &phi::PHI3,
+    &gemma::GEMMA,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &openelm::OPENELM,
+    &olmo::OLMO2,
+    &granite::GRANITE,
+    &smollm::SMOLLM3,
+    &stablelm::STABLELM,
+    &gpt::GPT2,
+    &gpt::GPT_NEOX,
+    &falcon::FALCON,
+    &cohere::COHERE,
+    &cohere::COHERE2,
+    &mixtral::MIXTRAL,
+    &qwen_moe::QWEN2_MOE,
+    &qwen_moe::QWEN3_MOE,
+    &phi::PHIMOE,
+    &phi::PHI_MOE,
+    &olmo::OLMOE,
+    &granite::GRANITE_MOE,
+    &granite::GRANITE_MOE_SHARED,
+    &deepseek::DEEPSEEK_V2,
+    &deepseek::DEEPSEEK_V3,
+    &gpt_oss::GPT_OSS,
     &bert::BERT,
     &bert::ROBERTA,
     &bert::XLM_ROBERTA,
@@ -94,7 +137,8 @@ impl ModelSpec {
         }
         let spec = (family.spec)(&config)?;
         let form = classifier_form(&spec, architecture);
-        let generates = spec.causal && architecture.ends_with(GENERATES);
+        let generates =
+            spec.causal && [GENERATES, LM_HEAD_MODEL].iter().any(|head| architecture.ends_with(head));
         Ok(Self {
             architecture: architecture.into(),
             eos_token_ids: end_tokens(&config, generation_config)?,

@@ -6,6 +6,7 @@
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::ModelError;
 use crate::quantization::at_load::quantize;
+use crate::quantization::ggml::GgmlRows;
 use crate::quantization::packed::{PackedMatrix, PackedRows};
 use crate::quantization::plain::PlainRows;
 use crate::quantization::stored::Stored;
@@ -65,6 +66,9 @@ pub fn read_matrix<'a>(
     let mut module = Module { checkpoint, name, rows, columns, used };
     if rows.checked_mul(columns).is_none_or(|elements| elements == 0) {
         return Ok(MatrixView::Plain(module.plain()?));
+    }
+    if let Some(matrix) = module.blocks()? {
+        return Ok(MatrixView::Packed(matrix));
     }
     let packed = match quantization {
         Quantization::None => None,
@@ -131,6 +135,22 @@ impl<'a> Module<'a, '_> {
         for suffix in suffixes.iter().filter(|suffix| self.has(suffix)).collect::<Vec<_>>() {
             (self.used)(&format!("{}.{suffix}", self.name));
         }
+    }
+
+    /// The weight, if a GGUF file has it as blocks.
+    fn blocks(&mut self) -> Result<Option<PackedMatrix>, ModelError> {
+        let name = format!("{}.weight", self.name);
+        let Some(tensor) = self.checkpoint.blocks(&name) else { return Ok(None) };
+        let expected = [self.rows, self.columns];
+        if tensor.shape != expected {
+            let found = tensor.shape.to_vec();
+            return Err(ModelError::Shape { name, found, expected: expected.to_vec() });
+        }
+        let rows =
+            GgmlRows::of(tensor).map_err(|reason| ModelError::PackedTensor { name: name.clone(), reason })?;
+        (self.used)(&name);
+        self.checkpoint.give_back(&name);
+        Ok(Some(PackedRows::Ggml(rows).into()))
     }
 
     /// The weight as a tensor of a type that is computed with.
