@@ -189,6 +189,12 @@ pub trait Backend: Send {
         1
     }
 
+    /// Refuses a model that this device cannot compute, by what it lacks, before anything of it is loaded.
+    fn check(&self, spec: &ModelSpec) -> Result<(), BackendError> {
+        let _ = spec;
+        Ok(())
+    }
+
     /// What an element of [`BufferRole::KvCache`] is stored as.
     fn kv_dtype(&self) -> Dtype;
 

@@ -5,6 +5,7 @@ use quire_scheduler::{Pooling, TokenId};
 use crate::backend::{BufferRole, LinearShape, StepLimits};
 use crate::latent_spec::LatentSpec;
 use crate::moe_spec::MoeSpec;
+use crate::quantization::Quantization;
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,6 +57,8 @@ pub struct ModelSpec {
     pub lm_head: LmHead,
     /// Whether the head of its own has a bias.
     pub lm_head_bias: bool,
+    /// How weights are stored, or what they are made at load.
+    pub quantization: Quantization,
     /// What makes logits of labels of a pooled hidden state.
     pub classifier: Option<ClassifierSpec>,
     /// End tokens of config.json and generation_config.json together; sorted, without repeats.

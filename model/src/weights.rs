@@ -126,6 +126,7 @@ impl<B: Backend> Model<B> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModelError> {
+        backend.check(&spec)?;
         let mut loader = Loader::new(backend, &spec, checkpoint)?;
         let embedding = loader.embedding()?;
         let positions = loader.positions()?;

@@ -45,6 +45,7 @@ pub(crate) fn bare(config: &Config, hidden_size: usize) -> Result<ModelSpec, Mod
         scales: Scales::default(),
         lm_head: lm_head(config, false)?,
         lm_head_bias: false,
+        quantization: Default::default(),
         classifier: None,
         eos_token_ids: Vec::new(),
     })

@@ -31,10 +31,11 @@ use std::path::Path;
 use quire_scheduler::TokenId;
 use serde_json::Value;
 
-use self::config::{Config, invalid, parse, unsupported};
+use self::config::{Config, invalid, parse};
 use self::names::Names;
 use crate::error::ModelError;
 use crate::labels::num_labels;
+use crate::quantization::Quantization;
 use crate::spec::{ClassifierForm, ClassifierSpec, LmHead, ModelSpec};
 
 /// Models that differ in nothing but sizes and settings.
@@ -131,10 +132,6 @@ impl ModelSpec {
         let config = Config::parse(config)?;
         let architecture = config.architecture()?;
         let family = family_of(architecture)?;
-        if let Some(quantization) = config.get("quantization_config") {
-            let method = quantization.get("quant_method").unwrap_or(quantization);
-            return Err(unsupported("quantization_config", method, "unquantised weights"));
-        }
         let spec = (family.spec)(&config)?;
         let form = classifier_form(&spec, architecture);
         let generates =
@@ -144,6 +141,7 @@ impl ModelSpec {
             eos_token_ids: end_tokens(&config, generation_config)?,
             lm_head: if generates { spec.lm_head } else { LmHead::None },
             lm_head_bias: generates && spec.lm_head_bias,
+            quantization: Quantization::from_config(config.get("quantization_config"))?,
             classifier: form.map(|form| ClassifierSpec { num_labels, form }),
             ..spec
         })
