@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
-    RunnerConfig, SamplingDefaults, is_sentence_transformer,
+    BackendError, Checkpoint, KvDtype, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
+    RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
 };
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
@@ -105,7 +105,8 @@ pub fn start(
     log_requests: bool,
     mut progress: impl FnMut(Progress) + Send + 'static,
 ) -> Result<Loaded, LoadError> {
-    let files = Files::read(config)?;
+    let mut files = Files::read(config)?;
+    files.config = with_overrides(&files.config, &config.hf_overrides)?;
     let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
     let (spec, pooler) = task(config, &files.config, spec)?;
     let defaults = sampling_defaults(config, files.generation_config.as_deref())?;
@@ -123,14 +124,15 @@ pub fn start(
     if pooler.is_some() && !device.can_pool() {
         return Err(LoadError::NoPooling);
     }
-    let scheduler = scheduler_config(config, &spec, &device)?;
+    let kv_dtype = device.kv_dtype(config, &spec)?;
+    let scheduler = scheduler_config(config, &spec, &device, kv_dtype)?;
     let model = model_info(config, &spec, &scheduler);
     let mut limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults);
     limits.thinking = chat.thinking().cloned();
     let cache = CacheInfo {
         block_size: scheduler.block_size,
         enable_prefix_caching: scheduler.enable_prefix_caching,
-        cache_dtype: dtype_name(device.kv_dtype(config, &spec)).into(),
+        cache_dtype: kv_dtype.name().into(),
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_cache_memory_bytes: config.kv_cache_memory_bytes,
     };
@@ -321,6 +323,7 @@ fn scheduler_config(
     config: &EngineConfig,
     spec: &ModelSpec,
     device: &Device,
+    kv_dtype: KvDtype,
 ) -> Result<SchedulerConfig, LoadError> {
     let limit = u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX);
     let longest = match config.max_model_len {
@@ -347,8 +350,7 @@ fn scheduler_config(
         block_size: config.block_size as usize,
         num_blocks: 0,
     };
-    let kv =
-        KvRoom::new(spec, device.kv_dtype(config, spec), device.kv_memory(config, spec, &limits)?, &limits)?;
+    let kv = KvRoom::new(spec, kv_dtype, device.kv_memory(config, spec, &limits)?, &limits)?;
     let max_model_len = match config.max_model_len {
         MaxModelLen::Fitting => limit.min(u32::try_from(kv.tokens()).unwrap_or(u32::MAX).max(2)),
         MaxModelLen::Model | MaxModelLen::Tokens(_) => longest,
@@ -391,7 +393,7 @@ struct KvRoom {
 impl KvRoom {
     fn new(
         spec: &ModelSpec,
-        dtype: Dtype,
+        dtype: KvDtype,
         memory: KvMemory,
         limits: &RunnerConfig,
     ) -> Result<Self, LoadError> {
@@ -427,14 +429,6 @@ impl KvRoom {
         }
         let useful = per_sequence * max_num_seqs as usize + 1;
         Ok(u32::try_from(self.fitting.min(useful)).unwrap_or(u32::MAX))
-    }
-}
-
-fn dtype_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "float32",
-        Dtype::F16 => "float16",
-        Dtype::Bf16 => "bfloat16",
     }
 }
 

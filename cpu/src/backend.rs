@@ -3,13 +3,14 @@
 use std::ops::Range;
 
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow, LogitsTask,
-    PLACEHOLDER_BIT, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView,
-    sample_row,
+    AttentionShape, Backend, BackendError, BufferRole, KvDtype, KvScales, LayerNorm, LinearShape, LogitsRow,
+    LogitsTask, PLACEHOLDER_BIT, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits,
+    TensorView, sample_row,
 };
 
 use crate::attention::{PagedKv, Queries, Sequence, attend, attend_all, key_offset, scores_len};
 use crate::elementwise::{gelu, head_norm, layer_norm, rms_norm, rotate, silu_mul};
+use crate::kv_cache::{CpuKvCache, StoredScales, with_elements};
 use crate::lanes::{Element, Isa};
 use crate::linear::linear;
 use crate::pool::Pool;
@@ -31,6 +32,7 @@ pub struct CpuOptions {
 pub struct CpuBackend {
     pool: Pool,
     isa: Isa,
+    kv_dtype: KvDtype,
     limits: StepLimits,
     step: StepInputs,
     /// `[slot][max_blocks_per_seq]`.
@@ -69,6 +71,7 @@ impl CpuBackend {
         Ok(Self {
             pool,
             isa,
+            kv_dtype: KvDtype::F32,
             limits: StepLimits {
                 max_num_seqs: 0,
                 max_num_batched_tokens: 0,
@@ -86,6 +89,11 @@ impl CpuBackend {
             num_results: 0,
             pooled: Vec::new(),
         })
+    }
+
+    /// The same, with keys and values kept as `dtype`; else they are f32.
+    pub fn with_kv_dtype(self, dtype: KvDtype) -> Self {
+        Self { kv_dtype: dtype, ..self }
     }
 
     /// The instruction set in use.
@@ -117,19 +125,19 @@ impl CpuBackend {
 
     /// Writes to all of a new buffer, so that the system provides its pages now: a machine without the memory
     /// fails at the start, not under load, and a server's memory does not grow while it serves.
-    fn touch(&mut self, buffer: &mut [f32]) {
+    fn touch<T: Element>(&mut self, buffer: &mut [T]) {
         let len = buffer.len();
         let shared = SharedSlice::new(buffer);
         self.pool.run(len.div_ceil(TOUCH_CHUNK_LEN), &|_, chunk| {
             let first = chunk * TOUCH_CHUNK_LEN;
             // SAFETY: each chunk is handed to one thread once, and chunks do not overlap.
             #[allow(unsafe_code)]
-            unsafe { shared.part(first, TOUCH_CHUNK_LEN.min(len - first)) }.fill(0.0);
+            unsafe { shared.part(first, TOUCH_CHUNK_LEN.min(len - first)) }.fill(T::default());
         });
     }
 }
 
-/// Elements of a new buffer that a thread fills at a time: 4 MiB.
+/// Elements of a new buffer that a thread fills at a time: some MiB.
 const TOUCH_CHUNK_LEN: usize = 1 << 20;
 
 fn error(reason: String) -> BackendError {
@@ -149,6 +157,7 @@ unsafe fn row_of<'a>(out: &'a SharedSlice<'_, f32>, row: usize, width: usize) ->
 impl Backend for CpuBackend {
     type Buffer = Vec<f32>;
     type Weight = CpuWeight;
+    type KvCache = CpuKvCache;
 
     fn name(&self) -> &'static str {
         "cpu"
@@ -156,10 +165,6 @@ impl Backend for CpuBackend {
 
     fn max_in_flight(&self) -> usize {
         1
-    }
-
-    fn kv_dtype(&self) -> Dtype {
-        Dtype::F32
     }
 
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<CpuWeight, BackendError> {
@@ -174,6 +179,23 @@ impl Backend for CpuBackend {
         let mut buffer = zeroed(len).ok_or_else(|| error(format!("no memory for {len} f32 of {role:?}")))?;
         self.touch(&mut buffer);
         Ok(buffer)
+    }
+
+    fn alloc_kv_cache(
+        &mut self,
+        vectors: usize,
+        width: usize,
+        scales: KvScales,
+    ) -> Result<CpuKvCache, BackendError> {
+        let dtype = self.kv_dtype;
+        let mut cache = CpuKvCache::new(dtype, vectors, width, scales).ok_or_else(|| {
+            error(format!("no memory for {vectors} keys and values of {width} numbers as {}", dtype.name()))
+        })?;
+        with_elements!(&mut cache.data, elements => self.touch(elements));
+        if let StoredScales::OfToken(scales) = &mut cache.scales {
+            self.touch(scales);
+        }
+        Ok(cache)
     }
 
     fn prepare(&mut self, limits: &StepLimits, _linears: &[LinearShape]) -> Result<(), BackendError> {
@@ -279,13 +301,12 @@ impl Backend for CpuBackend {
         qk_norm: Option<QkNorm<'_, CpuWeight>>,
         table: &CpuWeight,
         qkv: &mut Vec<f32>,
-        kv_cache: &mut Vec<f32>,
+        kv_cache: &mut CpuKvCache,
     ) -> Result<(), BackendError> {
         if let Some(norm) = qk_norm {
             self.norm_heads(shape, &norm, qkv);
         }
         let (head, kv_heads, block_size) = (shape.head_dim, shape.num_kv_heads, self.limits.block_size);
-        let plane = kv_heads * block_size * head;
         let row_len = (shape.num_heads + 2 * kv_heads) * head;
         let (positions, rows) = (self.step.positions(), self.step.token_rows());
         for ((row, position), qkv) in rows.iter().zip(positions).zip(qkv.chunks_exact_mut(row_len)) {
@@ -297,8 +318,7 @@ impl Backend for CpuBackend {
             let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
             for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
                 let to = key_offset(shape, block_size, block, index, position % block_size);
-                kv_cache[to..to + head].copy_from_slice(key);
-                kv_cache[to + plane..to + plane + head].copy_from_slice(value);
+                kv_cache.write(shape, block_size, to, key, value);
             }
         }
         Ok(())
@@ -308,7 +328,7 @@ impl Backend for CpuBackend {
         &mut self,
         shape: &AttentionShape,
         qkv: &Vec<f32>,
-        kv_cache: &Vec<f32>,
+        kv_cache: &CpuKvCache,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         let Self { pool, isa, limits, step, block_tables, scratch, .. } = self;
@@ -330,12 +350,16 @@ impl Backend for CpuBackend {
                 let position = step.positions()[token] as usize;
                 let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
                 let table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
-                let kv = PagedKv { cache: kv_cache, block_table: table, block_size: limits.block_size };
                 let heads = &qkv[token * qkv_len + kv_head * group_len..][..group_len];
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                attend(*isa, shape, kv, Queries { kv_head, position, heads }, &mut scratch.scores, out);
+                let queries = Queries { kv_head, position, heads };
+                with_elements!(&kv_cache.data, cache => {
+                    let (block_size, scales) = (limits.block_size, kv_cache.scales());
+                    let kv = PagedKv { cache, scales, block_table: table, block_size };
+                    attend(*isa, shape, kv, queries, &mut scratch.scores, out);
+                });
             }
         });
         Ok(())

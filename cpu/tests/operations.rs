@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Tensor};
 use quire_cpu::{CpuBackend, CpuOptions, CpuWeight, Isa};
 use quire_model::{
-    AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, QkNorm, RopeScaling, RopeSpec,
-    StepLimits, TensorData, TensorView, rope_table,
+    AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, KvScales, QkNorm, RopeScaling,
+    RopeSpec, StepLimits, TensorData, TensorView, rope_table,
 };
 use quire_scheduler::kv::BlockId;
 use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, ScheduledRow, SchedulerOutput};
@@ -211,7 +211,9 @@ fn rotation_and_attention_are_candles() {
         let (weight, table) = load(backend, &table, &[40, shape.head_dim], Dtype::F32);
         let layout =
             KvLayout { num_layers: 1, num_kv_heads, head_dim: shape.head_dim, block_size: limits.block_size };
-        let mut cache = backend.alloc(BufferRole::KvCache, 200 * layout.block_len()).unwrap();
+        let mut cache = backend
+            .alloc_kv_cache(200 * layout.block_vectors(), shape.head_dim, KvScales::default())
+            .unwrap();
         let mut rotated = buffer(backend, &qkv);
         let mut out = buffer(backend, &vec![9.0; num_tokens * shape.num_heads * shape.head_dim]);
         backend.rope_and_cache(&shape, None, &weight, &mut rotated, &mut cache).unwrap();
@@ -298,7 +300,8 @@ fn head_norms_touch_queries_and_keys_only() {
         // Cosines of 1 and sines of 0: a rotation that changes nothing.
         let table: Vec<f32> = (0..8 * head_dim).map(|i| f32::from(i % head_dim < head_dim / 2)).collect();
         let table = backend.load_table(&table, head_dim).unwrap();
-        let mut cache = backend.alloc(BufferRole::KvCache, 200 * 2 * num_kv_heads * 4 * head_dim).unwrap();
+        let mut cache =
+            backend.alloc_kv_cache(200 * 2 * num_kv_heads * 4, head_dim, KvScales::default()).unwrap();
         let mut out = buffer(backend, &qkv);
         let norms = QkNorm { q_weight: &q_weight, k_weight: &k_weight, eps: 1e-6 };
         backend.rope_and_cache(&shape, Some(norms), &table, &mut out, &mut cache).unwrap();

@@ -11,8 +11,8 @@
 use std::ops::Range;
 
 use crate::checkpoint::TensorView;
+use crate::kv_dtype::KvScales;
 use crate::slot::Slot;
-use crate::spec::Dtype;
 use crate::step_inputs::{LogitsRow, PoolRow, RowResult, StepInputs};
 
 /// The device cannot do what it was asked.
@@ -36,8 +36,6 @@ pub enum BufferRole {
     Residual,
     /// Logits, always `f32`.
     Logits,
-    /// Keys and values; [`Backend::kv_dtype`].
-    KvCache,
 }
 
 /// The largest step there will be.
@@ -117,15 +115,14 @@ pub trait Backend: Send {
     type Buffer: Send;
     /// A tensor of the model on the device, in the format it is computed with.
     type Weight: Send;
+    /// One layer's keys and values, in the format that the device was told to keep them in.
+    type KvCache: Send;
 
     /// For messages.
     fn name(&self) -> &'static str;
 
     /// Steps that may be uploaded and not yet collected; at least 1.
     fn max_in_flight(&self) -> usize;
-
-    /// What an element of [`BufferRole::KvCache`] is stored as.
-    fn kv_dtype(&self) -> Dtype;
 
     /// Brings a tensor to the device. Several parts are stacked along their first dimension; they have one
     /// type and agree in the other dimension. One or two dimensions.
@@ -136,6 +133,15 @@ pub trait Backend: Send {
 
     /// A buffer of `len` zeros.
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Self::Buffer, BackendError>;
+
+    /// The cache of a layer: `vectors` of `width` zeros, each a key or a value of one token and head, in the order of
+    /// [`crate::KvLayout`]. Formats with a scale of their own for each vector take no other.
+    fn alloc_kv_cache(
+        &mut self,
+        vectors: usize,
+        width: usize,
+        scales: KvScales,
+    ) -> Result<Self::KvCache, BackendError>;
 
     /// Allocates what the operations themselves need. Called once, before the first step; `linears` are the
     /// products there will be.
@@ -215,7 +221,7 @@ pub trait Backend: Send {
         qk_norm: Option<QkNorm<'_, Self::Weight>>,
         table: &Self::Weight,
         qkv: &mut Self::Buffer,
-        kv_cache: &mut Self::Buffer,
+        kv_cache: &mut Self::KvCache,
     ) -> Result<(), BackendError>;
 
     /// Causal attention of each of the `T` tokens over its sequence's cached keys and values up to its own
@@ -224,7 +230,7 @@ pub trait Backend: Send {
         &mut self,
         shape: &AttentionShape,
         qkv: &Self::Buffer,
-        kv_cache: &Self::Buffer,
+        kv_cache: &Self::KvCache,
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
 

@@ -1,6 +1,7 @@
 //! The forward pass, once for all models and devices: from the step's tokens to normalised hidden states.
 
 use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, LayerNorm, QkNorm, StepLimits};
+use crate::kv_dtype::KvScales;
 use crate::kv_layout::KvLayout;
 use crate::rope::rope_table;
 use crate::spec::{Activation, LmHead, ModelSpec};
@@ -10,7 +11,7 @@ use crate::weights::{LayerWeights, Model, Norm};
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
     /// `[layer]`, each as [`KvLayout`] says.
-    kv_cache: Vec<B::Buffer>,
+    kv_cache: Vec<B::KvCache>,
     rope_table: Option<B::Weight>,
     /// `[T][hidden]` the sum of all layers so far.
     residual: B::Buffer,
@@ -40,7 +41,8 @@ impl<B: Backend> Workspace<B> {
         let layout = KvLayout::new(spec, limits.block_size);
         let mut kv_cache = Vec::with_capacity(layout.num_layers);
         for _ in 0..layout.num_layers {
-            kv_cache.push(backend.alloc(BufferRole::KvCache, num_blocks * layout.block_len())?);
+            let vectors = num_blocks * layout.block_vectors();
+            kv_cache.push(backend.alloc_kv_cache(vectors, layout.head_dim, KvScales::default())?);
         }
         let tokens = limits.max_num_batched_tokens;
         let pools = spec.lm_head == LmHead::None;

@@ -7,6 +7,7 @@
 mod backend;
 mod checkpoint;
 mod classifier;
+mod config_overrides;
 mod convert;
 mod dummy;
 mod encoder_config;
@@ -14,6 +15,7 @@ mod error;
 mod forward;
 mod hf_config;
 mod input_batch;
+mod kv_dtype;
 mod kv_layout;
 mod labels;
 mod logprobs;
@@ -36,9 +38,11 @@ pub use backend::{
     AttentionShape, Backend, BackendError, BufferRole, LayerNorm, LinearShape, QkNorm, StepLimits,
 };
 pub use checkpoint::{Checkpoint, TensorData, TensorView};
+pub use config_overrides::with_overrides;
 pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};
 pub use error::ModelError;
 pub use input_batch::InputBatch;
+pub use kv_dtype::{KvDtype, KvScales};
 pub use kv_layout::KvLayout;
 pub use labels::{LabelActivation, Labels};
 pub use logprobs::{RankedLogprob, capture_logprob, capture_logprobs_of};

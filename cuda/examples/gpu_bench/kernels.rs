@@ -259,8 +259,9 @@ impl<'a> KernelBench<'a> {
             false => None,
         };
         let mut qkv = random_buffer(&mut self.backend, BufferRole::Activation, tokens * spec.qkv_size())?;
-        let block_len = KvLayout::new(spec, BLOCK_SIZE).block_len();
-        let mut cache = self.backend.alloc(BufferRole::KvCache, self.steps.num_blocks(rows) * block_len)?;
+        let block_len = KvLayout::new(spec, BLOCK_SIZE).block_vectors() * shape.head_dim;
+        let mut cache =
+            self.backend.alloc(BufferRole::Activation, self.steps.num_blocks(rows) * block_len)?;
         let us = self.timer.time_us(&mut self.backend, &mut |backend, _| {
             let qk_norm =
                 norms.as_ref().map(|[q_weight, k_weight]| QkNorm { q_weight, k_weight, eps: spec.norm_eps });
@@ -288,10 +289,10 @@ impl<'a> KernelBench<'a> {
 
     /// Caches of random numbers that hold the step's blocks; as many as are read cold.
     fn kv_caches(&mut self, rows: &[Row], read_bytes: f64) -> Result<Vec<CudaBuffer>> {
-        let block_len = KvLayout::new(self.spec, BLOCK_SIZE).block_len();
+        let block_len = KvLayout::new(self.spec, BLOCK_SIZE).block_vectors() * self.spec.attention.head_dim;
         let len = self.steps.num_blocks(rows) * block_len;
         let copies = 0..self.copies(read_bytes);
-        let caches = copies.map(|_| random_buffer(&mut self.backend, BufferRole::KvCache, len));
+        let caches = copies.map(|_| random_buffer(&mut self.backend, BufferRole::Activation, len));
         Ok(caches.collect::<std::result::Result<_, BackendError>>()?)
     }
 
