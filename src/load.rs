@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use quire_model::gguf::GgufFile;
 use quire_model::{
     BackendError, Checkpoint, KvDtype, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
     RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
@@ -61,6 +62,8 @@ pub enum LoadError {
          larger device"
     )]
     NoRoom { available_bytes: u64, max_model_len: u32, needed_bytes: u64 },
+    #[error("--load-format {asked}: the model is not stored so")]
+    LoadFormat { asked: &'static str },
     #[error("{architecture} has no head to generate with; use --runner pooling")]
     CannotGenerate { architecture: String },
     #[error("--runner pooling: pooling is not built for GPUs yet; use --device cpu")]
@@ -139,10 +142,7 @@ pub fn start(
     let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
     let metrics = Arc::new(Metrics::new(&info));
     let tokenizer_files = TokenizerFiles {
-        model: match &config.model {
-            ModelSource::Demo => None,
-            ModelSource::Folder(dir) => Some(dir.clone()),
-        },
+        model: config.model.path().map(Path::to_path_buf),
         tokenizer: config.tokenizer.clone(),
     };
     let kv_events = config.kv_events.map(|events| Arc::new(KvEvents::new(events.buffer_steps)));
@@ -155,7 +155,7 @@ pub fn start(
         log_requests,
         kv_events: kv_events.clone(),
     };
-    let (checkpoint, config) = (open_checkpoint(config, &spec)?, config.clone());
+    let (checkpoint, config) = (open_checkpoint(config, files.gguf, &spec)?, config.clone());
     let engine = Engine::start(options, move || -> Result<_, LoadError> {
         let limits = runner_config(&scheduler);
         let (start, mut weight_bytes) = (Instant::now(), 0);
@@ -238,10 +238,7 @@ fn task(
     config_json: &str,
     mut spec: ModelSpec,
 ) -> Result<(ModelSpec, Option<Pooler>), LoadError> {
-    let dir = match &config.model {
-        ModelSource::Demo => None,
-        ModelSource::Folder(dir) => Some(dir.as_path()),
-    };
+    let dir = config.model.path();
     let generates = spec.lm_head != LmHead::None;
     match config.runner {
         RunnerChoice::Generate if !generates => {
@@ -268,6 +265,8 @@ struct Files {
     config: String,
     generation_config: Option<String>,
     tokenizer: Tokenizer,
+    /// Where all of this is from, if it is one file.
+    gguf: Option<GgufFile>,
 }
 
 impl Files {
@@ -281,6 +280,7 @@ impl Files {
                     Some(tokenizer) => tokenizer,
                     None => Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG))?,
                 },
+                gguf: None,
             }),
             ModelSource::Folder(dir) => Ok(Self {
                 config: read(&dir.join("config.json"))?,
@@ -289,7 +289,20 @@ impl Files {
                     Some(tokenizer) => tokenizer,
                     None => Tokenizer::from_dir(dir)?,
                 },
+                gguf: None,
             }),
+            ModelSource::Gguf(path) => {
+                let file = GgufFile::open(path)?;
+                Ok(Self {
+                    config: file.config_json()?,
+                    generation_config: Some(file.generation_config_json()?),
+                    tokenizer: match own_tokenizer {
+                        Some(tokenizer) => tokenizer,
+                        None => Tokenizer::from_gguf(file.metadata())?,
+                    },
+                    gguf: Some(file),
+                })
+            }
         }
     }
 }
@@ -303,14 +316,21 @@ fn read_optional(path: &Path) -> Result<Option<String>, LoadError> {
     if path.exists() { read(path).map(Some) } else { Ok(None) }
 }
 
-fn open_checkpoint(config: &EngineConfig, spec: &ModelSpec) -> Result<Checkpoint, LoadError> {
+fn open_checkpoint(
+    config: &EngineConfig,
+    gguf: Option<GgufFile>,
+    spec: &ModelSpec,
+) -> Result<Checkpoint, LoadError> {
     let dtype = weight_dtype(config);
-    let checkpoint = match (config.load_format, &config.model) {
-        (LoadFormat::Dummy, _) => return Ok(Checkpoint::dummy(dtype.unwrap_or(spec.dtype))),
-        (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Demo) => {
-            Checkpoint::from_bytes(demo::WEIGHTS)?
-        }
-        (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Folder(dir)) => Checkpoint::open(dir)?,
+    let checkpoint = match (config.load_format, &config.model, gguf) {
+        (LoadFormat::Dummy, ..) => return Ok(Checkpoint::dummy(dtype.unwrap_or(spec.dtype))),
+        (LoadFormat::Auto | LoadFormat::Gguf, _, Some(file)) => Checkpoint::from_gguf(file)?,
+        (LoadFormat::Safetensors, _, Some(_)) => return Err(LoadError::LoadFormat { asked: "safetensors" }),
+        (LoadFormat::Gguf, _, None) => return Err(LoadError::LoadFormat { asked: "gguf" }),
+        (LoadFormat::Auto | LoadFormat::Safetensors, model, None) => match model.path() {
+            None => Checkpoint::from_bytes(demo::WEIGHTS)?,
+            Some(dir) => Checkpoint::open(dir)?,
+        },
     };
     Ok(match dtype {
         Some(dtype) => checkpoint.converted_to(dtype),
@@ -443,9 +463,9 @@ fn runner_config(scheduler: &SchedulerConfig) -> RunnerConfig {
 }
 
 fn model_info(config: &EngineConfig, spec: &ModelSpec, scheduler: &SchedulerConfig) -> ModelInfo {
-    let root = match &config.model {
-        ModelSource::Demo => demo::NAME.to_owned(),
-        ModelSource::Folder(dir) => dir.display().to_string(),
+    let root = match config.model.path() {
+        None => demo::NAME.to_owned(),
+        Some(path) => path.display().to_string(),
     };
     let served_names = match config.served_model_names.is_empty() {
         true => vec![root.clone()],

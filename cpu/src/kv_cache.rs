@@ -1,7 +1,7 @@
 //! [`CpuKvCache`]: one layer's keys and values, in the type asked for, and what they are multiplied by.
 
 use half::{bf16, f16};
-use quire_model::{AttentionShape, KvDtype, KvScales};
+use quire_model::{KvDtype, KvScales};
 
 use crate::lanes::{E4m3, E5m2, Element};
 use crate::zeroed::zeroed;
@@ -97,29 +97,27 @@ impl CpuKvCache {
         }
     }
 
-    /// Stores a key at its offset, and its value.
-    pub(crate) fn write(
-        &mut self,
-        shape: &AttentionShape,
-        block_size: usize,
-        at: usize,
-        key: &[f32],
-        value: &[f32],
-    ) {
-        let plane = shape.num_kv_heads * block_size * shape.head_dim;
+    /// Stores a key at its offset.
+    pub(crate) fn write_key(&mut self, at: usize, key: &[f32]) {
+        self.write(at, key, |scales| scales.key);
+    }
+
+    /// Stores a value at its offset.
+    pub(crate) fn write_value(&mut self, at: usize, value: &[f32]) {
+        self.write(at, value, |scales| scales.value);
+    }
+
+    fn write(&mut self, at: usize, vector: &[f32], fixed: impl Fn(&KvScales) -> f32) {
         let Self { data, scales } = self;
-        let places = [(at, key, 0), (at + plane, value, 1)];
-        for (at, vector, which) in places {
-            let scale = match scales {
-                StoredScales::Fixed(scales) => [scales.key, scales.value][which],
-                StoredScales::OfToken(scales) => {
-                    let scale = greatest(vector) / data.greatest();
-                    scales[at / shape.head_dim] = scale;
-                    scale
-                }
-            };
-            with_elements!(data, elements => store(vector, scale, &mut elements[at..at + vector.len()]));
-        }
+        let scale = match scales {
+            StoredScales::Fixed(scales) => fixed(scales),
+            StoredScales::OfToken(scales) => {
+                let scale = greatest(vector) / data.greatest();
+                scales[at / vector.len()] = scale;
+                scale
+            }
+        };
+        with_elements!(data, elements => store(vector, scale, &mut elements[at..at + vector.len()]));
     }
 }
 
@@ -175,8 +173,10 @@ fn store<T: Element>(vector: &[f32], scale: f32, elements: &mut [T]) {
 
 #[cfg(test)]
 mod tests {
+    use quire_model::AttentionShape;
+
     use super::*;
-    use crate::attention::{PagedKv, Queries, attend, key_offset, scores_len};
+    use crate::attention::{PagedKv, Queries, Values, attend, key_offset, scores_len};
     use crate::lanes::Isa;
 
     const TOKENS: usize = 21;
@@ -185,6 +185,8 @@ mod tests {
         num_heads: 4,
         num_kv_heads: 2,
         head_dim: 22,
+        rotary_dim: 0,
+        alibi: false,
         scale: 0.3,
         softcap: None,
         sliding_window: None,
@@ -234,9 +236,11 @@ mod tests {
             for position in 0..TOKENS {
                 let block = table[position / BLOCK_SIZE] as usize;
                 for head in 0..SHAPE.num_kv_heads {
-                    let at = key_offset(&SHAPE, BLOCK_SIZE, block, head, position % BLOCK_SIZE);
+                    let at =
+                        key_offset(&SHAPE, Values::Stored, BLOCK_SIZE, block, head, position % BLOCK_SIZE);
                     let (key, value) = (numbers(2 * at, SHAPE.head_dim), numbers(2 * at + 1, SHAPE.head_dim));
-                    cache.write(&SHAPE, BLOCK_SIZE, at, &key, &value);
+                    cache.write_key(at, &key);
+                    cache.write_value(at + plane, &value);
                     let read = as_read(&cache);
                     for (at, vector, scale) in [(at, key, scales.key), (at + plane, value, scales.value)] {
                         for (x, found) in vector.iter().zip(&read[at..]) {
@@ -261,9 +265,10 @@ mod tests {
         let heads = numbers(3, SHAPE.num_heads / SHAPE.num_kv_heads * SHAPE.head_dim);
         let mut scores = vec![0.0; 2 * scores_len(TOKENS)];
         let mut out = vec![0.0; heads.len()];
-        let queries = Queries { kv_head: 1, position: TOKENS - 1, heads: &heads };
+        let queries = Queries { kv_head: 1, position: TOKENS - 1, heads: &heads, sinks: &[] };
         with_elements!(&cache.data, elements => {
-            let kv = PagedKv { cache: elements, scales: cache.scales(), block_table, block_size: BLOCK_SIZE };
+            let (scales, values) = (cache.scales(), Values::Stored);
+            let kv = PagedKv { cache: elements, scales, block_table, block_size: BLOCK_SIZE, values };
             attend(isa, &SHAPE, kv, queries, &mut scores, &mut out);
         });
         out
@@ -275,7 +280,7 @@ mod tests {
             let mut cache = CpuKvCache::new(dtype, 16, SHAPE.head_dim, KvScales::default()).unwrap();
             let mut vector = numbers(5, SHAPE.head_dim);
             vector[3] = f32::NAN;
-            cache.write(&SHAPE, BLOCK_SIZE, 0, &vector, &vector);
+            cache.write_key(0, &vector);
             assert!(as_read(&cache)[3].is_nan(), "{dtype:?}");
         }
     }

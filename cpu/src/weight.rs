@@ -1,9 +1,9 @@
-//! [`CpuWeight`]: a tensor of the model in memory, in its stored precision.
+//! [`CpuWeight`]: a tensor of the model in memory, in its stored precision, packed if it is stored packed.
 
 use std::borrow::Cow;
 
 use half::{bf16, f16};
-use quire_model::{Dtype, TensorView};
+use quire_model::{Dtype, PackedMatrix, TensorView};
 
 use crate::lanes::Element;
 use crate::pool::Pool;
@@ -22,6 +22,7 @@ pub(crate) enum WeightData {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    Packed(PackedMatrix),
 }
 
 impl CpuWeight {
@@ -47,6 +48,21 @@ impl CpuWeight {
         }
     }
 
+    /// A matrix that stays packed.
+    pub(crate) fn packed(matrix: PackedMatrix) -> Self {
+        Self { rows: matrix.rows(), columns: matrix.columns(), data: WeightData::Packed(matrix) }
+    }
+
+    /// Memory it takes.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            WeightData::F32(values) => size_of_val(&values[..]),
+            WeightData::Bf16(values) => size_of_val(&values[..]),
+            WeightData::F16(values) => size_of_val(&values[..]),
+            WeightData::Packed(matrix) => matrix.bytes(),
+        }
+    }
+
     /// Numbers that stay f32, in rows of `columns`.
     pub(crate) fn table(values: &[f32], columns: usize) -> Self {
         Self { rows: values.len() / columns, columns, data: WeightData::F32(values.to_vec()) }
@@ -67,6 +83,7 @@ impl WeightData {
             Self::F32(values) => values,
             Self::Bf16(values) => values.into_iter().map(bf16::to_f32).collect(),
             Self::F16(values) => values.into_iter().map(f16::to_f32).collect(),
+            Self::Packed(matrix) => matrix.dequantize(),
         }
     }
 }

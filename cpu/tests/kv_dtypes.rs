@@ -48,7 +48,7 @@ fn a_block_is_as_large_as_its_numbers_and_scales() {
     assert_eq!(layout.block_bytes(KvDtype::Bf16) * 2, f32_bytes);
     assert_eq!(layout.block_bytes(KvDtype::Fp8E5m2) * 4, f32_bytes);
     let scales = layout.block_bytes(KvDtype::Int8PerTokenHead) - f32_bytes / 4;
-    assert_eq!(scales, f32_bytes / spec.attention.head_dim);
+    assert_eq!(scales, f32_bytes / layout.layers[0].head_dim);
 }
 
 fn fixture(name: &str) -> PathBuf {

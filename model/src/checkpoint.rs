@@ -9,6 +9,8 @@ use half::{bf16, f16};
 use crate::convert::convert;
 use crate::dummy::DummyTensor;
 use crate::error::ModelError;
+use crate::ggml::{GgmlType, decode_row};
+use crate::gguf::{GgufFile, GgufTensor, GgufTensors};
 use crate::safetensors::{RawTensor, Safetensors, StoredDtype};
 use crate::spec::Dtype;
 
@@ -21,6 +23,7 @@ pub struct Checkpoint {
 
 enum Source {
     Files(Safetensors),
+    Gguf(GgufTensors),
     Dummy(Dtype),
 }
 
@@ -55,6 +58,11 @@ impl Checkpoint {
         Ok(Self { source: Source::Files(Safetensors::from_bytes(file.into())?), dtype: None })
     }
 
+    /// The tensors of an open GGUF file.
+    pub fn from_gguf(file: GgufFile) -> Result<Self, ModelError> {
+        Ok(Self { source: Source::Gguf(GgufTensors::new(file)?), dtype: None })
+    }
+
     /// Weights that nobody trained: whatever tensor is asked for exists, with pseudo-random values that
     /// depend on its name only. For measuring speed (`--load-format dummy`).
     pub fn dummy(dtype: Dtype) -> Self {
@@ -70,6 +78,7 @@ impl Checkpoint {
     pub fn names(&self) -> BTreeSet<String> {
         match &self.source {
             Source::Files(files) => files.names(),
+            Source::Gguf(file) => file.names(),
             Source::Dummy(_) => BTreeSet::new(),
         }
     }
@@ -78,6 +87,7 @@ impl Checkpoint {
     pub fn has(&self, name: &str) -> bool {
         match &self.source {
             Source::Files(files) => files.has(name),
+            Source::Gguf(file) => file.has(name),
             Source::Dummy(_) => false,
         }
     }
@@ -87,16 +97,20 @@ impl Checkpoint {
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>, ModelError> {
         let found = match &self.source {
             Source::Files(files) => files.tensor(name),
-            Source::Dummy(_) => None,
+            Source::Gguf(_) | Source::Dummy(_) => None,
         };
         found.ok_or_else(|| ModelError::MissingTensor { name: name.into() })
     }
 
     /// The tensor of that name, which must have that shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
-        if let Source::Dummy(dtype) = &self.source {
-            let data = TensorData::Dummy(DummyTensor::new(name));
-            return Ok(TensorView { dtype: *dtype, shape: shape.to_vec(), data });
+        match &self.source {
+            Source::Dummy(dtype) => {
+                let data = TensorData::Dummy(DummyTensor::new(name));
+                return Ok(TensorView { dtype: *dtype, shape: shape.to_vec(), data });
+            }
+            Source::Gguf(file) => return self.gguf_tensor(file.get(name)?, name, shape),
+            Source::Files(_) => {}
         }
         let raw = self.raw(name)?;
         if raw.shape != shape {
@@ -127,9 +141,83 @@ impl Checkpoint {
             files.give_back(name);
         }
     }
+
+    fn gguf_tensor<'a>(
+        &self,
+        tensor: GgufTensor<'a>,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<TensorView<'a>, ModelError> {
+        if tensor.shape != shape {
+            let (found, expected) = (tensor.shape.to_vec(), shape.to_vec());
+            return Err(ModelError::Shape { name: name.into(), found, expected });
+        }
+        let dtype = match tensor.kind {
+            GgmlType::F32 => Dtype::F32,
+            GgmlType::F16 => Dtype::F16,
+            GgmlType::Bf16 => Dtype::Bf16,
+            packed => {
+                let mut values = vec![0.0; shape.iter().product()];
+                decode_row(packed, &tensor.bytes, 0..values.len(), &mut values);
+                let bytes = encode(values.into_iter(), Dtype::F32);
+                let data = TensorData::Stored(Cow::Owned(bytes));
+                return Ok(TensorView { dtype: Dtype::F32, shape: shape.to_vec(), data });
+            }
+        };
+        Ok(TensorView { dtype, shape: shape.to_vec(), data: TensorData::Stored(tensor.bytes) })
+    }
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
+    /// The same with these rows (of its first dimension), in this order.
+    pub fn select_rows(self, rows: &[usize]) -> Self {
+        let width = self.shape[1..].iter().product::<usize>() * self.dtype.bytes();
+        let data = match &self.data {
+            TensorData::Dummy(dummy) => TensorData::Dummy(*dummy),
+            TensorData::Stored(bytes) => {
+                let row = |row: &usize| &bytes[row * width..][..width];
+                TensorData::Stored(rows.iter().flat_map(row).copied().collect::<Vec<u8>>().into())
+            }
+        };
+        let shape = std::iter::once(rows.len()).chain(self.shape[1..].iter().copied()).collect();
+        Self { shape, data, ..self }
+    }
+
+    /// The same numbers as one vector.
+    pub fn flattened(self) -> Self {
+        Self { shape: vec![self.shape.iter().product()], ..self }
+    }
+
+    /// A matrix with its rows as columns.
+    pub fn transposed(self) -> Self {
+        let [rows, columns] = self.shape[..] else { panic!("{:?} is not a matrix", self.shape) };
+        let size = self.dtype.bytes();
+        let data = match &self.data {
+            TensorData::Dummy(dummy) => TensorData::Dummy(*dummy),
+            TensorData::Stored(bytes) => {
+                let mut turned = Vec::with_capacity(bytes.len());
+                for column in 0..columns {
+                    for row in 0..rows {
+                        turned.extend_from_slice(&bytes[(row * columns + column) * size..][..size]);
+                    }
+                }
+                TensorData::Stored(turned.into())
+            }
+        };
+        Self { shape: vec![columns, rows], data, ..self }
+    }
+
+    /// The same with a number added to each element, in `f32`; with 0 nothing is done.
+    pub fn plus(self, offset: f32) -> Self {
+        if offset == 0.0 {
+            return self;
+        }
+        let wide = self.bytes_as(Dtype::F32);
+        let values = wide.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes) + offset);
+        let data = TensorData::Stored(encode(values, Dtype::F32).into());
+        Self { dtype: Dtype::F32, data, ..self }
+    }
+
     /// The elements as stored bytes, made here and now if they are nowhere.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         self.bytes_as(self.dtype)

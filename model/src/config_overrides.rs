@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::error::ModelError;
-use crate::hf_config::parse;
+use crate::families::parse;
 
 /// The text of a config.json with these fields instead of its own. An object takes the place of single fields of an
 /// object of that name, and of everything else as a whole.
