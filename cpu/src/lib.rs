@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod backend;
+mod device;
 mod elementwise;
 mod kv_cache;
 mod lanes;
@@ -20,7 +21,7 @@ mod shared;
 mod weight;
 mod zeroed;
 
-pub use backend::{CpuBackend, CpuOptions};
+pub use device::{CpuBackend, CpuOptions};
 pub use kv_cache::CpuKvCache;
 pub use lanes::Isa;
 pub use weight::CpuWeight;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Tensor};
 use quire_cpu::{CpuBackend, CpuOptions, CpuWeight, Isa};
 use quire_model::{
-    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, KvOfToken, KvScales,
-    NormKind, NormSpan, QkNorm, RopeScaling, RopeSpec, StepLimits, TensorData, TensorView, rope_table,
+    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvOfToken, KvScales, NormKind,
+    NormSpan, QkNorm, RopeScaling, RopeSpec, StepLimits, TensorData, TensorView, rope_table,
 };
 use quire_scheduler::kv::BlockId;
 use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, ScheduledRow, SchedulerOutput};
@@ -213,8 +213,7 @@ fn rotation_and_attention_are_candles() {
             RopeSpec { dim: shape.rotary_dim, theta: 100.0, scaling: RopeScaling::None, interleaved: false };
         let table = rope_table(&rope, 40, 40);
         let (weight, table) = load(backend, &table, &[40, shape.rotary_dim], Dtype::F32);
-        let kept = KvOfToken { num_kv_heads, head_dim: shape.head_dim };
-        let layout = KvLayout { layers: vec![kept], block_size: limits.block_size };
+        let kept = KvOfToken { num_kv_heads, head_dim: shape.head_dim, has_values: true };
         let vectors = 200 * kept.vectors() * limits.block_size;
         let mut cache = backend.alloc_kv_cache(vectors, shape.head_dim, KvScales::default()).unwrap();
         let mut rotated = buffer(backend, &qkv);
