@@ -9,8 +9,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quire_model::gguf::GgufFile;
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvGroups, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
-    RunnerConfig, SamplingDefaults, is_sentence_transformer,
+    BackendError, Checkpoint, Dtype, KvDtype, KvGroups, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec,
+    Progress, RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
 };
 use quire_scheduler::kv::KvCacheConfig;
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
@@ -109,7 +109,8 @@ pub fn start(
     log_requests: bool,
     mut progress: impl FnMut(Progress) + Send + 'static,
 ) -> Result<Loaded, LoadError> {
-    let files = Files::read(config)?;
+    let mut files = Files::read(config)?;
+    files.config = with_overrides(&files.config, &config.hf_overrides)?;
     let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
     let (spec, pooler) = task(config, &files.config, spec)?;
     let defaults = sampling_defaults(config, files.generation_config.as_deref())?;
@@ -127,7 +128,8 @@ pub fn start(
     if pooler.is_some() && !device.can_pool() {
         return Err(LoadError::NoPooling);
     }
-    let scheduler = scheduler_config(config, &spec, &device)?;
+    let kv_dtype = device.kv_dtype(config, &spec)?;
+    let scheduler = scheduler_config(config, &spec, &device, kv_dtype)?;
     tell_kv_cache(&scheduler);
     let model = model_info(config, &spec, &scheduler);
     let mut limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults);
@@ -136,7 +138,7 @@ pub fn start(
         block_size: scheduler.block_size,
         blocks_per_sequence: scheduler.blocks_per_sequence(),
         enable_prefix_caching: scheduler.enable_prefix_caching,
-        cache_dtype: dtype_name(device.kv_dtype(config, &spec)).into(),
+        cache_dtype: kv_dtype.name().into(),
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_cache_memory_bytes: config.kv_cache_memory_bytes,
     };
@@ -344,6 +346,7 @@ fn scheduler_config(
     config: &EngineConfig,
     spec: &ModelSpec,
     device: &Device,
+    kv_dtype: KvDtype,
 ) -> Result<SchedulerConfig, LoadError> {
     let limit = u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX);
     let longest = match config.max_model_len {
@@ -372,7 +375,7 @@ fn scheduler_config(
     };
     let groups = device.kv_groups(config, spec);
     let memory = device.kv_memory(config, spec, &limits)?;
-    let kv = KvRoom::new(spec, device.kv_dtype(config, spec), memory, &limits, &groups)?;
+    let kv = KvRoom::new(spec, kv_dtype, memory, &limits, &groups)?;
     let max_model_len = match config.max_model_len {
         MaxModelLen::Fitting => kv.longest(limit).max(2),
         MaxModelLen::Model | MaxModelLen::Tokens(_) => longest,
@@ -424,7 +427,7 @@ struct KvRoom {
 impl KvRoom {
     fn new(
         spec: &ModelSpec,
-        dtype: Dtype,
+        dtype: KvDtype,
         memory: KvMemory,
         limits: &RunnerConfig,
         groups: &KvGroups,
@@ -476,14 +479,6 @@ impl KvRoom {
         }
         let useful = per_sequence * max_num_seqs as usize + 1;
         Ok(u32::try_from(fitting.min(useful)).unwrap_or(u32::MAX))
-    }
-}
-
-fn dtype_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "float32",
-        Dtype::F16 => "float16",
-        Dtype::Bf16 => "bfloat16",
     }
 }
 
