@@ -28,6 +28,7 @@ enum Source {
 }
 
 /// One stored tensor: row-major, little-endian.
+#[derive(Clone)]
 pub struct TensorView<'a> {
     /// Element type as stored.
     pub dtype: Dtype,
@@ -38,6 +39,7 @@ pub struct TensorView<'a> {
 }
 
 /// Where a tensor's elements are.
+#[derive(Clone)]
 pub enum TensorData<'a> {
     /// `shape.product() * dtype.bytes()` bytes, of any alignment.
     Stored(Cow<'a, [u8]>),
@@ -190,6 +192,19 @@ impl<'a> TensorView<'a> {
         };
         let shape = std::iter::once(rows.len()).chain(self.shape[1..].iter().copied()).collect();
         Self { shape, data, ..self }
+    }
+
+    /// One entry of its first dimension, without that.
+    pub fn entry(&self, index: usize) -> TensorView<'_> {
+        let shape = self.shape[1..].to_vec();
+        let data = match &self.data {
+            TensorData::Dummy(dummy) => TensorData::Dummy(*dummy),
+            TensorData::Stored(bytes) => {
+                let len = shape.iter().product::<usize>() * self.dtype.bytes();
+                TensorData::Stored(Cow::Borrowed(&bytes[index * len..][..len]))
+            }
+        };
+        TensorView { dtype: self.dtype, shape, data }
     }
 
     /// The same numbers as one vector.

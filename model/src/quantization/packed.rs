@@ -51,20 +51,18 @@ impl PackedMatrix {
         Self { columns: rows.columns(), parts: vec![Part { end: rows.rows(), rows }] }
     }
 
-    /// Matrices one below the other. They agree in their columns, or the error says that they do not.
-    pub fn stack(matrices: Vec<Self>) -> Result<Self, String> {
-        let columns = matrices.first().ok_or("a matrix of no parts")?.columns;
+    /// Matrices one below the other, of the same number of columns.
+    pub fn stack(matrices: Vec<Self>) -> Self {
+        let columns = matrices.first().map_or(0, Self::columns);
         let (mut parts, mut end) = (Vec::with_capacity(matrices.len()), 0);
         for matrix in matrices {
-            if matrix.columns != columns {
-                return Err(format!("matrices of {columns} and {} columns do not stack", matrix.columns));
-            }
+            assert_eq!(matrix.columns, columns, "matrices that do not stack");
             for part in matrix.parts {
                 end += part.rows.rows();
                 parts.push(Part { end, rows: part.rows });
             }
         }
-        Ok(Self { columns, parts })
+        Self { columns, parts }
     }
 
     /// Number of rows: what a product by it gives.
