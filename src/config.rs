@@ -136,6 +136,8 @@ pub struct EngineConfig {
     pub seed: u64,
     /// Precision of weights.
     pub dtype: WeightDtype,
+    /// What full-precision weights are made at load, or how those of the checkpoint must be quantised.
+    pub quantization: Option<String>,
     /// Source of weights.
     pub load_format: LoadFormat,
     /// No recorded decode steps on a GPU.

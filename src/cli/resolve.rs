@@ -121,6 +121,7 @@ pub(super) fn engine_config(
             DtypeArg::Bfloat16 => WeightDtype::Bf16,
             DtypeArg::Float32 => WeightDtype::F32,
         },
+        quantization: m.quantization,
         load_format: match m.load_format {
             LoadFormatArg::Auto => LoadFormat::Auto,
             LoadFormatArg::Safetensors => LoadFormat::Safetensors,
