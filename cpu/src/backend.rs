@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use quire_model::{
     Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow,
-    LogitsTask, NormKind, NormSpan, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult,
-    SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
+    LogitsTask, NormSpan, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot,
+    StepInputs, StepLimits, TensorView, sample_row,
 };
 
 use crate::activation::activate_row;
