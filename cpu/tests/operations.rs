@@ -213,7 +213,7 @@ fn rotation_and_attention_are_candles() {
             RopeSpec { dim: shape.rotary_dim, theta: 100.0, scaling: RopeScaling::None, interleaved: false };
         let table = rope_table(&rope, 40, 40);
         let (weight, table) = load(backend, &table, &[40, shape.rotary_dim], Dtype::F32);
-        let kept = KvOfToken { num_kv_heads, head_dim: shape.head_dim };
+        let kept = KvOfToken { num_kv_heads, head_dim: shape.head_dim, has_values: true };
         let layout = KvLayout { layers: vec![kept], block_size: limits.block_size };
         let mut cache = backend.alloc(BufferRole::KvCache, 200 * layout.block_len(0)).unwrap();
         let mut rotated = buffer(backend, &qkv);

@@ -366,7 +366,8 @@ fn check_attention(devices: &mut Devices, rng: &mut StdRng, shape: &AttentionSha
     let qk_norm = rng.random_bool(0.5);
     let q_weight = devices.weight(&random(rng, head_dim), &[head_dim]);
     let k_weight = devices.weight(&random(rng, head_dim), &[head_dim]);
-    let layout = KvLayout { layers: vec![KvOfToken { num_kv_heads, head_dim }], block_size };
+    let layout =
+        KvLayout { layers: vec![KvOfToken { num_kv_heads, head_dim, has_values: true }], block_size };
     // Nothing may depend on what nobody wrote.
     let mut cache = devices.output(BufferRole::KvCache, num_blocks * layout.block_len(0));
     let row_len = (shape.num_heads + 2 * num_kv_heads) * head_dim;

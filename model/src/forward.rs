@@ -1,12 +1,17 @@
 //! The forward pass, once for all models and devices: from the step's tokens to normalised hidden states.
 
+mod latent;
+mod moe;
+
 use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, LayerNorm, QkNorm, StepLimits};
+use crate::forward::latent::LatentBuffers;
+use crate::forward::moe::MoeBuffers;
 use crate::kv_layout::KvLayout;
 use crate::rope::rope_table;
 use crate::runner::RunnerConfig;
-use crate::spec::{LayerSpec, LmHead, MlpSpec, ModelSpec, Norms};
+use crate::spec::{DenseSpec, LayerSpec, LmHead, MlpSpec, ModelSpec, Norms};
 use crate::step_inputs::PoolRow;
-use crate::weights::{DenseWeights, LayerWeights, Model, Norm};
+use crate::weights::{DenseWeights, LayerWeights, MlpWeights, Model, Norm};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
@@ -24,8 +29,12 @@ pub(crate) struct Workspace<B: Backend> {
     normed_output: Option<B::Buffer>,
     qkv: B::Buffer,
     attended: B::Buffer,
+    /// What latent attention needs besides, if there is any.
+    latent: Option<LatentBuffers<B>>,
     mlp_input: B::Buffer,
     activated: B::Buffer,
+    /// What mixtures of experts need besides, if there are any.
+    moe: Option<MoeBuffers<B>>,
     /// `[logits rows][hidden]`; empty if there are no logits.
     gathered: B::Buffer,
     /// `[logits rows][vocab]`; empty likewise.
@@ -59,13 +68,15 @@ impl<B: Backend> Workspace<B> {
             true => Some(backend.alloc(BufferRole::Residual, limits.max_num_seqs * spec.hidden_size)?),
             false => None,
         };
+        let latent = LatentBuffers::new(backend, spec, tokens)?;
+        let moe = MoeBuffers::new(backend, spec, tokens)?;
         let mut activation = |width: usize| backend.alloc(BufferRole::Activation, tokens * width);
         let normed_output = match spec.norms {
             Norms::After | Norms::Around => Some(activation(spec.hidden_size)?),
             Norms::Before | Norms::OfSum | Norms::Parallel { .. } => None,
         };
         let dense =
-            |size: fn(&crate::DenseSpec) -> usize| spec.max_of_layers(|layer| size(layer.mlp.dense()));
+            |size: fn(&DenseSpec) -> usize| spec.max_of_layers(|layer| layer.mlp.dense().map_or(0, size));
         Ok(Self {
             kv_cache,
             rope_tables,
@@ -74,8 +85,10 @@ impl<B: Backend> Workspace<B> {
             normed_output,
             qkv: activation(spec.max_of_layers(|layer| layer.attention.qkv_size()))?,
             attended: activation(spec.max_of_layers(|layer| layer.attention.output_size()))?,
+            latent,
             mlp_input: activation(dense(|mlp| mlp.input_size()))?,
             activated: activation(dense(|mlp| mlp.intermediate_size))?,
+            moe,
             residual: backend.alloc(BufferRole::Residual, tokens * spec.hidden_size)?,
             gathered: backend.alloc(BufferRole::Activation, logits_rows * spec.hidden_size)?,
             logits: backend.alloc(BufferRole::Logits, logits_rows * spec.vocab_size)?,
@@ -232,12 +245,30 @@ impl<B: Backend> Pass<'_, B> {
         weights: &LayerWeights<B>,
     ) -> Result<(), BackendError> {
         let Self { backend, model, rows, workspace } = self;
-        let (spec, rows) = (&model.spec, *rows);
-        let Workspace { residual, normed, projected, qkv, attended, kv_cache, rope_tables, .. } =
-            &mut **workspace;
+        let Workspace { residual, normed, qkv, .. } = &mut **workspace;
+        let input = if model.spec.norms == Norms::After { residual } else { normed };
+        backend.linear(*rows, input, &weights.qkv.weight, weights.qkv.bias.as_ref(), qkv)?;
+        match &layer.attention.latent {
+            None => self.grouped_attention(index, layer, weights)?,
+            Some(latent) => self.latent_attention(index, layer, latent, weights)?,
+        }
+        let Self { backend, rows, workspace, .. } = self;
+        let Workspace { attended, projected, .. } = &mut **workspace;
+        let output = &weights.output;
+        backend.linear(*rows, attended, &output.weight, output.bias.as_ref(), projected)
+    }
+
+    /// What attention makes of `qkv`, into `attended`.
+    fn grouped_attention(
+        &mut self,
+        index: usize,
+        layer: &LayerSpec,
+        weights: &LayerWeights<B>,
+    ) -> Result<(), BackendError> {
+        let Self { backend, model, workspace, .. } = self;
+        let spec = &model.spec;
+        let Workspace { qkv, attended, kv_cache, rope_tables, .. } = &mut **workspace;
         let shape = AttentionShape::of(spec, &layer.attention);
-        let input = if spec.norms == Norms::After { residual } else { normed };
-        backend.linear(rows, input, &weights.qkv.weight, weights.qkv.bias.as_ref(), qkv)?;
         if spec.causal {
             let qk_norm = layer.attention.qk_norm.zip(weights.qk_norm.as_ref());
             let qk_norm = qk_norm.map(|(norm, (q_weight, k_weight))| QkNorm {
@@ -249,19 +280,25 @@ impl<B: Backend> Pass<'_, B> {
             });
             let table = layer.attention.rope.map(|rope| &rope_tables[rope]);
             backend.rope_and_cache(&shape, qk_norm, table, qkv, &mut kv_cache[index])?;
-            backend.paged_attention(&shape, weights.sinks.as_ref(), qkv, &kv_cache[index], attended)?;
+            backend.paged_attention(&shape, weights.sinks.as_ref(), qkv, &kv_cache[index], attended)
         } else {
-            backend.full_attention(&shape, qkv, attended)?;
+            backend.full_attention(&shape, qkv, attended)
         }
-        let output = &weights.output;
-        backend.linear(rows, attended, &output.weight, output.bias.as_ref(), projected)
     }
 
     fn mlp(&mut self, layer: &LayerSpec, weights: &LayerWeights<B>) -> Result<(), BackendError> {
-        let MlpSpec::Dense(mlp) = &layer.mlp;
+        match (&layer.mlp, &weights.mlp) {
+            (MlpSpec::Dense(mlp), MlpWeights::Dense(weights)) => self.dense(mlp, weights),
+            (MlpSpec::Moe(moe), MlpWeights::Moe(weights)) => self.moe(moe, weights),
+            _ => unreachable!("weights are loaded by the spec"),
+        }
+    }
+
+    /// An MLP that all tokens use, into `projected`.
+    fn dense(&mut self, mlp: &DenseSpec, weights: &DenseWeights<B>) -> Result<(), BackendError> {
         let Self { backend, model, rows, workspace } = self;
         let Workspace { residual, normed, projected, mlp_input, activated, .. } = &mut **workspace;
-        let DenseWeights { input, output } = &weights.mlp;
+        let DenseWeights { input, output } = weights;
         let x = if model.spec.norms == Norms::After { residual } else { normed };
         let (rows, inner) = (*rows, mlp.intermediate_size);
         backend.linear(rows, x, &input.weight, input.bias.as_ref(), mlp_input)?;

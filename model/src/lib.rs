@@ -38,7 +38,8 @@ mod step_inputs;
 mod weights;
 
 pub use backend::{
-    AttentionShape, Backend, BackendError, BufferRole, LayerNorm, LinearShape, QkNorm, StepLimits,
+    AttentionShape, Backend, BackendError, BufferRole, Heads, LatentInput, LatentNorm, LayerNorm,
+    LinearShape, QkNorm, StepLimits,
 };
 pub use checkpoint::{Checkpoint, TensorData, TensorView};
 pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};

@@ -200,7 +200,8 @@ fn folders() -> Vec<PathBuf> {
 
 /// The one GGUF file of a folder, which is a whole model.
 fn gguf_in(folder: &Path) -> PathBuf {
-    let mut entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let mut entries =
+        std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
     let is_gguf = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "gguf");
     entries.find(is_gguf).unwrap_or_else(|| panic!("{} has no model", folder.display()))
 }

@@ -179,7 +179,7 @@ impl<'a> KernelBench<'a> {
 
     fn product(&mut self, projection: Projection, rows: usize) -> Result<f64> {
         let spec = self.spec;
-        let (hidden, inner) = (spec.hidden_size, spec.layers[0].mlp.dense().intermediate_size);
+        let (hidden, inner) = (spec.hidden_size, work::inner_size(spec));
         let (kernel, n, k) = match projection {
             Projection::Qkv => ("product, qkv", spec.layers[0].attention.qkv_size(), hidden),
             Projection::Output => ("product, output", hidden, spec.layers[0].attention.output_size()),
@@ -209,8 +209,7 @@ impl<'a> KernelBench<'a> {
         self.steps.upload(&mut self.backend, rows, &greedy())?;
         let (spec, shape) = (self.spec, self.shape());
         let tokens: usize = rows.iter().map(|row| row.len).sum();
-        let (hidden, inner, eps) =
-            (spec.hidden_size, spec.layers[0].mlp.dense().intermediate_size, spec.norm.eps);
+        let (hidden, inner, eps) = (spec.hidden_size, work::inner_size(spec), spec.norm.eps);
         let case = format!("{tokens} tokens");
         let backend = &mut self.backend;
         let x = random_buffer(backend, BufferRole::Activation, tokens * hidden)?;
