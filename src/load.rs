@@ -362,6 +362,8 @@ fn scheduler_config(
             quire_scheduler::SchedulingPolicy::Fcfs => 0,
         },
         whole_prompts: !spec.causal,
+        max_loras: 1,
+        adapter_patience_us: ADAPTER_PATIENCE_US,
     })
 }
 
@@ -370,6 +372,9 @@ const DEFAULT_MAX_NUM_SEQS: u32 = 256;
 
 /// A waiting request gains a priority every ten seconds, so that none waits for ever.
 const PRIORITY_AGEING_US: u64 = 10_000_000;
+
+/// How long requests for the adapters that run may go before one whose adapter has no place.
+const ADAPTER_PATIENCE_US: u64 = 1_000_000;
 
 /// The memory for the KV cache, and what it holds.
 struct KvRoom {

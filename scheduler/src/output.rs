@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::adapter::Adapter;
 use crate::kv::{BlockId, KvEvent};
 use crate::request::{FinishReason, RequestId, SamplingParams, TimeUs, TokenId};
 
@@ -61,7 +62,7 @@ pub struct AdmittedRequest {
     /// Parameters.
     pub sampling: Arc<SamplingParams>,
     /// Adapter whose weights apply.
-    pub adapter: Option<Arc<str>>,
+    pub adapter: Option<Adapter>,
     /// Blocks that hold the KV of the first `row.start` tokens.
     pub block_ids: Vec<BlockId>,
 }

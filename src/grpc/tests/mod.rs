@@ -141,6 +141,8 @@ fn app(options: Options) -> App {
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     };
     let step_us = options.step_ms as f64 * 1000.0;
     let runner = SimRunner::new(SimRunnerConfig {

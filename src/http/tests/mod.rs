@@ -147,6 +147,8 @@ fn app(settings: Settings) -> Arc<App> {
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     };
     let build = move || {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))

@@ -1,0 +1,47 @@
+//! [`LoraTargets`]: the linear layers of a model that adapters may name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+/// One linear layer, as a part of one of the model's products.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraTarget {
+    /// Number of the product: what [`crate::Backend::add_lora`] is told.
+    pub projection: usize,
+    /// The layer's columns of the product.
+    pub columns: Range<usize>,
+    /// Width of what goes in.
+    pub inputs: usize,
+    /// Where the layer's rows were put when it was loaded, if not in their own order: row `i` of the product is row
+    /// `order[i]` of the checkpoint.
+    pub order: Option<Vec<usize>>,
+}
+
+/// All of them, by the names that the checkpoint gives them (`model.layers.0.self_attn.q_proj`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoraTargets(BTreeMap<String, LoraTarget>);
+
+impl LoraTargets {
+    /// Adds a layer.
+    pub fn insert(&mut self, module: &str, target: LoraTarget) {
+        self.0.insert(module.to_owned(), target);
+    }
+
+    /// The layer of that name. What is in front of all names may be there or not, as it is in checkpoints of models with
+    /// and without a head.
+    pub fn get(&self, module: &str) -> Option<&LoraTarget> {
+        let without = || self.0.get(module.strip_prefix("model.")?);
+        self.0.get(module).or_else(without).or_else(|| self.0.get(&format!("model.{module}")))
+    }
+
+    /// How the layers are called, without what tells them apart: `down_proj, gate_proj, ..`.
+    pub fn kinds(&self) -> String {
+        let kinds: BTreeSet<&str> = self.0.keys().filter_map(|name| name.rsplit('.').next()).collect();
+        kinds.into_iter().collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether adapters can change nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
