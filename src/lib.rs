@@ -4,6 +4,7 @@
 //! [`http`] or [`grpc`], [`text`], [`engine`] and back. See ARCHITECTURE.md.
 
 pub mod api_keys;
+pub mod adapters;
 pub mod app;
 pub mod chat;
 pub mod cli;

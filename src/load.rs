@@ -4,19 +4,20 @@
 //! limits, and the KV cache gets what was asked for.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
+    BackendError, Checkpoint, Dtype, KvLayout, LmHead, LoraTargets, ModelError, ModelSpec, PoolerSpec, Progress,
     RunnerConfig, SamplingDefaults, is_sentence_transformer,
 };
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
+use crate::adapters::{AdapterError, Adapters};
 use crate::app::{App, ModelInfo};
 use crate::chat::{ChatSetup, ChatSetupError};
 use crate::config::{
-    EngineConfig, GenerationConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
+    EngineConfig, GenerationConfig, LoadFormat, LoraConfig, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
 };
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
@@ -61,6 +62,10 @@ pub enum LoadError {
          larger device"
     )]
     NoRoom { available_bytes: u64, max_model_len: u32, needed_bytes: u64 },
+    #[error("--lora-target-modules {unknown}: the model has no such layers; adapters can change {known}")]
+    LoraTargets { unknown: String, known: String },
+    #[error("--lora-modules: {0}")]
+    Adapter(#[from] AdapterError),
     #[error("{architecture} has no head to generate with; use --runner pooling")]
     CannotGenerate { architecture: String },
     #[error("--runner pooling: pooling is not built for GPUs yet; use --device cpu")]
@@ -97,6 +102,8 @@ pub struct Loaded {
     pub tokenizer_files: TokenizerFiles,
     /// Where the changes of its prefix cache go.
     pub kv_events: Option<Arc<KvEvents>>,
+    /// Adapters that requests may name, if there are to be any.
+    pub adapters: Option<Adapters>,
 }
 
 /// Loads the model and starts the engine. `progress` is called from the engine thread.
@@ -153,12 +160,17 @@ pub fn start(
         log_requests,
         kv_events: kv_events.clone(),
     };
-    let (checkpoint, config) = (open_checkpoint(config, &spec)?, config.clone());
+    let checkpoint = open_checkpoint(config, &spec)?;
+    let (own_config, lora_targets) = (config.clone(), Arc::new(OnceLock::new()));
+    let told = lora_targets.clone();
     let engine = Engine::start(options, move || -> Result<_, LoadError> {
         let limits = runner_config(&scheduler);
-        let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
+        let (runner, targets) = device.runner(&own_config, spec, &checkpoint, limits, &mut progress)?;
+        let _ = told.set(targets);
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
+    let targets = lora_targets.get().cloned().unwrap_or_default();
+    let adapters = config.lora.as_ref().map(|lora| adapters(lora, targets, &model)).transpose()?;
     Ok(Loaded {
         engine,
         tokenizer,
@@ -170,6 +182,7 @@ pub fn start(
         metrics,
         kv_events,
         tokenizer_files,
+        adapters,
     })
 }
 
@@ -185,6 +198,7 @@ impl Loaded {
             chat_template: self.chat_template,
             chat: self.chat,
             pooler: self.pooler,
+            adapters: self.adapters,
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
@@ -195,6 +209,19 @@ impl Loaded {
         };
         (self.engine, app)
     }
+}
+
+/// The adapters that are there from the start.
+fn adapters(lora: &LoraConfig, mut targets: LoraTargets, model: &ModelInfo) -> Result<Adapters, LoadError> {
+    if let Some(kinds) = &lora.target_modules {
+        let known = targets.kinds();
+        targets.restrict_to(kinds).map_err(|unknown| LoadError::LoraTargets { unknown, known })?;
+    }
+    let adapters = Adapters::new(lora.limits.clone(), targets, &model.served_names);
+    for module in &lora.modules {
+        adapters.load_now(&module.name, &module.path, module.base_model_name.as_deref())?;
+    }
+    Ok(adapters)
 }
 
 /// What sampling parameters are where a request does not say.
@@ -362,7 +389,7 @@ fn scheduler_config(
             quire_scheduler::SchedulingPolicy::Fcfs => 0,
         },
         whole_prompts: !spec.causal,
-        max_loras: 1,
+        max_loras: config.lora.as_ref().map_or(1, |lora| lora.limits.max_loras),
         adapter_patience_us: ADAPTER_PATIENCE_US,
     })
 }

@@ -90,6 +90,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: None,
+        adapters: None,
         model,
         limits,
         metrics,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow, LogitsTask,
+    AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow, LoraTargets, LogitsTask,
     PLACEHOLDER_BIT, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView,
     sample_row,
 };
@@ -12,6 +12,7 @@ use crate::attention::{PagedKv, Queries, Sequence, attend, attend_all, key_offse
 use crate::elementwise::{gelu, head_norm, layer_norm, rms_norm, rotate, silu_mul};
 use crate::lanes::{Element, Isa};
 use crate::linear::linear;
+use crate::lora::LoraBatch;
 use crate::pool::Pool;
 use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
@@ -43,6 +44,7 @@ pub struct CpuBackend {
     num_results: usize,
     /// Vectors of the step.
     pooled: Vec<f32>,
+    lora: LoraBatch,
 }
 
 /// Memory of one thread.
@@ -85,6 +87,7 @@ impl CpuBackend {
             results: Vec::new(),
             num_results: 0,
             pooled: Vec::new(),
+            lora: LoraBatch::default(),
         })
     }
 
@@ -193,9 +196,10 @@ impl Backend for CpuBackend {
         &mut self,
         inputs: &StepInputs,
         _rows: &[LogitsRow],
-        _slots: &[Slot],
+        slots: &[Slot],
     ) -> Result<(), BackendError> {
         self.step.copy_from(inputs);
+        self.lora.group(inputs, slots);
         self.num_results = 0;
         self.pooled.clear();
         for [slot, index, block] in inputs.block_writes() {
@@ -270,6 +274,22 @@ impl Backend for CpuBackend {
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         linear(&mut self.pool, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
+        Ok(())
+    }
+
+    fn prepare_adapters(&mut self, max_rank: usize, targets: &LoraTargets) -> Result<(), BackendError> {
+        self.lora = LoraBatch::new(&self.limits, max_rank, targets);
+        Ok(())
+    }
+
+    fn add_lora(
+        &mut self,
+        projection: usize,
+        width: usize,
+        x: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        self.lora.add(&mut self.pool, self.isa, projection, width, x, out);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ mod backend;
 mod elementwise;
 mod lanes;
 mod linear;
+mod lora;
 mod pool;
 mod pooling;
 mod shared;

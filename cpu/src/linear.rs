@@ -47,6 +47,26 @@ pub(crate) fn linear(
     });
 }
 
+/// The product with a matrix of f32 that is no weight of the model: `weight` is `[n][k]`, `x` `[rows][k]`, `out`
+/// `[rows][n]`.
+pub(crate) fn linear_f32(
+    pool: &mut Pool,
+    isa: Isa,
+    x: &[f32],
+    k: usize,
+    weight: &[f32],
+    out: &mut [f32],
+) {
+    let (rows, n) = (x.len() / k, weight.len() / k);
+    let out = SharedSlice::new(&mut out[..rows * n]);
+    let wanted = (rows * n * k / MIN_PRODUCTS_PER_CHUNK).clamp(1, pool.num_threads() * CHUNKS_PER_THREAD);
+    let chunk_columns = n.div_ceil(wanted).next_multiple_of(8);
+    pool.run(n.div_ceil(chunk_columns), &|_, chunk| {
+        let columns = chunk * chunk_columns..n.min((chunk + 1) * chunk_columns);
+        run(isa, Args { rows, n, k, x, bias: None, columns, out }, weight);
+    });
+}
+
 /// Some columns of one product.
 struct Args<'a> {
     rows: usize,

@@ -5,7 +5,7 @@ use crate::kv_layout::KvLayout;
 use crate::rope::rope_table;
 use crate::spec::{Activation, LmHead, ModelSpec};
 use crate::step_inputs::PoolRow;
-use crate::weights::{LayerWeights, Model, Norm};
+use crate::weights::{LayerWeights, Model, Norm, Projection};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
@@ -66,12 +66,14 @@ impl<B: Backend> Workspace<B> {
         })
     }
 
-    /// Computes the uploaded step's `num_tokens` tokens through all layers, writing the cache.
+    /// Computes the uploaded step's `num_tokens` tokens through all layers, writing the cache. `adapted`: some of its rows have
+    /// adapters.
     pub(crate) fn forward(
         &mut self,
         backend: &mut B,
         model: &Model<B>,
         num_tokens: usize,
+        adapted: bool,
     ) -> Result<(), BackendError> {
         let spec = &model.spec;
         backend.embed(&model.embedding, &mut self.residual)?;
@@ -80,9 +82,9 @@ impl<B: Backend> Workspace<B> {
         }
         self.first_norm(backend, num_tokens, &model.first_norm, spec.norm_eps)?;
         for (index, layer) in model.layers.iter().enumerate() {
-            self.attention(backend, spec, index, layer, num_tokens)?;
+            self.attention(backend, spec, index, layer, num_tokens, adapted)?;
             self.add_norm(backend, num_tokens, &layer.attention_norm, spec.norm_eps)?;
-            self.mlp(backend, spec, layer, num_tokens)?;
+            self.mlp(backend, spec, layer, num_tokens, adapted)?;
             self.add_norm(backend, num_tokens, &layer.mlp_norm, spec.norm_eps)?;
         }
         Ok(())
@@ -154,6 +156,7 @@ impl<B: Backend> Workspace<B> {
         index: usize,
         layer: &LayerWeights<B>,
         rows: usize,
+        adapted: bool,
     ) -> Result<(), BackendError> {
         let shape = AttentionShape {
             num_heads: spec.attention.num_heads,
@@ -164,7 +167,7 @@ impl<B: Backend> Workspace<B> {
             sliding_window: spec.layers[index].sliding_window,
         };
         let qkv = &mut self.qkv;
-        backend.linear(rows, &self.normed, &layer.qkv.weight, layer.qkv.bias.as_ref(), qkv)?;
+        project(backend, rows, &layer.qkv, &self.normed, qkv, adapted)?;
         match &self.rope_table {
             None => backend.full_attention(&shape, qkv, &mut self.attended)?,
             Some(table) => {
@@ -179,7 +182,7 @@ impl<B: Backend> Workspace<B> {
             }
         }
         let output = &layer.output;
-        backend.linear(rows, &self.attended, &output.weight, output.bias.as_ref(), &mut self.projected)
+        project(backend, rows, output, &self.attended, &mut self.projected, adapted)
     }
 
     fn mlp(
@@ -188,15 +191,30 @@ impl<B: Backend> Workspace<B> {
         spec: &ModelSpec,
         layer: &LayerWeights<B>,
         rows: usize,
+        adapted: bool,
     ) -> Result<(), BackendError> {
         let (input, output, inner) = (&layer.mlp_input, &layer.mlp_output, spec.intermediate_size);
-        backend.linear(rows, &self.normed, &input.weight, input.bias.as_ref(), &mut self.mlp_input)?;
+        project(backend, rows, input, &self.normed, &mut self.mlp_input, adapted)?;
         match spec.activation {
             Activation::Silu => backend.silu_mul(rows, inner, &self.mlp_input, &mut self.activated)?,
             Activation::Gelu => backend.gelu(rows, inner, &self.mlp_input, &mut self.activated)?,
         }
-        backend.linear(rows, &self.activated, &output.weight, output.bias.as_ref(), &mut self.projected)
+        project(backend, rows, output, &self.activated, &mut self.projected, adapted)
     }
+}
+
+/// A product, and what adapters add to it.
+fn project<B: Backend>(
+    backend: &mut B,
+    rows: usize,
+    projection: &Projection<B>,
+    x: &B::Buffer,
+    out: &mut B::Buffer,
+    adapted: bool,
+) -> Result<(), BackendError> {
+    let Projection { number, width, weight, bias } = projection;
+    backend.linear(rows, x, weight, bias.as_ref(), out)?;
+    if adapted { backend.add_lora(*number, *width, x, out) } else { Ok(()) }
 }
 
 /// Only causal models rotate: see [`ModelSpec::causal`].

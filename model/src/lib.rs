@@ -43,7 +43,7 @@ pub use logprobs::{RankedLogprob, capture_logprob, capture_logprobs_of};
 pub use lora::{AdapterConfig, LoraError, LoraPart, LoraTarget, LoraTargets, LoraWeights};
 pub use philox::{philox4x32, uniform};
 pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
-pub use quire_scheduler::Pooling;
+pub use quire_scheduler::{Adapter, Pooling};
 pub use rope::rope_table;
 pub use runner::{Runner, RunnerConfig};
 pub use sampler::{RowFailure, SamplerScratch, sample_row};

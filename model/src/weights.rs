@@ -6,6 +6,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::classifier::{Classifier, Dense};
 use crate::error::ModelError;
+use crate::lora::{LoraTarget, LoraTargets};
 use crate::spec::{ClassifierForm, ClassifierSpec, Dtype, LmHead, ModelSpec, Norms, Positions};
 use crate::weight_names::Names;
 
@@ -22,6 +23,8 @@ pub struct Model<B: Backend> {
     /// `None` if tied to the embedding, or if there is none.
     pub(crate) lm_head: Option<B::Weight>,
     pub(crate) classifier: Option<Classifier>,
+    /// The layers that adapters may change.
+    pub lora_targets: LoraTargets,
 }
 
 /// One layer's weights. Projections of the same input are stacked: one product instead of three.
@@ -39,6 +42,10 @@ pub(crate) struct LayerWeights<B: Backend> {
 }
 
 pub(crate) struct Projection<B: Backend> {
+    /// What adapters know it by.
+    pub(crate) number: usize,
+    /// Columns of the result.
+    pub(crate) width: usize,
     pub(crate) weight: B::Weight,
     pub(crate) bias: Option<B::Weight>,
 }
@@ -70,7 +77,7 @@ impl<B: Backend> Model<B> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModelError> {
         let names = Names::of(&spec, checkpoint);
-        let mut loader = Loader { backend, checkpoint, unused: checkpoint.names(), names, loaded_bytes: 0 };
+        let mut loader = Loader { backend, checkpoint, unused: checkpoint.names(), names, loaded_bytes: 0, lora_targets: LoraTargets::default(), num_projections: 0 };
         loader.unused.retain(|name| !loader.names.is_redundant(name, &spec));
         let (vocab, hidden) = (spec.vocab_size, spec.hidden_size);
         let embedding = loader.load(&[(loader.names.embedding(), vocab)], Some(hidden))?;
@@ -93,7 +100,8 @@ impl<B: Backend> Model<B> {
         if let Some(example) = loader.unused.first() {
             return Err(ModelError::UnmappedTensors { count: loader.unused.len(), example: example.clone() });
         }
-        Ok(Self { spec, embedding, positions, first_norm, layers, lm_head, classifier })
+        let lora_targets = loader.lora_targets;
+        Ok(Self { spec, embedding, positions, first_norm, layers, lm_head, classifier, lora_targets })
     }
 }
 
@@ -103,6 +111,8 @@ struct Loader<'a, B: Backend> {
     names: Names,
     unused: BTreeSet<String>,
     loaded_bytes: usize,
+    lora_targets: LoraTargets,
+    num_projections: usize,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -195,7 +205,15 @@ impl<B: Backend> Loader<'_, B> {
         };
         let weight = self.load(&named("weight"), Some(columns))?;
         let bias = if has_bias { Some(self.load(&named("bias"), None)?) } else { None };
-        Ok(Projection { weight, bias })
+        let number = self.num_projections;
+        self.num_projections += 1;
+        let mut width = 0;
+        for (module, rows) in parts {
+            let target = LoraTarget { projection: number, columns: width..width + rows, inputs: columns, order: None };
+            self.lora_targets.insert(module, target);
+            width += rows;
+        }
+        Ok(Projection { number, width, weight, bias })
     }
 
     /// Loads tensors of (name, rows), stacked; vectors if there are no columns.

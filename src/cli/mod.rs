@@ -14,6 +14,7 @@ mod compile_kernels;
 mod config_file;
 mod kv_events;
 mod layers;
+mod lora_args;
 mod logging;
 mod numbers;
 mod pooler_config;

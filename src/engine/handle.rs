@@ -132,7 +132,7 @@ impl EngineHandle {
                 sampling,
                 priority: request.priority,
                 arrival_us,
-                adapter: None,
+                adapter: request.adapter.clone(),
                 cache_salt: request.cache_salt.clone(),
                 bypass_prefix_cache: request.bypass_prefix_cache,
             };

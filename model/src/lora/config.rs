@@ -22,8 +22,8 @@ pub struct AdapterConfig {
 
 /// Fields that must say nothing (null, false, or empty), and what they would ask for.
 const NOT_BUILT: &[(&str, &str)] = &[
-    ("use_dora", "weights decomposed into magnitude and direction (DoRA) are not supported"),
-    ("modules_to_save", "modules that replace those of the model are not supported"),
+    ("use_dora", "DoRA adapter loading is not implemented yet"),
+    ("modules_to_save", "this server only supports modules_to_save being None"),
     ("lora_bias", "a bias of its own is not supported"),
     ("layer_replication", "repeated layers are not supported"),
     ("trainable_token_indices", "embeddings of its own are not supported"),

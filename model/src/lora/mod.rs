@@ -53,9 +53,14 @@ impl LoraWeights {
         &rest[..rest.partition_point(|part| part.projection == projection)]
     }
 
-    /// Hexadecimal SHA-256 of the files it was read from and of how they were read: equal if and only if the weights are.
+    /// Hexadecimal SHA-256 of the files it was read from and of how they were read: the same only of the same weights.
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// The greatest rank of a part.
+    pub fn max_rank(&self) -> usize {
+        self.parts.iter().map(|part| part.rank).max().unwrap_or(0)
     }
 
     /// Bytes of the weights.

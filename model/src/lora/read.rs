@@ -36,18 +36,25 @@ impl LoraWeights {
         max_rank: usize,
         rounded_to: Option<Dtype>,
     ) -> Result<Self, LoraError> {
-        let config = file(dir, CONFIG)?;
-        let weights = file(dir, WEIGHTS)?;
-        Self::from_bytes(&config, &weights, targets, max_rank, rounded_to).map_err(|error| match error {
+        let read = |name| std::fs::read(dir.join(name));
+        let config = read(CONFIG).map_err(|source| match source.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => {
+                LoraError::Missing { path: dir.into(), file: CONFIG }
+            }
+            _ => LoraError::Io { path: dir.join(CONFIG), source },
+        })?;
+        let weights = read(WEIGHTS).map_err(|source| LoraError::Io { path: dir.join(WEIGHTS), source });
+        Self::from_bytes(&config, weights, targets, max_rank, rounded_to).map_err(|error| match error {
             LoraError::Malformed { path, reason } => LoraError::Malformed { path: dir.join(path), reason },
             error => error,
         })
     }
 
-    /// The same, of files that are in memory.
+    /// The same, of files that are in memory. What is wrong with the first goes before what kept the second from being
+    /// read.
     pub fn from_bytes(
         config: &[u8],
-        weights: &[u8],
+        weights: Result<Vec<u8>, LoraError>,
         targets: &LoraTargets,
         max_rank: usize,
         rounded_to: Option<Dtype>,
@@ -55,13 +62,17 @@ impl LoraWeights {
         let damaged = |path: &str, reason: String| LoraError::Malformed { path: path.into(), reason };
         let text = std::str::from_utf8(config).map_err(|e| damaged(CONFIG, e.to_string()))?;
         let settings = AdapterConfig::from_json(text)?;
-        let tensors = SliceSafetensors::new(weights).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
+        if settings.rank > max_rank {
+            return Err(LoraError::Rank { rank: settings.rank, most: max_rank });
+        }
+        let weights = weights?;
+        let tensors = SliceSafetensors::new(&weights).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
         let reader = Reader { tensors, settings, targets, max_rank, rounded_to };
         let mut parts = Vec::new();
         for (module, pair) in reader.pairs()? {
             parts.push(reader.part(&module, pair)?);
         }
-        Ok(Self::new(parts, digest(config, weights, rounded_to)))
+        Ok(Self::new(parts, digest(config, &weights, rounded_to)))
     }
 }
 
@@ -198,14 +209,6 @@ fn split(name: &str) -> Option<(&str, bool)> {
         "lora_B" => Some((module, false)),
         _ => None,
     }
-}
-
-fn file(dir: &Path, name: &'static str) -> Result<Vec<u8>, LoraError> {
-    let path = dir.join(name);
-    std::fs::read(&path).map_err(|source| match source.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => LoraError::Missing { path: dir.into(), file: name },
-        _ => LoraError::Io { path, source },
-    })
 }
 
 fn digest(config: &[u8], weights: &[u8], rounded_to: Option<Dtype>) -> String {

@@ -34,10 +34,27 @@ impl LoraTargets {
         self.0.get(module).or_else(without).or_else(|| self.0.get(&format!("model.{module}")))
     }
 
+    /// Keeps the layers of these names alone, each the last part of some; the error is one that is no layer's.
+    pub fn restrict_to(&mut self, kinds: &[String]) -> Result<(), String> {
+        let kind_of = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
+        if let Some(unknown) = kinds.iter().find(|kind| self.0.keys().all(|module| kind_of(module) != **kind)) {
+            return Err(unknown.clone());
+        }
+        self.0.retain(|module, _| kinds.contains(&kind_of(module)));
+        Ok(())
+    }
+
     /// How the layers are called, without what tells them apart: `down_proj, gate_proj, ..`.
     pub fn kinds(&self) -> String {
         let kinds: BTreeSet<&str> = self.0.keys().filter_map(|name| name.rsplit('.').next()).collect();
         kinds.into_iter().collect::<Vec<_>>().join(", ")
+    }
+
+    /// The widest input, and the widest layer.
+    pub fn widest(&self) -> (usize, usize) {
+        let inputs = self.0.values().map(|target| target.inputs).max();
+        let outputs = self.0.values().map(|target| target.columns.len()).max();
+        (inputs.unwrap_or(0), outputs.unwrap_or(0))
     }
 
     /// Whether adapters can change nothing at all.

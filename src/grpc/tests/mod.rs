@@ -175,6 +175,7 @@ fn app(options: Options) -> App {
         chat_template: None,
         chat: ChatSetup::default(),
         pooler: None,
+        adapters: None,
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),

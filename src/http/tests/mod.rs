@@ -38,6 +38,7 @@ use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy}
 use serde_json::Value;
 use tokio::net::TcpListener;
 
+use crate::adapters::Adapters;
 use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
 use crate::config::{AnswerConfig, ChatConfig, CorsConfig, ServerConfig};
@@ -64,6 +65,7 @@ pub(crate) struct Settings {
     chat_template: Option<String>,
     /// Embeddings instead of text.
     pooler: Option<Pooler>,
+    adapters: Option<Adapters>,
 }
 
 impl Default for Settings {
@@ -100,6 +102,7 @@ impl Default for Settings {
             chat: ChatConfig::default(),
             chat_template: None,
             pooler: None,
+            adapters: None,
         }
     }
 }
@@ -174,6 +177,7 @@ fn app(settings: Settings) -> Arc<App> {
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: settings.pooler,
+        adapters: settings.adapters,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
             root: "pebble".into(),
