@@ -44,6 +44,11 @@ impl LoraTargets {
         Ok(())
     }
 
+    /// All layers, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &LoraTarget)> {
+        self.0.iter().map(|(name, target)| (name.as_str(), target))
+    }
+
     /// How the layers are called, without what tells them apart: `down_proj, gate_proj, ..`.
     pub fn kinds(&self) -> String {
         let kinds: BTreeSet<&str> = self.0.keys().filter_map(|name| name.rsplit('.').next()).collect();
