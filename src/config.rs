@@ -2,7 +2,7 @@
 //! Nothing below the command line sees a raw flag.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quire_scheduler::{Pooling, SchedulingPolicy};
@@ -17,6 +17,18 @@ pub enum ModelSource {
     Demo,
     /// A Hugging Face folder.
     Folder(PathBuf),
+    /// A GGUF file, or the first of those that one was split into.
+    Gguf(PathBuf),
+}
+
+impl ModelSource {
+    /// Where it is; `None` for what is in the program.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Demo => None,
+            Self::Folder(path) | Self::Gguf(path) => Some(path),
+        }
+    }
 }
 
 /// The precision weights are held in.
@@ -35,10 +47,12 @@ pub enum WeightDtype {
 /// Where weights come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadFormat {
-    /// safetensors.
+    /// safetensors, or GGUF if the model is such a file.
     Auto,
     /// safetensors, and nothing else.
     Safetensors,
+    /// GGUF, and nothing else.
+    Gguf,
     /// Random weights of the right shape, for measurements.
     Dummy,
 }

@@ -116,9 +116,9 @@ impl Device {
         let available_bytes = self.available_kv_bytes(config, spec, limits)?;
         let default_bytes = match (&config.model, self) {
             (ModelSource::Demo, _) => DEMO_KV_CACHE_BYTES,
-            (ModelSource::Folder(_), Self::Cpu) => CPU_KV_CACHE_BYTES,
+            (ModelSource::Folder(_) | ModelSource::Gguf(_), Self::Cpu) => CPU_KV_CACHE_BYTES,
             #[cfg(feature = "cuda")]
-            (ModelSource::Folder(_), Self::Gpu(_)) => u64::MAX,
+            (ModelSource::Folder(_) | ModelSource::Gguf(_), Self::Gpu(_)) => u64::MAX,
         };
         let bytes = config.kv_cache_memory_bytes.unwrap_or(default_bytes.min(available_bytes));
         Ok(KvMemory { bytes, available_bytes })

@@ -5,8 +5,9 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use quire_model::gguf::GgufFile;
 use quire_model::{
     BackendError, Checkpoint, Dtype, KvLayout, LmHead, LoraTargets, ModelError, ModelSpec, PoolerSpec, Progress,
     RunnerConfig, SamplingDefaults, is_sentence_transformer,
@@ -66,6 +67,8 @@ pub enum LoadError {
     LoraTargets { unknown: String, known: String },
     #[error("--lora-modules: {0}")]
     Adapter(#[from] AdapterError),
+    #[error("--load-format {asked}: the model is not stored so")]
+    LoadFormat { asked: &'static str },
     #[error("{architecture} has no head to generate with; use --runner pooling")]
     CannotGenerate { architecture: String },
     #[error("--runner pooling: pooling is not built for GPUs yet; use --device cpu")]
@@ -144,10 +147,7 @@ pub fn start(
     let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
     let metrics = Arc::new(Metrics::new(&info));
     let tokenizer_files = TokenizerFiles {
-        model: match &config.model {
-            ModelSource::Demo => None,
-            ModelSource::Folder(dir) => Some(dir.clone()),
-        },
+        model: config.model.path().map(Path::to_path_buf),
         tokenizer: config.tokenizer.clone(),
     };
     let kv_events = config.kv_events.map(|events| Arc::new(KvEvents::new(events.buffer_steps)));
@@ -160,13 +160,20 @@ pub fn start(
         log_requests,
         kv_events: kv_events.clone(),
     };
-    let checkpoint = open_checkpoint(config, &spec)?;
+    let checkpoint = open_checkpoint(config, files.gguf, &spec)?;
     let (own_config, lora_targets) = (config.clone(), Arc::new(OnceLock::new()));
     let told = lora_targets.clone();
     let engine = Engine::start(options, move || -> Result<_, LoadError> {
         let limits = runner_config(&scheduler);
+        let (start, mut weight_bytes) = (Instant::now(), 0);
+        let mut progress = |now: Progress| {
+            weight_bytes = now.loaded_bytes;
+            progress(now);
+        };
         let (runner, targets) = device.runner(&own_config, spec, &checkpoint, limits, &mut progress)?;
         let _ = told.set(targets);
+        let seconds = start.elapsed().as_secs_f64();
+        tracing::info!(weight_mib = weight_bytes >> 20, seconds = format!("{seconds:.1}"), "loaded");
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
     let targets = lora_targets.get().cloned().unwrap_or_default();
@@ -256,10 +263,7 @@ fn task(
     config_json: &str,
     mut spec: ModelSpec,
 ) -> Result<(ModelSpec, Option<Pooler>), LoadError> {
-    let dir = match &config.model {
-        ModelSource::Demo => None,
-        ModelSource::Folder(dir) => Some(dir.as_path()),
-    };
+    let dir = config.model.path();
     let generates = spec.lm_head != LmHead::None;
     match config.runner {
         RunnerChoice::Generate if !generates => {
@@ -286,6 +290,8 @@ struct Files {
     config: String,
     generation_config: Option<String>,
     tokenizer: Tokenizer,
+    /// Where all of this is from, if it is one file.
+    gguf: Option<GgufFile>,
 }
 
 impl Files {
@@ -299,6 +305,7 @@ impl Files {
                     Some(tokenizer) => tokenizer,
                     None => Tokenizer::from_bytes(demo::TOKENIZER, Some(demo::TOKENIZER_CONFIG))?,
                 },
+                gguf: None,
             }),
             ModelSource::Folder(dir) => Ok(Self {
                 config: read(&dir.join("config.json"))?,
@@ -307,7 +314,20 @@ impl Files {
                     Some(tokenizer) => tokenizer,
                     None => Tokenizer::from_dir(dir)?,
                 },
+                gguf: None,
             }),
+            ModelSource::Gguf(path) => {
+                let file = GgufFile::open(path)?;
+                Ok(Self {
+                    config: file.config_json()?,
+                    generation_config: Some(file.generation_config_json()?),
+                    tokenizer: match own_tokenizer {
+                        Some(tokenizer) => tokenizer,
+                        None => Tokenizer::from_gguf(file.metadata())?,
+                    },
+                    gguf: Some(file),
+                })
+            }
         }
     }
 }
@@ -321,14 +341,21 @@ fn read_optional(path: &Path) -> Result<Option<String>, LoadError> {
     if path.exists() { read(path).map(Some) } else { Ok(None) }
 }
 
-fn open_checkpoint(config: &EngineConfig, spec: &ModelSpec) -> Result<Checkpoint, LoadError> {
+fn open_checkpoint(
+    config: &EngineConfig,
+    gguf: Option<GgufFile>,
+    spec: &ModelSpec,
+) -> Result<Checkpoint, LoadError> {
     let dtype = weight_dtype(config);
-    let checkpoint = match (config.load_format, &config.model) {
-        (LoadFormat::Dummy, _) => return Ok(Checkpoint::dummy(dtype.unwrap_or(spec.dtype))),
-        (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Demo) => {
-            Checkpoint::from_bytes(demo::WEIGHTS)?
-        }
-        (LoadFormat::Auto | LoadFormat::Safetensors, ModelSource::Folder(dir)) => Checkpoint::open(dir)?,
+    let checkpoint = match (config.load_format, &config.model, gguf) {
+        (LoadFormat::Dummy, ..) => return Ok(Checkpoint::dummy(dtype.unwrap_or(spec.dtype))),
+        (LoadFormat::Auto | LoadFormat::Gguf, _, Some(file)) => Checkpoint::from_gguf(file)?,
+        (LoadFormat::Safetensors, _, Some(_)) => return Err(LoadError::LoadFormat { asked: "safetensors" }),
+        (LoadFormat::Gguf, _, None) => return Err(LoadError::LoadFormat { asked: "gguf" }),
+        (LoadFormat::Auto | LoadFormat::Safetensors, model, None) => match model.path() {
+            None => Checkpoint::from_bytes(demo::WEIGHTS)?,
+            Some(dir) => Checkpoint::open(dir)?,
+        },
     };
     Ok(match dtype {
         Some(dtype) => checkpoint.converted_to(dtype),
@@ -474,9 +501,9 @@ fn runner_config(scheduler: &SchedulerConfig) -> RunnerConfig {
 }
 
 fn model_info(config: &EngineConfig, spec: &ModelSpec, scheduler: &SchedulerConfig) -> ModelInfo {
-    let root = match &config.model {
-        ModelSource::Demo => demo::NAME.to_owned(),
-        ModelSource::Folder(dir) => dir.display().to_string(),
+    let root = match config.model.path() {
+        None => demo::NAME.to_owned(),
+        Some(path) => path.display().to_string(),
     };
     let served_names = match config.served_model_names.is_empty() {
         true => vec![root.clone()],

@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use quire_model::AttentionShape;
+use half::bf16;
+use quire_model::{AttentionShape, alibi_slope};
 
 use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
 
@@ -17,6 +18,35 @@ pub(crate) struct PagedKv<'a> {
     /// The sequence's blocks in order.
     pub(crate) block_table: &'a [u32],
     pub(crate) block_size: usize,
+    pub(crate) values: Values,
+}
+
+/// Where the values of a cache are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Values {
+    /// After the keys of their block, as wide as these.
+    Stored,
+    /// They are the first so many numbers of the keys: `[block][kv_head][token in block][head_dim]`.
+    InKeys(usize),
+}
+
+impl Values {
+    /// Width of one.
+    fn width(self, shape: &AttentionShape) -> usize {
+        match self {
+            Self::Stored => shape.head_dim,
+            Self::InKeys(width) => width,
+        }
+    }
+
+    /// From a key of a block to its value.
+    #[inline(always)]
+    fn offset(self, shape: &AttentionShape, block_size: usize) -> usize {
+        match self {
+            Self::Stored => shape.num_kv_heads * block_size * shape.head_dim,
+            Self::InKeys(_) => 0,
+        }
+    }
 }
 
 /// The query heads of one token that share a key-value head.
@@ -27,24 +57,28 @@ pub(crate) struct Queries<'a> {
     pub(crate) position: usize,
     /// `[heads in the group][head_dim]`.
     pub(crate) heads: &'a [f32],
+    /// `[heads in the group]` scores of nothing, which take their share of the softmax; empty if there are none.
+    pub(crate) sinks: &'a [f32],
 }
 
-/// Offset in a layer's cache of the key of (block, head, token in block); its value is
+/// Offset in a layer's cache of the key of (block, head, token in block); its value, if stored, is
 /// `num_kv_heads * block_size * head_dim` further.
 #[inline(always)]
 pub(crate) fn key_offset(
     shape: &AttentionShape,
+    values: Values,
     block_size: usize,
     block: usize,
     head: usize,
     token: usize,
 ) -> usize {
     let plane = shape.num_kv_heads * block_size * shape.head_dim;
-    2 * block * plane + (head * block_size + token) * shape.head_dim
+    let block_len = plane + values.offset(shape, block_size);
+    block * block_len + (head * block_size + token) * shape.head_dim
 }
 
-/// Attention of some heads of one token; `out` is like `queries.heads`. `scores` has room for
-/// `scores_len(position + 1)` for each of these heads.
+/// Attention of some heads of one token; `out` is like `queries.heads`, but as wide as values are. `scores` has
+/// room for `scores_len(position + 1)` for each of these heads.
 pub(crate) fn attend(
     isa: Isa,
     shape: &AttentionShape,
@@ -123,7 +157,7 @@ impl Context {
             let (index, token) = (position / kv.block_size, position % kv.block_size);
             let len = (kv.block_size - token).min(self.end - position);
             let block = kv.block_table[index] as usize;
-            f(position, key_offset(shape, kv.block_size, block, kv_head, token), len);
+            f(position, key_offset(shape, kv.values, kv.block_size, block, kv_head, token), len);
             position += len;
         }
     }
@@ -137,7 +171,7 @@ fn attend_kernel<V: Lanes>(
     scores: &mut [f32],
     out: &mut [f32],
 ) {
-    let Queries { kv_head, position, heads } = queries;
+    let Queries { kv_head, position, heads, sinks } = queries;
     let context = Context::of(shape, position);
     // Lanes go by absolute position, so scores are kept from a multiple of the lanes on.
     let origin = context.first / LANES * LANES;
@@ -150,12 +184,19 @@ fn attend_kernel<V: Lanes>(
             score_run::<V>(query, keys, shape.head_dim, &mut row[position - origin..][..len]);
         }
     });
+    if shape.alibi {
+        let group = heads.len() / shape.head_dim;
+        for (index, row) in scores.chunks_exact_mut(row_len).enumerate() {
+            let slope = alibi_slope(shape.num_heads, kv_head * group + index);
+            add_distances(slope, position, context.first, &mut row[seen.clone()]);
+        }
+    }
     out.fill(0.0);
-    let plane = shape.num_kv_heads * kv.block_size * shape.head_dim;
-    for (row, out) in scores.chunks_exact_mut(row_len).zip(out.chunks_exact_mut(shape.head_dim)) {
-        let sum = softmax_numerators::<V>(shape, row, seen.clone());
+    let (width, offset) = (kv.values.width(shape), kv.values.offset(shape, kv.block_size));
+    for (index, (row, out)) in scores.chunks_exact_mut(row_len).zip(out.chunks_exact_mut(width)).enumerate() {
+        let sum = softmax_numerators::<V>(shape, row, seen.clone(), sinks.get(index).copied());
         context.for_each_run(shape, kv, kv_head, |position, key, len| {
-            let values = &kv.cache[key + plane..][..len * shape.head_dim];
+            let values = &kv.cache[key + offset..][..(len - 1) * shape.head_dim + width];
             add_values::<V>(&row[position - origin..][..len], values, shape.head_dim, out);
         });
         out.iter_mut().for_each(|x| *x /= sum);
@@ -178,7 +219,7 @@ fn attend_all_kernel<V: Lanes>(
     let scores = &mut scores[..scores_len(num_tokens)];
     for (query, out) in queries.heads.chunks_exact(head).zip(out.chunks_exact_mut(head)) {
         score_run::<V>(query, keys, stride, &mut scores[..num_tokens]);
-        let sum = softmax_numerators::<V>(shape, scores, 0..num_tokens);
+        let sum = softmax_numerators::<V>(shape, scores, 0..num_tokens, None);
         out.fill(0.0);
         add_values::<V>(&scores[..num_tokens], values, stride, out);
         out.iter_mut().for_each(|x| *x /= sum);
@@ -202,10 +243,26 @@ fn score_run<V: Lanes>(query: &[f32], keys: &[f32], stride: usize, scores: &mut 
     }
 }
 
-/// Scales and caps the scores in `seen`, replaces them by their exponentials (others by 0), and gives the sum
-/// of those.
+/// What ALiBi adds to unscaled scores of keys from position `first` on, seen from `position`. Slopes and their products
+/// with positions are rounded to bf16, as they are in transformers' Falcon.
 #[inline(always)]
-fn softmax_numerators<V: Lanes>(shape: &AttentionShape, scores: &mut [f32], seen: Range<usize>) -> f32 {
+fn add_distances(slope: f32, position: usize, first: usize, scores: &mut [f32]) {
+    let round = |x: f32| bf16::from_f32(x).to_f32();
+    let bias = |position: usize| round(round(slope) * round(position as f32));
+    for (index, score) in scores.iter_mut().enumerate() {
+        *score += bias(first + index) - bias(position);
+    }
+}
+
+/// Scales and caps the scores in `seen`, replaces them by their exponentials (others by 0), and gives the sum
+/// of those and of the sink's.
+#[inline(always)]
+fn softmax_numerators<V: Lanes>(
+    shape: &AttentionShape,
+    scores: &mut [f32],
+    seen: Range<usize>,
+    sink: Option<f32>,
+) -> f32 {
     for group in scores.as_chunks_mut::<LANES>().0 {
         let mut score = V::load(group).mul(V::splat(shape.scale));
         if let Some(cap) = shape.softcap {
@@ -217,19 +274,22 @@ fn softmax_numerators<V: Lanes>(shape: &AttentionShape, scores: &mut [f32], seen
     scores[seen.end..].fill(f32::NEG_INFINITY);
     let groups = scores.as_chunks_mut::<LANES>().0;
     let greatest = groups.iter().fold(V::splat(f32::NEG_INFINITY), |max, group| max.max(V::load(group)));
-    let greatest = V::splat(greatest.greatest());
+    let sink = V::splat(sink.unwrap_or(f32::NEG_INFINITY));
+    let greatest = V::splat(sink.max(greatest).greatest());
     let mut sum = V::splat(0.0);
     for group in groups {
         let numerator = exp(V::load(group).sub(greatest));
         numerator.store(group);
         sum = sum.add(numerator);
     }
-    sum.sum()
+    let mut of_sink = [0.0; LANES];
+    exp(sink.sub(greatest)).store(&mut of_sink);
+    sum.sum() + of_sink[0]
 }
 
 /// `cap * tanh(x / cap)`.
 #[inline(always)]
-fn soft_cap<V: Lanes>(x: V, cap: V) -> V {
+pub(crate) fn soft_cap<V: Lanes>(x: V, cap: V) -> V {
     let one = V::splat(1.0);
     let power = exp(x.div(cap).mul(V::splat(2.0)));
     cap.mul(power.sub(one).div(power.add(one)))

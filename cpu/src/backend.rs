@@ -3,15 +3,16 @@
 use std::ops::Range;
 
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow, LoraTargets, LogitsTask,
-    PLACEHOLDER_BIT, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView,
-    sample_row,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow,
+    LogitsTask, LoraTargets, NormKind, NormSpan, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult,
+    SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
 };
 
-use crate::attention::{PagedKv, Queries, Sequence, attend, attend_all, key_offset, scores_len};
-use crate::elementwise::{gelu, head_norm, layer_norm, rms_norm, rotate, silu_mul};
+use crate::activation::activate_row;
+use crate::attention::{PagedKv, Queries, Sequence, Values, attend, attend_all, key_offset, scores_len};
+use crate::elementwise::{layer_norm, norm_spans, rms_norm, rotate, scale};
 use crate::lanes::{Element, Isa};
-use crate::linear::linear;
+use crate::linear::{UnpackScratch, linear};
 use crate::lora::LoraBatch;
 use crate::pool::Pool;
 use crate::pooling::pool_row;
@@ -39,6 +40,7 @@ pub struct CpuBackend {
     /// `[slot]` the token last sampled.
     last_tokens: Vec<u32>,
     scratch: Vec<WorkerScratch>,
+    unpacked: UnpackScratch,
     results: Vec<RowResult>,
     /// Results of the step; the rest of `results` is memory for later steps.
     num_results: usize,
@@ -84,6 +86,7 @@ impl CpuBackend {
             block_tables: Vec::new(),
             last_tokens: Vec::new(),
             scratch: Vec::new(),
+            unpacked: UnpackScratch::default(),
             results: Vec::new(),
             num_results: 0,
             pooled: Vec::new(),
@@ -104,17 +107,18 @@ impl CpuBackend {
         });
     }
 
-    /// RMSNorm of each query and key head of the step's tokens.
+    /// Norm of the queries and keys of the step's tokens.
     fn norm_heads(&mut self, shape: &AttentionShape, norm: &QkNorm<'_, CpuWeight>, qkv: &mut [f32]) {
         let (isa, qkv) = (self.isa, SharedSlice::new(qkv));
         let (q, kv) = (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
+        let width = |all: usize| if norm.span == NormSpan::Whole { all } else { shape.head_dim };
         self.for_rows(self.step.num_tokens(), q + kv, |row| {
             // SAFETY: each row is computed once.
             #[allow(unsafe_code)]
             let qkv = unsafe { row_of(&qkv, row, q + 2 * kv) };
             let (queries, rest) = qkv.split_at_mut(q);
-            head_norm(isa, queries, norm.q_weight.f32(), norm.eps);
-            head_norm(isa, &mut rest[..kv], norm.k_weight.f32(), norm.eps);
+            norm_spans(isa, norm.kind, width(q), queries, norm.q_weight.f32(), norm.eps);
+            norm_spans(isa, norm.kind, width(kv), &mut rest[..kv], norm.k_weight.f32(), norm.eps);
         });
     }
 
@@ -130,6 +134,13 @@ impl CpuBackend {
             unsafe { shared.part(first, TOUCH_CHUNK_LEN.min(len - first)) }.fill(0.0);
         });
     }
+}
+
+/// Elements that a thread takes at a time where rows mean nothing.
+const ELEMENT_CHUNK: usize = 4096;
+
+fn chunk_of(len: usize, chunk: usize) -> Range<usize> {
+    chunk * ELEMENT_CHUNK..len.min((chunk + 1) * ELEMENT_CHUNK)
 }
 
 /// Elements of a new buffer that a thread fills at a time: 4 MiB.
@@ -166,7 +177,13 @@ impl Backend for CpuBackend {
     }
 
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<CpuWeight, BackendError> {
-        CpuWeight::from_parts(parts).map_err(error)
+        CpuWeight::from_parts(&mut self.pool, parts).map_err(error)
+    }
+
+    fn load_packed(&mut self, matrix: PackedMatrix) -> Result<CpuWeight, BackendError> {
+        let weight = CpuWeight::packed(matrix);
+        self.unpacked.reserve(&weight, self.pool.num_threads());
+        Ok(weight)
     }
 
     fn load_table(&mut self, values: &[f32], columns: usize) -> Result<CpuWeight, BackendError> {
@@ -220,6 +237,7 @@ impl Backend for CpuBackend {
                 WeightData::F32(values) => widen(&values[row], out),
                 WeightData::Bf16(values) => widen(&values[row], out),
                 WeightData::F16(values) => widen(&values[row], out),
+                WeightData::Packed(matrix) => matrix.decode_row(token as usize, 0..width, out),
             }
         }
         Ok(())
@@ -273,7 +291,7 @@ impl Backend for CpuBackend {
         bias: Option<&CpuWeight>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        linear(&mut self.pool, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
+        linear(&mut self.pool, &mut self.unpacked, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
         Ok(())
     }
 
@@ -297,7 +315,7 @@ impl Backend for CpuBackend {
         &mut self,
         shape: &AttentionShape,
         qk_norm: Option<QkNorm<'_, CpuWeight>>,
-        table: &CpuWeight,
+        table: Option<&CpuWeight>,
         qkv: &mut Vec<f32>,
         kv_cache: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
@@ -310,13 +328,15 @@ impl Backend for CpuBackend {
         let (positions, rows) = (self.step.positions(), self.step.token_rows());
         for ((row, position), qkv) in rows.iter().zip(positions).zip(qkv.chunks_exact_mut(row_len)) {
             let position = *position as usize;
-            rotate(shape, &table.f32()[position * head..][..head], qkv);
+            if let Some(table) = table {
+                rotate(shape, &table.f32()[position * shape.rotary_dim..][..shape.rotary_dim], qkv);
+            }
             let slot = self.step.row_slots()[*row as usize] as usize;
             let entry = slot * self.limits.max_blocks_per_seq + position / block_size;
             let block = self.block_tables[entry] as usize;
             let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
             for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
-                let to = key_offset(shape, block_size, block, index, position % block_size);
+                let to = key_offset(shape, Values::Stored, block_size, block, index, position % block_size);
                 kv_cache[to..to + head].copy_from_slice(key);
                 kv_cache[to + plane..to + plane + head].copy_from_slice(value);
             }
@@ -327,6 +347,7 @@ impl Backend for CpuBackend {
     fn paged_attention(
         &mut self,
         shape: &AttentionShape,
+        sinks: Option<&CpuWeight>,
         qkv: &Vec<f32>,
         kv_cache: &Vec<f32>,
         out: &mut Vec<f32>,
@@ -350,12 +371,19 @@ impl Backend for CpuBackend {
                 let position = step.positions()[token] as usize;
                 let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
                 let table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
-                let kv = PagedKv { cache: kv_cache, block_table: table, block_size: limits.block_size };
+                let kv = PagedKv {
+                    cache: kv_cache,
+                    block_table: table,
+                    block_size: limits.block_size,
+                    values: Values::Stored,
+                };
                 let heads = &qkv[token * qkv_len + kv_head * group_len..][..group_len];
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                attend(*isa, shape, kv, Queries { kv_head, position, heads }, &mut scratch.scores, out);
+                let sinks = sinks.map_or(&[][..], |sinks| &sinks.f32()[kv_head * group..][..group]);
+                let queries = Queries { kv_head, position, heads, sinks };
+                attend(*isa, shape, kv, queries, &mut scratch.scores, out);
             }
         });
         Ok(())
@@ -436,43 +464,59 @@ impl Backend for CpuBackend {
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                let queries = Queries { kv_head, position, heads };
+                let queries = Queries { kv_head, position, heads, sinks: &[] };
                 attend_all(*isa, shape, sequence, queries, &mut scratch.scores, out);
             }
         });
         Ok(())
     }
 
-    fn gelu(
+    fn activate(
         &mut self,
         rows: usize,
         width: usize,
+        activation: Activation,
+        gated: bool,
         x: &Vec<f32>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         let (isa, out) = (self.isa, SharedSlice::new(out));
+        let input_width = if gated { 2 * width } else { width };
         self.for_rows(rows, 8 * width, |row| {
             // SAFETY: each row is computed once.
             #[allow(unsafe_code)]
             let out = unsafe { row_of(&out, row, width) };
-            gelu(isa, &x[row * width..][..width], out);
+            let (x, up) = x[row * input_width..][..input_width].split_at(width);
+            activate_row(isa, activation, x, gated.then_some(up), out);
         });
         Ok(())
     }
 
-    fn silu_mul(
-        &mut self,
-        rows: usize,
-        width: usize,
-        gate_up: &Vec<f32>,
-        out: &mut Vec<f32>,
-    ) -> Result<(), BackendError> {
-        let (isa, out) = (self.isa, SharedSlice::new(out));
-        self.for_rows(rows, 8 * width, |row| {
-            let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
-            // SAFETY: each row is computed once.
+    fn add(&mut self, len: usize, x: &Vec<f32>, sum: &mut Vec<f32>) -> Result<(), BackendError> {
+        let sum = SharedSlice::new(sum);
+        self.for_rows(len.div_ceil(ELEMENT_CHUNK), ELEMENT_CHUNK, |chunk| {
+            let part = chunk_of(len, chunk);
+            // SAFETY: each chunk is computed once.
             #[allow(unsafe_code)]
-            silu_mul(isa, gate, up, unsafe { row_of(&out, row, width) });
+            let sum = unsafe { sum.part(part.start, part.len()) };
+            sum.iter_mut().zip(&x[part]).for_each(|(sum, x)| *sum += x);
+        });
+        Ok(())
+    }
+
+    fn scale(
+        &mut self,
+        len: usize,
+        factor: f32,
+        softcap: Option<f32>,
+        x: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, x) = (self.isa, SharedSlice::new(x));
+        self.for_rows(len.div_ceil(ELEMENT_CHUNK), ELEMENT_CHUNK, |chunk| {
+            let part = chunk_of(len, chunk);
+            // SAFETY: each chunk is computed once.
+            #[allow(unsafe_code)]
+            scale(isa, factor, softcap, unsafe { x.part(part.start, part.len()) });
         });
         Ok(())
     }

@@ -4,14 +4,18 @@
 //! every result is computed in an order that depends only on its own request, and on no instruction set: the
 //! same request gives the same bits in any batch, on any machine.
 
+mod activation;
 mod attention;
 mod backend;
 mod elementwise;
 mod lanes;
+mod latent;
 mod linear;
 mod lora;
+mod moe;
 mod pool;
 mod pooling;
+mod router;
 mod shared;
 mod weight;
 mod zeroed;

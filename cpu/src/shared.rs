@@ -3,12 +3,19 @@
 use std::marker::PhantomData;
 
 /// A mutable slice whose disjoint parts can be borrowed from several threads at once.
-#[derive(Clone, Copy)]
 pub(crate) struct SharedSlice<'a, T> {
     start: *mut T,
     len: usize,
     lifetime: PhantomData<&'a mut [T]>,
 }
+
+impl<T> Clone for SharedSlice<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SharedSlice<'_, T> {}
 
 // SAFETY: the slice is borrowed mutably for 'a; `part` makes its callers promise that parts are disjoint.
 #[allow(unsafe_code)]

@@ -1,9 +1,14 @@
-//! [`CpuWeight`]: a tensor of the model in memory, in its stored precision.
+//! [`CpuWeight`]: a tensor of the model in memory, in its stored precision, packed if it is stored packed.
 
 use std::borrow::Cow;
 
 use half::{bf16, f16};
-use quire_model::{Dtype, TensorView};
+use quire_model::{Dtype, PackedMatrix, TensorView};
+
+use crate::lanes::Element;
+use crate::pool::Pool;
+use crate::shared::SharedSlice;
+use crate::zeroed::zeroed;
 
 /// A matrix `[rows][columns]`, or a vector as one row.
 pub struct CpuWeight {
@@ -17,12 +22,13 @@ pub(crate) enum WeightData {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
+    Packed(PackedMatrix),
 }
 
 impl CpuWeight {
     /// Copies tensors, stacked along their first dimension. Vectors (norms, biases) are widened to f32, which
     /// loses nothing and costs nothing at their size. The error is in words for [`quire_model::BackendError`].
-    pub(crate) fn from_parts(parts: &[TensorView<'_>]) -> Result<Self, String> {
+    pub(crate) fn from_parts(pool: &mut Pool, parts: &[TensorView<'_>]) -> Result<Self, String> {
         let first = parts.first().ok_or("a weight of no parts")?;
         let same = parts.iter().all(|p| p.dtype == first.dtype && p.shape.get(1..) == first.shape.get(1..));
         if !same || !(1..=2).contains(&first.shape.len()) {
@@ -32,13 +38,28 @@ impl CpuWeight {
         let bytes: Vec<Cow<'_, [u8]>> = parts.iter().map(|part| part.bytes()).collect();
         let rows: usize = parts.iter().map(|part| part.shape[0]).sum();
         let data = match first.dtype {
-            Dtype::F32 => WeightData::F32(concat(&bytes, f32::from_le_bytes)),
-            Dtype::Bf16 => WeightData::Bf16(concat(&bytes, bf16::from_le_bytes)),
-            Dtype::F16 => WeightData::F16(concat(&bytes, f16::from_le_bytes)),
+            Dtype::F32 => WeightData::F32(concat(pool, &bytes, f32::from_le_bytes)?),
+            Dtype::Bf16 => WeightData::Bf16(concat(pool, &bytes, bf16::from_le_bytes)?),
+            Dtype::F16 => WeightData::F16(concat(pool, &bytes, f16::from_le_bytes)?),
         };
         match first.shape.get(1) {
             Some(columns) => Ok(Self { rows, columns: *columns, data }),
             None => Ok(Self { rows: 1, columns: rows, data: WeightData::F32(data.into_f32()) }),
+        }
+    }
+
+    /// A matrix that stays packed.
+    pub(crate) fn packed(matrix: PackedMatrix) -> Self {
+        Self { rows: matrix.rows(), columns: matrix.columns(), data: WeightData::Packed(matrix) }
+    }
+
+    /// Memory it takes.
+    pub fn bytes(&self) -> usize {
+        match &self.data {
+            WeightData::F32(values) => size_of_val(&values[..]),
+            WeightData::Bf16(values) => size_of_val(&values[..]),
+            WeightData::F16(values) => size_of_val(&values[..]),
+            WeightData::Packed(matrix) => matrix.bytes(),
         }
     }
 
@@ -62,14 +83,37 @@ impl WeightData {
             Self::F32(values) => values,
             Self::Bf16(values) => values.into_iter().map(bf16::to_f32).collect(),
             Self::F16(values) => values.into_iter().map(f16::to_f32).collect(),
+            Self::Packed(matrix) => matrix.dequantize(),
         }
     }
 }
 
-fn concat<T, const N: usize>(parts: &[Cow<'_, [u8]>], from_bytes: impl Fn([u8; N]) -> T) -> Vec<T> {
-    let mut elements = Vec::with_capacity(parts.iter().map(|part| part.len() / N).sum());
+/// Bytes that a thread copies at a time.
+const COPY_CHUNK_BYTES: usize = 1 << 20;
+
+/// The elements of all parts, copied by all threads: they share the time it takes to fetch a file's pages.
+fn concat<T: Element, const N: usize>(
+    pool: &mut Pool,
+    parts: &[Cow<'_, [u8]>],
+    from_bytes: impl Fn([u8; N]) -> T + Sync,
+) -> Result<Vec<T>, String> {
+    let len = parts.iter().map(|part| part.len() / N).sum();
+    let mut elements = zeroed(len).ok_or_else(|| format!("no memory for a tensor of {} bytes", len * N))?;
+    let mut rest = &mut elements[..];
     for part in parts {
-        elements.extend(part.as_chunks::<N>().0.iter().map(|bytes| from_bytes(*bytes)));
+        let (own, after) = rest.split_at_mut(part.len() / N);
+        rest = after;
+        let per_chunk = COPY_CHUNK_BYTES / N;
+        let (num_chunks, own_len, own) = (own.len().div_ceil(per_chunk), own.len(), SharedSlice::new(own));
+        pool.run(num_chunks, &|_, chunk| {
+            let first = chunk * per_chunk;
+            let len = per_chunk.min(own_len - first);
+            // SAFETY: each chunk is handed to one thread once, and chunks do not overlap.
+            #[allow(unsafe_code)]
+            let out = unsafe { own.part(first, len) };
+            let bytes = part[first * N..][..len * N].as_chunks::<N>().0;
+            out.iter_mut().zip(bytes).for_each(|(element, bytes)| *element = from_bytes(*bytes));
+        });
     }
-    elements
+    Ok(elements)
 }

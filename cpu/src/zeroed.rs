@@ -2,17 +2,19 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 
+use crate::lanes::Element;
+
 /// `len` zeros. `None` if the system has not so much memory.
-pub(crate) fn zeroed(len: usize) -> Option<Vec<f32>> {
+pub(crate) fn zeroed<T: Element>(len: usize) -> Option<Vec<T>> {
     if len == 0 {
         return Some(Vec::new());
     }
-    let layout = Layout::array::<f32>(len).ok()?;
-    // SAFETY: the layout is not empty; all-zero bytes are `len` valid f32; the vector frees with this same
-    // layout, since its capacity is `len`.
+    let layout = Layout::array::<T>(len).ok()?;
+    // SAFETY: the layout is not empty; elements are plain numbers, for which all-zero bytes are valid; the vector
+    // frees with this same layout, since its capacity is `len`.
     #[allow(unsafe_code)]
     unsafe {
-        let start = alloc_zeroed(layout).cast::<f32>();
+        let start = alloc_zeroed(layout).cast::<T>();
         (!start.is_null()).then(|| Vec::from_raw_parts(start, len, len))
     }
 }
@@ -23,9 +25,9 @@ mod tests {
 
     #[test]
     fn zeros_or_a_refusal() {
-        assert!(zeroed(0).unwrap().is_empty());
-        assert_eq!(zeroed(3).unwrap(), vec![0.0; 3]);
-        assert!(zeroed(usize::MAX / 8).is_none());
-        assert!(zeroed(usize::MAX).is_none());
+        assert!(zeroed::<f32>(0).unwrap().is_empty());
+        assert_eq!(zeroed::<f32>(3).unwrap(), vec![0.0; 3]);
+        assert!(zeroed::<f32>(usize::MAX / 8).is_none());
+        assert!(zeroed::<f32>(usize::MAX).is_none());
     }
 }

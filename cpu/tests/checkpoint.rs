@@ -76,9 +76,7 @@ fn copies_of_what_follows_from_the_rest_are_accepted() {
 #[test]
 fn damaged_and_absent_files_are_told_apart() {
     let dir = tempfile("damaged");
-    assert!(
-        matches!(Checkpoint::open(&dir), Err(ModelError::Io { path, .. }) if path.ends_with("model.safetensors"))
-    );
+    assert!(matches!(Checkpoint::open(&dir), Err(ModelError::NoWeights { dir: named, .. }) if named == dir));
     let index = |file: &str| format!(r#"{{"weight_map": {{"a": "{file}"}}}}"#);
     for text in ["{".to_string(), "{}".into(), index("../outside.safetensors"), index("/etc/passwd")] {
         std::fs::write(dir.join("model.safetensors.index.json"), text).unwrap();
@@ -86,12 +84,12 @@ fn damaged_and_absent_files_are_told_apart() {
     }
     std::fs::write(dir.join("model.safetensors.index.json"), index("gone.safetensors")).unwrap();
     assert!(
-        matches!(Checkpoint::open(&dir), Err(ModelError::Io { path, .. }) if path.ends_with("gone.safetensors"))
+        matches!(Checkpoint::open(&dir), Err(ModelError::Malformed { reason, .. }) if reason.contains("gone.safetensors"))
     );
     std::fs::write(dir.join("model.safetensors"), b"not a safetensors file").unwrap();
     assert!(matches!(Checkpoint::open(&dir), Err(ModelError::Malformed { .. })));
     std::fs::remove_dir_all(dir).unwrap();
-    assert!(matches!(Checkpoint::from_bytes(b"short"), Err(ModelError::Malformed { .. })));
+    assert!(matches!(Checkpoint::from_bytes(&b"short"[..]), Err(ModelError::Malformed { .. })));
 }
 
 #[test]

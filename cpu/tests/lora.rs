@@ -161,7 +161,7 @@ fn random_adapter(runner: &Runner<CpuBackend>, rng: &mut StdRng) -> Adapter {
         }
         let rank = rng.random_range(1..=MAX_RANK);
         let a = random(rank, target.inputs, rng);
-        let b = random(target.columns.len(), rank, rng);
+        let b = random(target.outputs, rank, rng);
         tensors.insert(format!("base_model.model.{module}.lora_A.weight"), a);
         tensors.insert(format!("base_model.model.{module}.lora_B.weight"), b);
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Tensor};
 use quire_cpu::{CpuBackend, CpuOptions, CpuWeight, Isa};
 use quire_model::{
-    AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, QkNorm, RopeScaling, RopeSpec,
-    StepLimits, TensorData, TensorView, rope_table,
+    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, KvOfToken, NormKind,
+    NormSpan, QkNorm, RopeScaling, RopeSpec, StepLimits, TensorData, TensorView, rope_table,
 };
 use quire_scheduler::kv::BlockId;
 use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, ScheduledRow, SchedulerOutput};
@@ -135,7 +135,7 @@ fn norms_and_activation_are_candles() {
         let gate_up: Vec<f32> = random(rng, rows * width * 2).iter().map(|x| x * 30.0).collect();
         let halves = tensor(&gate_up, &[rows, 2 * width]);
         let (gate, up) = (halves.narrow(1, 0, width).unwrap(), halves.narrow(1, width, width).unwrap());
-        backend.silu_mul(rows, width, &gate_up, &mut out).unwrap();
+        backend.activate(rows, width, Activation::Silu, true, &gate_up, &mut out).unwrap();
         assert_close(&out, &(gate.silu().unwrap() * up).unwrap(), what);
     });
 }
@@ -182,10 +182,13 @@ fn upload(backend: &mut CpuBackend, batch: &InputBatch) {
 fn rotation_and_attention_are_candles() {
     for_all(|backend, rng, what| {
         let num_kv_heads = rng.random_range(1..4);
+        let head_dim = 2 * rng.random_range(1..25);
         let shape = AttentionShape {
             num_heads: num_kv_heads * rng.random_range(1..4),
             num_kv_heads,
-            head_dim: 2 * rng.random_range(1..25),
+            head_dim,
+            rotary_dim: 2 * rng.random_range(1..=head_dim / 2),
+            alibi: false,
             scale: rng.random_range(0.1..3.0),
             softcap: rng.random_bool(0.5).then_some(1.5),
             sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..30)),
@@ -206,16 +209,17 @@ fn rotation_and_attention_are_candles() {
 
         let row_len = (shape.num_heads + 2 * num_kv_heads) * shape.head_dim;
         let qkv = random(rng, num_tokens * row_len);
-        let rope = RopeSpec { theta: 100.0, scaling: RopeScaling::None };
-        let table = rope_table(&rope, shape.head_dim, 40);
-        let (weight, table) = load(backend, &table, &[40, shape.head_dim], Dtype::F32);
-        let layout =
-            KvLayout { num_layers: 1, num_kv_heads, head_dim: shape.head_dim, block_size: limits.block_size };
-        let mut cache = backend.alloc(BufferRole::KvCache, 200 * layout.block_len()).unwrap();
+        let rope =
+            RopeSpec { dim: shape.rotary_dim, theta: 100.0, scaling: RopeScaling::None, interleaved: false };
+        let table = rope_table(&rope, 40, 40);
+        let (weight, table) = load(backend, &table, &[40, shape.rotary_dim], Dtype::F32);
+        let kept = KvOfToken { num_kv_heads, head_dim: shape.head_dim };
+        let layout = KvLayout { layers: vec![kept], block_size: limits.block_size };
+        let mut cache = backend.alloc(BufferRole::KvCache, 200 * layout.block_len(0)).unwrap();
         let mut rotated = buffer(backend, &qkv);
         let mut out = buffer(backend, &vec![9.0; num_tokens * shape.num_heads * shape.head_dim]);
-        backend.rope_and_cache(&shape, None, &weight, &mut rotated, &mut cache).unwrap();
-        backend.paged_attention(&shape, &rotated, &cache, &mut out).unwrap();
+        backend.rope_and_cache(&shape, None, Some(&weight), &mut rotated, &mut cache).unwrap();
+        backend.paged_attention(&shape, None, &rotated, &cache, &mut out).unwrap();
 
         let mut first = 0;
         let width = shape.num_heads * shape.head_dim;
@@ -230,7 +234,7 @@ fn rotation_and_attention_are_candles() {
 
 /// The textbook's attention over one whole sequence, `[len][heads * head_dim]`.
 fn reference_attention(shape: &AttentionShape, qkv: &Tensor, table: &Tensor) -> Tensor {
-    let (len, half) = (qkv.dim(0).unwrap(), shape.head_dim / 2);
+    let (len, half) = (qkv.dim(0).unwrap(), shape.rotary_dim / 2);
     let heads = |first: usize, count: usize| {
         let width = shape.head_dim;
         let part = qkv.narrow(1, first * width, count * width).unwrap().reshape((len, count, width)).unwrap();
@@ -241,7 +245,11 @@ fn reference_attention(shape: &AttentionShape, qkv: &Tensor, table: &Tensor) -> 
         let (a, b) = (x.narrow(2, 0, half).unwrap(), x.narrow(2, half, half).unwrap());
         let times = |x: &Tensor, y: &Tensor| x.broadcast_mul(y).unwrap();
         let low = (times(&a, &cos) - times(&b, &sin)).unwrap();
-        Tensor::cat(&[low, (times(&b, &cos) + times(&a, &sin)).unwrap()], 2).unwrap()
+        let rest = x.narrow(2, 2 * half, shape.head_dim - 2 * half).unwrap();
+        Tensor::cat(&[low, (times(&b, &cos) + times(&a, &sin)).unwrap(), rest], 2)
+            .unwrap()
+            .contiguous()
+            .unwrap()
     };
     let group = shape.num_heads / shape.num_kv_heads;
     let spread = |x: Tensor| {
@@ -276,6 +284,8 @@ fn head_norms_touch_queries_and_keys_only() {
             num_heads,
             num_kv_heads,
             head_dim,
+            rotary_dim: head_dim,
+            alibi: false,
             scale: 1.0,
             softcap: None,
             sliding_window: None,
@@ -300,8 +310,14 @@ fn head_norms_touch_queries_and_keys_only() {
         let table = backend.load_table(&table, head_dim).unwrap();
         let mut cache = backend.alloc(BufferRole::KvCache, 200 * 2 * num_kv_heads * 4 * head_dim).unwrap();
         let mut out = buffer(backend, &qkv);
-        let norms = QkNorm { q_weight: &q_weight, k_weight: &k_weight, eps: 1e-6 };
-        backend.rope_and_cache(&shape, Some(norms), &table, &mut out, &mut cache).unwrap();
+        let norms = QkNorm {
+            kind: NormKind::Rms,
+            span: NormSpan::Head,
+            q_weight: &q_weight,
+            k_weight: &k_weight,
+            eps: 1e-6,
+        };
+        backend.rope_and_cache(&shape, Some(norms), Some(&table), &mut out, &mut cache).unwrap();
         let heads = tensor(&qkv, &[rows, total, head_dim]);
         let queries = norm(&heads.narrow(1, 0, num_heads).unwrap(), &q, 1e-6);
         let keys = norm(&heads.narrow(1, num_heads, num_kv_heads).unwrap(), &k, 1e-6);

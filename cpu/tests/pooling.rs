@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use candle_core::{Device, Tensor, safetensors};
 use quire_cpu::{CpuBackend, CpuOptions, Isa};
 use quire_model::{
-    Activation, Checkpoint, Dtype, LayerSpec, LmHead, Model, ModelSpec, Norms, Pooling, Positions, Runner,
-    RunnerConfig,
+    Activation, AttentionSpec, Checkpoint, DenseSpec, Dtype, LayerSpec, LmHead, MlpSpec, Model, ModelSpec,
+    NormKind, NormSpec, Norms, Pooling, Positions, Runner, RunnerConfig,
 };
 use quire_scheduler::{RequestId, SamplingParams, TokenId};
 use rand::rngs::StdRng;
@@ -184,15 +184,25 @@ fn run(
 
 /// An encoder of odd sizes.
 fn random_encoder(rng: &mut StdRng) -> ModelSpec {
-    let mut spec = random_spec(rng, 1, &[1, 2, 5, 16, 19, 33]);
-    spec.attention.num_kv_heads = spec.attention.num_heads;
-    spec.attention.qk_norm = false;
+    let spec = random_spec(rng, 1, &[1, 2, 5, 16, 19, 33]);
+    let LayerSpec { attention, mlp } = &spec.layers[0];
+    let layer = LayerSpec {
+        attention: AttentionSpec {
+            num_kv_heads: attention.num_heads,
+            rope: None,
+            qk_norm: None,
+            sliding_window: None,
+            ..attention.clone()
+        },
+        mlp: MlpSpec::Dense(DenseSpec { activation: Activation::Gelu, gated: false, ..*mlp.dense() }),
+    };
     ModelSpec {
-        activation: Activation::Gelu,
-        norms: Norms::LayerAfter,
+        architecture: "BertModel".into(),
+        norm: NormSpec { kind: NormKind::Layer, bias: true, ..spec.norm },
+        norms: Norms::OfSum,
         positions: Positions::Learned { rows: MAX_LEN + 2, first: 2, types: rng.random_range(1..3) },
         causal: false,
-        layers: vec![LayerSpec { sliding_window: None }; rng.random_range(1..4)],
+        layers: vec![layer; rng.random_range(1..4)],
         lm_head: LmHead::None,
         ..spec
     }

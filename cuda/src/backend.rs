@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, QkNorm, RowResult,
-    Slot, StepInputs, StepLimits, TensorView,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, NormKind,
+    NormSpan, QkNorm, RowResult, Slot, StepInputs, StepLimits, TensorView,
 };
 
 use crate::buffer::{CudaBuffer, element_type};
@@ -328,10 +328,17 @@ impl Backend for CudaBackend {
         &mut self,
         shape: &AttentionShape,
         qk_norm: Option<QkNorm<'_, CudaWeight>>,
-        table: &CudaWeight,
+        table: Option<&CudaWeight>,
         qkv: &mut CudaBuffer,
         kv_cache: &mut CudaBuffer,
     ) -> Result<(), BackendError> {
+        let Some(table) = table else { return Err(self.not_built("attention without rotation")) };
+        if shape.rotary_dim != shape.head_dim {
+            return Err(self.not_built("rotation of a part of each head"));
+        }
+        if qk_norm.as_ref().is_some_and(|norm| (norm.kind, norm.span) != (NormKind::Rms, NormSpan::Head)) {
+            return Err(self.not_built("this norm of queries and keys"));
+        }
         let Self { stream, small, prepared: Some(prepared), .. } = self else { return Err(unprepared()) };
         if !shape.head_dim.is_multiple_of(HEAD_DIM_MULTIPLE) {
             let reason = format!(
@@ -362,24 +369,33 @@ impl Backend for CudaBackend {
     fn paged_attention(
         &mut self,
         shape: &AttentionShape,
+        sinks: Option<&CudaWeight>,
         qkv: &CudaBuffer,
         kv_cache: &CudaBuffer,
         out: &mut CudaBuffer,
     ) -> Result<(), BackendError> {
+        if sinks.is_some() || shape.alibi {
+            return Err(self.not_built("attention with sinks or ALiBi"));
+        }
         let Self { stream, prepared: Some(prepared), .. } = self else { return Err(unprepared()) };
         let (qkv, kv_cache, out) = (qkv.address(), kv_cache.address(), out.address());
         prepared.attention(stream, shape, AttentionOperands { qkv, kv_cache, out })
     }
 
-    fn silu_mul(
+    fn activate(
         &mut self,
         rows: usize,
         width: usize,
-        gate_up: &CudaBuffer,
+        activation: Activation,
+        gated: bool,
+        x: &CudaBuffer,
         out: &mut CudaBuffer,
     ) -> Result<(), BackendError> {
+        if (activation, gated) != (Activation::Silu, true) {
+            return Err(self.not_built("an MLP other than SiLU with a gate"));
+        }
         let params =
-            SiluMulParams { gate_up: gate_up.address(), out: out.address(), width: width as i32, unused: 0 };
+            SiluMulParams { gate_up: x.address(), out: out.address(), width: width as i32, unused: 0 };
         Ok(self.small.silu_mul(&self.stream, rows, &params)?)
     }
 

@@ -46,7 +46,10 @@ impl MemoryPlan {
         let (free_bytes, total_bytes) = context.memory()?;
         let of = |role, len: usize| len * element_type(role, dtype).bytes();
         let (tokens, hidden) = (limits.max_num_batched_tokens, spec.hidden_size);
-        let per_token = 2 * hidden + spec.qkv_size() + spec.attention_size() + 3 * spec.intermediate_size;
+        let per_token = 2 * hidden
+            + spec.max_of_layers(|layer| layer.attention.qkv_size() + layer.attention.output_size())
+            + spec
+                .max_of_layers(|layer| layer.mlp.dense().input_size() + layer.mlp.dense().intermediate_size);
         let activations = of(BufferRole::Activation, tokens * per_token + limits.max_logits_rows * hidden)
             + of(BufferRole::Residual, tokens * hidden)
             + of(BufferRole::Logits, limits.max_logits_rows * spec.vocab_size);
@@ -63,7 +66,8 @@ impl MemoryPlan {
             free_bytes,
             usable_bytes: free_bytes.min((total_bytes as f64 * share) as u64),
             weight_bytes: (spec.num_parameters() * dtype.bytes()
-                + positions * spec.attention.head_dim * size_of::<f32>()) as u64,
+                + positions * spec.ropes().iter().map(|rope| rope.dim).sum::<usize>() * size_of::<f32>())
+                as u64,
             activation_bytes: activations as u64,
             scratch_bytes: scratch as u64,
             driver_bytes: DRIVER_BYTES,

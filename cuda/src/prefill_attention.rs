@@ -239,7 +239,7 @@ impl PrefillAttention {
         shape: &AttentionShape,
         operands: AttentionOperands,
     ) -> PrefillAttentionParams {
-        let AttentionShape { num_heads, num_kv_heads, head_dim, scale, softcap, sliding_window } = *shape;
+        let AttentionShape { num_heads, num_kv_heads, head_dim, scale, softcap, sliding_window, .. } = *shape;
         PrefillAttentionParams {
             step,
             qkv: operands.qkv,

@@ -175,6 +175,8 @@ impl Case {
             num_heads,
             num_kv_heads,
             head_dim,
+            rotary_dim: head_dim,
+            alibi: false,
             scale: rng.random_range(0.5..2.0) / (head_dim as f32).sqrt(),
             softcap: rng.random_bool(0.5).then(|| rng.random_range(1.0..5.0)),
             sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..200)),

@@ -7,8 +7,9 @@ mod support;
 use quire_cpu::{CpuBackend, CpuOptions, CpuWeight};
 use quire_cuda::{CudaBackend, CudaBuffer, CudaOptions, CudaWeight};
 use quire_model::{
-    AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, LinearShape, LogitsRow, LogitsTask,
-    QkNorm, RopeScaling, RopeSpec, Slot, StepLimits, TensorData, TensorView, rope_table,
+    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, KvOfToken, LinearShape,
+    LogitsRow, LogitsTask, NormKind, NormSpan, QkNorm, RopeScaling, RopeSpec, Slot, StepLimits, TensorData,
+    TensorView, rope_table,
 };
 use quire_scheduler::SamplingParams;
 use rand::rngs::StdRng;
@@ -139,8 +140,8 @@ fn norms_and_activation_are_the_cpus() {
         let gate_up: Vec<f32> = random(rng, rows * width * 2).iter().map(|x| x * 30.0).collect();
         let gate_up = devices.buffer(BufferRole::Activation, &gate_up);
         let mut out = devices.output(BufferRole::Activation, rows * width);
-        devices.cuda.silu_mul(rows, width, &gate_up.cuda, &mut out.cuda).unwrap();
-        devices.cpu.silu_mul(rows, width, &gate_up.cpu, &mut out.cpu).unwrap();
+        devices.cuda.activate(rows, width, Activation::Silu, true, &gate_up.cuda, &mut out.cuda).unwrap();
+        devices.cpu.activate(rows, width, Activation::Silu, true, &gate_up.cpu, &mut out.cpu).unwrap();
         devices.assert_close(&mut out, 0.0, what);
     });
 }
@@ -329,12 +330,18 @@ fn tokens_that_the_host_does_not_know_yet_are_embedded_all_the_same() {
     });
 }
 
+fn head_norm<'a, W>(q_weight: &'a W, k_weight: &'a W) -> QkNorm<'a, W> {
+    QkNorm { kind: NormKind::Rms, span: NormSpan::Head, q_weight, k_weight, eps: 1e-6 }
+}
+
 fn random_shape(rng: &mut StdRng, head_dim: usize) -> AttentionShape {
     let num_kv_heads = rng.random_range(1..3);
     AttentionShape {
         num_heads: num_kv_heads * rng.random_range(1..5),
         num_kv_heads,
         head_dim,
+        rotary_dim: head_dim,
+        alibi: false,
         scale: rng.random_range(0.1..3.0),
         softcap: rng.random_bool(0.4).then_some(1.5),
         sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..100)),
@@ -349,8 +356,9 @@ fn check_attention(devices: &mut Devices, rng: &mut StdRng, shape: &AttentionSha
     devices.prepare(&limits, &[]);
     let num_blocks = 1 + MAX_SEQS * limits.max_blocks_per_seq;
     let mut steps = Steps::new(limits, num_blocks);
-    let rope = RopeSpec { theta: 100.0, scaling: RopeScaling::None };
-    let table = rope_table(&rope, head_dim, limits.max_blocks_per_seq * block_size);
+    let rope = RopeSpec { dim: head_dim, theta: 100.0, scaling: RopeScaling::None, interleaved: false };
+    let positions = limits.max_blocks_per_seq * block_size;
+    let table = rope_table(&rope, positions, positions);
     let table = (
         devices.cuda.load_table(&table, head_dim).unwrap(),
         devices.cpu.load_table(&table, head_dim).unwrap(),
@@ -358,9 +366,9 @@ fn check_attention(devices: &mut Devices, rng: &mut StdRng, shape: &AttentionSha
     let qk_norm = rng.random_bool(0.5);
     let q_weight = devices.weight(&random(rng, head_dim), &[head_dim]);
     let k_weight = devices.weight(&random(rng, head_dim), &[head_dim]);
-    let layout = KvLayout { num_layers: 1, num_kv_heads, head_dim, block_size };
+    let layout = KvLayout { layers: vec![KvOfToken { num_kv_heads, head_dim }], block_size };
     // Nothing may depend on what nobody wrote.
-    let mut cache = devices.output(BufferRole::KvCache, num_blocks * layout.block_len());
+    let mut cache = devices.output(BufferRole::KvCache, num_blocks * layout.block_len(0));
     let row_len = (shape.num_heads + 2 * num_kv_heads) * head_dim;
     for step in 0..5 {
         let what = format!("{what}, step {step}");
@@ -368,16 +376,19 @@ fn check_attention(devices: &mut Devices, rng: &mut StdRng, shape: &AttentionSha
         devices.upload(&steps.batch, &[], &[]);
         let num_tokens = steps.num_tokens();
         let mut qkv = devices.buffer(BufferRole::Activation, &random(rng, num_tokens * row_len));
-        let cuda_norm = qk_norm.then_some(QkNorm { q_weight: &q_weight.0, k_weight: &k_weight.0, eps: 1e-6 });
-        devices.cuda.rope_and_cache(shape, cuda_norm, &table.0, &mut qkv.cuda, &mut cache.cuda).unwrap();
-        let cpu_norm = qk_norm.then_some(QkNorm { q_weight: &q_weight.1, k_weight: &k_weight.1, eps: 1e-6 });
-        devices.cpu.rope_and_cache(shape, cpu_norm, &table.1, &mut qkv.cpu, &mut cache.cpu).unwrap();
+        let cuda_norm = qk_norm.then(|| head_norm(&q_weight.0, &k_weight.0));
+        devices
+            .cuda
+            .rope_and_cache(shape, cuda_norm, Some(&table.0), &mut qkv.cuda, &mut cache.cuda)
+            .unwrap();
+        let cpu_norm = qk_norm.then(|| head_norm(&q_weight.1, &k_weight.1));
+        devices.cpu.rope_and_cache(shape, cpu_norm, Some(&table.1), &mut qkv.cpu, &mut cache.cpu).unwrap();
         devices.assert_close(&mut qkv, 0.0, &format!("{what}, rotation, norms: {qk_norm}"));
         devices.assert_close(&mut cache, 0.0, &format!("{what}, cache, norms: {qk_norm}"));
 
         let mut out = devices.output(BufferRole::Activation, num_tokens * shape.num_heads * head_dim);
-        devices.cuda.paged_attention(shape, &qkv.cuda, &cache.cuda, &mut out.cuda).unwrap();
-        devices.cpu.paged_attention(shape, &qkv.cpu, &cache.cpu, &mut out.cpu).unwrap();
+        devices.cuda.paged_attention(shape, None, &qkv.cuda, &cache.cuda, &mut out.cuda).unwrap();
+        devices.cpu.paged_attention(shape, None, &qkv.cpu, &cache.cpu, &mut out.cpu).unwrap();
         // The tuned kernels round each weight to the type: with values up to 1, and weights that add up to 1 before
         // and after division by the sum of rounded or exact weights, that is at most twice the unit.
         let extra = 2.0 * unit_roundoff(devices.dtype);
@@ -420,7 +431,7 @@ fn heads_of_an_odd_number_of_pairs_are_refused() {
         let table = devices.cuda.load_table(&[0.0; 60], 6).unwrap();
         let mut qkv = devices.output(BufferRole::Activation, 72);
         let mut cache = devices.output(BufferRole::KvCache, 768);
-        let result = devices.cuda.rope_and_cache(&shape, None, &table, &mut qkv.cuda, &mut cache.cuda);
+        let result = devices.cuda.rope_and_cache(&shape, None, Some(&table), &mut qkv.cuda, &mut cache.cuda);
         assert!(result.unwrap_err().to_string().contains("head_dim is 6"));
     });
 }

@@ -67,6 +67,8 @@ impl Case {
             num_heads: heads_per_group * num_kv_heads,
             num_kv_heads,
             head_dim,
+            rotary_dim: head_dim,
+            alibi: false,
             scale: (head_dim as f32).powf(-0.5),
             softcap: rng.random_bool(0.3).then(|| [5.0, 50.0][rng.random_range(0..2)]),
             sliding_window: rng.random_bool(0.3).then(|| rng.random_range(1..200)),

@@ -227,9 +227,12 @@ fn check(dtype: Dtype, num_seeds: u64, head_dims: &[usize], block_sizes: &[usize
     for seed in 0..num_seeds {
         let rng = &mut StdRng::seed_from_u64(seed);
         let mut spec = random_spec(rng, 8, head_dims);
-        if dtype != Dtype::F32 && spec.attention.qk_norm {
+        for attention in spec.layers.iter_mut().map(|layer| &mut layer.attention) {
+            if dtype == Dtype::F32 || attention.qk_norm.is_none() {
+                continue;
+            }
             // Normalised heads are long: a larger scale would let 16-bit roundings choose the token to attend to.
-            spec.attention.scale = (spec.attention.head_dim as f32).sqrt().recip();
+            attention.scale = (attention.head_dim as f32).sqrt().recip();
         }
         let config = scheduler_config(block_sizes[rng.random_range(0..block_sizes.len())]);
         let requests = random_requests(rng, dtype != Dtype::F32);

@@ -12,8 +12,9 @@ use std::ops::Range;
 
 use crate::checkpoint::TensorView;
 use crate::lora::LoraTargets;
+use crate::quantization::PackedMatrix;
 use crate::slot::Slot;
-use crate::spec::Dtype;
+use crate::spec::{Activation, AttentionSpec, Dtype, ModelSpec, NormKind, NormSpan, Positions};
 use crate::step_inputs::{LogitsRow, PoolRow, RowResult, StepInputs};
 
 /// The device cannot do what it was asked.
@@ -56,7 +57,7 @@ pub struct StepLimits {
     pub max_logits_rows: usize,
     /// Logits in a row.
     pub vocab_size: usize,
-    /// Query heads that share a key-value head.
+    /// Query heads that share a key-value head, in the layer where these are the most.
     pub heads_per_group: usize,
 }
 
@@ -84,21 +85,45 @@ pub struct AttentionShape {
     pub num_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Numbers of a head that are rotated, from its first on.
+    pub rotary_dim: usize,
     /// Factor on q·k.
     pub scale: f32,
     /// `Some(c)`: scores become `c * tanh(score / c)`.
     pub softcap: Option<f32>,
     /// `Some(w)`: a token sees itself and the `w - 1` before it.
     pub sliding_window: Option<u32>,
+    /// Whether scores fall with distance: see [`crate::alibi_slope`].
+    pub alibi: bool,
 }
 
-/// RMSNorm of each head of queries and keys, before the rotation.
+impl AttentionShape {
+    /// That of a layer.
+    pub fn of(spec: &ModelSpec, attention: &AttentionSpec) -> Self {
+        Self {
+            num_heads: attention.num_heads,
+            num_kv_heads: attention.num_kv_heads,
+            head_dim: attention.head_dim,
+            rotary_dim: attention.rope.and_then(|rope| spec.ropes().get(rope)).map_or(0, |rope| rope.dim),
+            scale: attention.scale,
+            softcap: attention.softcap,
+            sliding_window: attention.sliding_window,
+            alibi: spec.positions == Positions::Alibi,
+        }
+    }
+}
+
+/// Norm of queries and keys, before the rotation.
 pub struct QkNorm<'a, W> {
-    /// `[head_dim]`, for queries.
+    /// Without anything added at the end.
+    pub kind: NormKind,
+    /// What is normalised together, and what the weights' shapes are.
+    pub span: NormSpan,
+    /// For queries.
     pub q_weight: &'a W,
-    /// `[head_dim]`, for keys.
+    /// For keys.
     pub k_weight: &'a W,
-    /// Added to the mean square.
+    /// Added to the mean square, or to the variance.
     pub eps: f32,
 }
 
@@ -131,6 +156,12 @@ pub trait Backend: Send {
     /// Brings a tensor to the device. Several parts are stacked along their first dimension; they have one
     /// type and agree in the other dimension. One or two dimensions.
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<Self::Weight, BackendError>;
+
+    /// Brings a matrix to the device that stays packed there: products by it are those by what
+    /// [`PackedMatrix::decode_row`] gives.
+    fn load_packed(&mut self, matrix: PackedMatrix) -> Result<Self::Weight, BackendError> {
+        Err(self.not_built(&format!("multiplying by quantised weights ({})", matrix.format())))
+    }
 
     /// Brings a table of `[rows][columns]` numbers to the device that must stay `f32`.
     fn load_table(&mut self, values: &[f32], columns: usize) -> Result<Self::Weight, BackendError>;
@@ -228,24 +259,26 @@ pub trait Backend: Send {
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
 
-    /// Normalises each query and key head of `qkv[T]` in place if the model does so, rotates them by their
-    /// positions, and writes keys and values into the layer's cache. `qkv` is
+    /// Normalises queries and keys of `qkv[T]` in place if the model does so, rotates them by their positions if there
+    /// is a `table`, and writes keys and values into the layer's cache. `qkv` is
     /// `[T][q heads | k heads | v heads][head_dim]`; `table` is what [`crate::rope_table`] gives, as
-    /// `[positions][head_dim]`.
+    /// `[positions][rotary_dim]`.
     fn rope_and_cache(
         &mut self,
         shape: &AttentionShape,
         qk_norm: Option<QkNorm<'_, Self::Weight>>,
-        table: &Self::Weight,
+        table: Option<&Self::Weight>,
         qkv: &mut Self::Buffer,
         kv_cache: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
 
     /// Causal attention of each of the `T` tokens over its sequence's cached keys and values up to its own
-    /// position. `out` is `[T][heads][head_dim]`; `kv_cache` is laid out as in [`crate::KvLayout`].
+    /// position. `out` is `[T][heads][head_dim]`; `kv_cache` is laid out as in [`crate::KvLayout`]. `sinks` are
+    /// `[heads]` scores that are there beside those of the tokens, unscaled, for nothing to be seen.
     fn paged_attention(
         &mut self,
         shape: &AttentionShape,
+        sinks: Option<&Self::Weight>,
         qkv: &Self::Buffer,
         kv_cache: &Self::Buffer,
         out: &mut Self::Buffer,
@@ -294,26 +327,35 @@ pub trait Backend: Send {
         Err(self.not_built("attention that looks ahead"))
     }
 
-    /// `out[rows][width] = x * (1 + erf(x / sqrt 2)) / 2`.
-    fn gelu(
+    /// `out[rows][width] = activation(x)`; if `gated`, `activation(gate) * up`, where `x` is
+    /// `[rows][gate: width | up: width]`.
+    fn activate(
         &mut self,
         rows: usize,
         width: usize,
+        activation: Activation,
+        gated: bool,
         x: &Self::Buffer,
         out: &mut Self::Buffer,
-    ) -> Result<(), BackendError> {
-        let _ = (rows, width, x, out);
-        Err(self.not_built("GELU"))
+    ) -> Result<(), BackendError>;
+
+    /// `sum[..len] += x[..len]`.
+    fn add(&mut self, len: usize, x: &Self::Buffer, sum: &mut Self::Buffer) -> Result<(), BackendError> {
+        let _ = (len, x, sum);
+        Err(self.not_built("a sum without a norm"))
     }
 
-    /// `out[rows][width] = silu(gate) * up`, where `gate_up` is `[rows][gate: width | up: width]`.
-    fn silu_mul(
+    /// `x[..len] = cap(factor * x[..len])`, where `cap(x)` is `c * tanh(x / c)` if there is a `c`.
+    fn scale(
         &mut self,
-        rows: usize,
-        width: usize,
-        gate_up: &Self::Buffer,
-        out: &mut Self::Buffer,
-    ) -> Result<(), BackendError>;
+        len: usize,
+        factor: f32,
+        softcap: Option<f32>,
+        x: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (len, factor, softcap, x);
+        Err(self.not_built("scaling"))
+    }
 
     /// `out[i][width] = x[logits_tokens[first + i]]` for `i` below `range.len()`, `first = range.start`:
     /// a range of the step's `L` rows of logits.

@@ -2,15 +2,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::DType;
-use candle_core::safetensors::{MmapedSafetensors, SliceSafetensors};
 use half::{bf16, f16};
-use serde_json::Value;
 
+use crate::convert::convert;
 use crate::dummy::DummyTensor;
 use crate::error::ModelError;
+use crate::ggml::{GgmlType, decode_row};
+use crate::gguf::{GgufFile, GgufTensor, GgufTensors};
+use crate::safetensors::{RawTensor, Safetensors, StoredDtype};
 use crate::spec::Dtype;
 
 /// A model's tensors by Hugging Face's names.
@@ -21,8 +22,8 @@ pub struct Checkpoint {
 }
 
 enum Source {
-    Mapped(MmapedSafetensors),
-    Memory(SliceSafetensors<'static>),
+    Files(Safetensors),
+    Gguf(GgufTensors),
     Dummy(Dtype),
 }
 
@@ -45,30 +46,21 @@ pub enum TensorData<'a> {
 }
 
 impl Checkpoint {
-    /// Maps `model.safetensors`, or the files that `model.safetensors.index.json` lists, into memory. The
-    /// files must not be changed while the checkpoint is open.
+    /// Maps a folder's safetensors files into memory: `model.safetensors`, or those that
+    /// `model.safetensors.index.json` lists, or else all there are. They must not be changed while the checkpoint is
+    /// open.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let index = dir.join("model.safetensors.index.json");
-        let single = dir.join("model.safetensors");
-        let files = if !single.exists() && index.exists() { shards(dir, &index)? } else { vec![single] };
-        for path in &files {
-            std::fs::File::open(path).map_err(|source| ModelError::Io { path: path.clone(), source })?;
-        }
-        // SAFETY: the map is read-only and lives as long as `self`; that nobody truncates the files meanwhile
-        // is the documented condition of this function.
-        #[allow(unsafe_code)]
-        let mapped = unsafe { MmapedSafetensors::multi(&files) }
-            .map_err(|e| ModelError::Malformed { path: dir.into(), reason: e.to_string() })?;
-        Ok(Self { source: Source::Mapped(mapped), dtype: None })
+        Ok(Self { source: Source::Files(Safetensors::open(dir)?), dtype: None })
     }
 
     /// A whole safetensors file that is in memory, such as one embedded in the program.
-    pub fn from_bytes(file: &'static [u8]) -> Result<Self, ModelError> {
-        let slice = SliceSafetensors::new(file).map_err(|e| ModelError::Malformed {
-            path: "safetensors in memory".into(),
-            reason: e.to_string(),
-        })?;
-        Ok(Self { source: Source::Memory(slice), dtype: None })
+    pub fn from_bytes(file: impl Into<Cow<'static, [u8]>>) -> Result<Self, ModelError> {
+        Ok(Self { source: Source::Files(Safetensors::from_bytes(file.into())?), dtype: None })
+    }
+
+    /// The tensors of an open GGUF file.
+    pub fn from_gguf(file: GgufFile) -> Result<Self, ModelError> {
+        Ok(Self { source: Source::Gguf(GgufTensors::new(file)?), dtype: None })
     }
 
     /// Weights that nobody trained: whatever tensor is asked for exists, with pseudo-random values that
@@ -85,8 +77,8 @@ impl Checkpoint {
     /// All names, sorted; empty for a dummy, which has no list.
     pub fn names(&self) -> BTreeSet<String> {
         match &self.source {
-            Source::Mapped(files) => files.tensors().into_iter().map(|(name, _)| name).collect(),
-            Source::Memory(file) => file.tensors().into_iter().map(|(name, _)| name).collect(),
+            Source::Files(files) => files.names(),
+            Source::Gguf(file) => file.names(),
             Source::Dummy(_) => BTreeSet::new(),
         }
     }
@@ -94,48 +86,138 @@ impl Checkpoint {
     /// Whether a file has a tensor of that name; false for a dummy.
     pub fn has(&self, name: &str) -> bool {
         match &self.source {
-            Source::Mapped(files) => files.get(name).is_ok(),
-            Source::Memory(file) => file.get(name).is_ok(),
+            Source::Files(files) => files.has(name),
+            Source::Gguf(file) => file.has(name),
             Source::Dummy(_) => false,
         }
     }
 
+    /// The tensor of that name as it is in its file, of any type and shape, whatever `converted_to` says. A dummy
+    /// has none.
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>, ModelError> {
+        let found = match &self.source {
+            Source::Files(files) => files.tensor(name),
+            Source::Gguf(_) | Source::Dummy(_) => None,
+        };
+        found.ok_or_else(|| ModelError::MissingTensor { name: name.into() })
+    }
+
     /// The tensor of that name, which must have that shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
-        let missing = |_| ModelError::MissingTensor { name: name.into() };
-        let view = match &self.source {
-            Source::Mapped(files) => files.get(name).map_err(missing)?,
-            Source::Memory(file) => file.get(name).map_err(missing)?,
+        match &self.source {
             Source::Dummy(dtype) => {
                 let data = TensorData::Dummy(DummyTensor::new(name));
                 return Ok(TensorView { dtype: *dtype, shape: shape.to_vec(), data });
             }
-        };
-        if view.shape() != shape {
+            Source::Gguf(file) => return self.gguf_tensor(file.get(name)?, name, shape),
+            Source::Files(_) => {}
+        }
+        let raw = self.raw(name)?;
+        if raw.shape != shape {
             return Err(ModelError::Shape {
                 name: name.into(),
-                found: view.shape().to_vec(),
+                found: raw.shape.to_vec(),
                 expected: shape.to_vec(),
             });
         }
-        let dtype = match DType::try_from(view.dtype()) {
-            Ok(DType::F32) => Dtype::F32,
-            Ok(DType::BF16) => Dtype::Bf16,
-            Ok(DType::F16) => Dtype::F16,
-            _ => {
-                let found = format!("{:?}", view.dtype());
-                return Err(ModelError::TensorDtype { name: name.into(), found });
-            }
+        let dtype = match raw.dtype {
+            StoredDtype::F32 => Dtype::F32,
+            StoredDtype::BF16 => Dtype::Bf16,
+            StoredDtype::F16 => Dtype::F16,
+            other => return Err(ModelError::TensorDtype { name: name.into(), found: other.to_string() }),
         };
-        let data = TensorData::Stored(Cow::Borrowed(view.data()));
+        let data = TensorData::Stored(Cow::Borrowed(raw.bytes));
         let view = TensorView { dtype, shape: shape.to_vec(), data };
         let Some(wanted) = self.dtype.filter(|wanted| *wanted != dtype) else { return Ok(view) };
         let data = TensorData::Stored(Cow::Owned(view.bytes_as(wanted).into_owned()));
+        self.give_back(name);
         Ok(TensorView { dtype: wanted, shape: view.shape, data })
+    }
+
+    /// Says that a tensor has been copied: the memory that its pages take goes back to the system. It can still be
+    /// read, from the file again.
+    pub fn give_back(&self, name: &str) {
+        if let Source::Files(files) = &self.source {
+            files.give_back(name);
+        }
+    }
+
+    fn gguf_tensor<'a>(
+        &self,
+        tensor: GgufTensor<'a>,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<TensorView<'a>, ModelError> {
+        if tensor.shape != shape {
+            let (found, expected) = (tensor.shape.to_vec(), shape.to_vec());
+            return Err(ModelError::Shape { name: name.into(), found, expected });
+        }
+        let dtype = match tensor.kind {
+            GgmlType::F32 => Dtype::F32,
+            GgmlType::F16 => Dtype::F16,
+            GgmlType::Bf16 => Dtype::Bf16,
+            packed => {
+                let mut values = vec![0.0; shape.iter().product()];
+                decode_row(packed, &tensor.bytes, 0..values.len(), &mut values);
+                let bytes = encode(values.into_iter(), Dtype::F32);
+                let data = TensorData::Stored(Cow::Owned(bytes));
+                return Ok(TensorView { dtype: Dtype::F32, shape: shape.to_vec(), data });
+            }
+        };
+        Ok(TensorView { dtype, shape: shape.to_vec(), data: TensorData::Stored(tensor.bytes) })
     }
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
+    /// The same with these rows (of its first dimension), in this order.
+    pub fn select_rows(self, rows: &[usize]) -> Self {
+        let width = self.shape[1..].iter().product::<usize>() * self.dtype.bytes();
+        let data = match &self.data {
+            TensorData::Dummy(dummy) => TensorData::Dummy(*dummy),
+            TensorData::Stored(bytes) => {
+                let row = |row: &usize| &bytes[row * width..][..width];
+                TensorData::Stored(rows.iter().flat_map(row).copied().collect::<Vec<u8>>().into())
+            }
+        };
+        let shape = std::iter::once(rows.len()).chain(self.shape[1..].iter().copied()).collect();
+        Self { shape, data, ..self }
+    }
+
+    /// The same numbers as one vector.
+    pub fn flattened(self) -> Self {
+        Self { shape: vec![self.shape.iter().product()], ..self }
+    }
+
+    /// A matrix with its rows as columns.
+    pub fn transposed(self) -> Self {
+        let [rows, columns] = self.shape[..] else { panic!("{:?} is not a matrix", self.shape) };
+        let size = self.dtype.bytes();
+        let data = match &self.data {
+            TensorData::Dummy(dummy) => TensorData::Dummy(*dummy),
+            TensorData::Stored(bytes) => {
+                let mut turned = Vec::with_capacity(bytes.len());
+                for column in 0..columns {
+                    for row in 0..rows {
+                        turned.extend_from_slice(&bytes[(row * columns + column) * size..][..size]);
+                    }
+                }
+                TensorData::Stored(turned.into())
+            }
+        };
+        Self { shape: vec![columns, rows], data, ..self }
+    }
+
+    /// The same with a number added to each element, in `f32`; with 0 nothing is done.
+    pub fn plus(self, offset: f32) -> Self {
+        if offset == 0.0 {
+            return self;
+        }
+        let wide = self.bytes_as(Dtype::F32);
+        let values = wide.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes) + offset);
+        let data = TensorData::Stored(encode(values, Dtype::F32).into());
+        Self { dtype: Dtype::F32, data, ..self }
+    }
+
     /// The elements as stored bytes, made here and now if they are nowhere.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         self.bytes_as(self.dtype)
@@ -143,21 +225,10 @@ impl TensorView<'_> {
 
     /// The elements, each rounded to the nearest of `dtype`.
     pub fn bytes_as(&self, dtype: Dtype) -> Cow<'_, [u8]> {
-        let two = |bytes: &[u8]| [bytes[0], bytes[1]];
         Cow::Owned(match &self.data {
             TensorData::Stored(bytes) if self.dtype == dtype => return Cow::Borrowed(bytes),
             TensorData::Dummy(dummy) => encode(dummy.values(self.shape.iter().product()), dtype),
-            TensorData::Stored(bytes) => match self.dtype {
-                Dtype::F32 => {
-                    encode(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])), dtype)
-                }
-                Dtype::Bf16 => {
-                    encode(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()), dtype)
-                }
-                Dtype::F16 => {
-                    encode(bytes.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()), dtype)
-                }
-            },
+            TensorData::Stored(bytes) => convert(bytes, self.dtype, dtype),
         })
     }
 }
@@ -168,22 +239,4 @@ fn encode(values: impl Iterator<Item = f32>, dtype: Dtype) -> Vec<u8> {
         Dtype::Bf16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
         Dtype::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
     }
-}
-
-/// The distinct files of an index, in order of name. A file outside the model's directory is refused.
-fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let malformed = |reason: String| ModelError::Malformed { path: index.into(), reason };
-    let text =
-        std::fs::read_to_string(index).map_err(|source| ModelError::Io { path: index.into(), source })?;
-    let json: Value = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
-    let map = json.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| malformed("weight_map is missing or not an object".into()))?;
-    let mut names = BTreeSet::new();
-    for (tensor, file) in map {
-        match file.as_str() {
-            Some(file) if !file.contains(['/', '\\']) => names.insert(file),
-            _ => return Err(malformed(format!("weight_map[{tensor:?}] = {file} is not a file name"))),
-        };
-    }
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }

@@ -23,6 +23,14 @@ pub enum ModelError {
         /// The parser's words.
         reason: String,
     },
+    /// A folder has no weights that can be read.
+    #[error("no weights in {dir}: {reason}")]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+        /// What there is instead, and what to do.
+        reason: String,
+    },
     /// The architecture is not implemented.
     #[error("architecture {found:?} is not supported; supported: {supported}")]
     Architecture {
@@ -80,6 +88,24 @@ pub enum ModelError {
         name: String,
         /// As safetensors names it.
         found: String,
+    },
+    /// A tensor of packed weights is not what its format says.
+    #[error("tensor {name:?} {reason}")]
+    PackedTensor {
+        /// The tensor's name.
+        name: String,
+        /// The rest of the sentence: what is wrong, and what is allowed.
+        reason: String,
+    },
+    /// A flag asks for what this model does not go with.
+    #[error("{flag} {value}: {reason}")]
+    Flag {
+        /// The flag.
+        flag: &'static str,
+        /// Its value.
+        value: String,
+        /// Why not, and what is allowed.
+        reason: String,
     },
     /// Sizes of the runner that contradict each other or the model.
     #[error("{field} = {value} is out of range: {allowed}")]

@@ -3,21 +3,25 @@
 use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, LayerNorm, QkNorm, StepLimits};
 use crate::kv_layout::KvLayout;
 use crate::rope::rope_table;
-use crate::spec::{Activation, LmHead, ModelSpec};
+use crate::runner::RunnerConfig;
+use crate::spec::{LayerSpec, LmHead, MlpSpec, ModelSpec, Norms};
 use crate::step_inputs::PoolRow;
-use crate::weights::{LayerWeights, Model, Norm, Projection};
+use crate::weights::{DenseWeights, LayerWeights, Model, Norm, Projection};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
     /// `[layer]`, each as [`KvLayout`] says.
     kv_cache: Vec<B::Buffer>,
-    rope_table: Option<B::Weight>,
+    /// One for each rotation.
+    rope_tables: Vec<B::Weight>,
     /// `[T][hidden]` the sum of all layers so far.
     residual: B::Buffer,
-    /// `[T][hidden]` normalised input of a projection; after the last layer, of the logits.
+    /// `[T][hidden]` normalised input of a block; after the last layer, of the logits.
     normed: B::Buffer,
-    /// `[T][hidden]` output of a projection back to the residual stream.
+    /// `[T][hidden]` output of a block.
     projected: B::Buffer,
+    /// `[T][hidden]` the same normalised, where that is done.
+    normed_output: Option<B::Buffer>,
     qkv: B::Buffer,
     attended: B::Buffer,
     mlp_input: B::Buffer,
@@ -35,12 +39,18 @@ impl<B: Backend> Workspace<B> {
         backend: &mut B,
         spec: &ModelSpec,
         limits: &StepLimits,
-        num_blocks: usize,
+        config: &RunnerConfig,
     ) -> Result<Self, BackendError> {
         let layout = KvLayout::new(spec, limits.block_size);
-        let mut kv_cache = Vec::with_capacity(layout.num_layers);
-        for _ in 0..layout.num_layers {
-            kv_cache.push(backend.alloc(BufferRole::KvCache, num_blocks * layout.block_len())?);
+        let mut kv_cache = Vec::with_capacity(layout.layers.len());
+        for layer in 0..layout.layers.len() {
+            kv_cache.push(backend.alloc(BufferRole::KvCache, config.num_blocks * layout.block_len(layer))?);
+        }
+        let mut rope_tables = Vec::with_capacity(spec.ropes().len());
+        for rope in spec.ropes() {
+            let num_positions = limits.max_blocks_per_seq * limits.block_size;
+            let table = rope_table(rope, config.max_model_len, num_positions);
+            rope_tables.push(backend.load_table(&table, rope.dim)?);
         }
         let tokens = limits.max_num_batched_tokens;
         let pools = spec.lm_head == LmHead::None;
@@ -50,23 +60,30 @@ impl<B: Backend> Workspace<B> {
             false => None,
         };
         let mut activation = |width: usize| backend.alloc(BufferRole::Activation, tokens * width);
+        let normed_output = match spec.norms {
+            Norms::After | Norms::Around => Some(activation(spec.hidden_size)?),
+            Norms::Before | Norms::OfSum | Norms::Parallel { .. } => None,
+        };
+        let dense =
+            |size: fn(&crate::DenseSpec) -> usize| spec.max_of_layers(|layer| size(layer.mlp.dense()));
         Ok(Self {
             kv_cache,
+            rope_tables,
             normed: activation(spec.hidden_size)?,
             projected: activation(spec.hidden_size)?,
-            qkv: activation(spec.qkv_size())?,
-            attended: activation(spec.attention_size())?,
-            mlp_input: activation(spec.mlp_input_size())?,
-            activated: activation(spec.intermediate_size)?,
+            normed_output,
+            qkv: activation(spec.max_of_layers(|layer| layer.attention.qkv_size()))?,
+            attended: activation(spec.max_of_layers(|layer| layer.attention.output_size()))?,
+            mlp_input: activation(dense(|mlp| mlp.input_size()))?,
+            activated: activation(dense(|mlp| mlp.intermediate_size))?,
             residual: backend.alloc(BufferRole::Residual, tokens * spec.hidden_size)?,
             gathered: backend.alloc(BufferRole::Activation, logits_rows * spec.hidden_size)?,
             logits: backend.alloc(BufferRole::Logits, logits_rows * spec.vocab_size)?,
             pool_state,
-            rope_table: load_rope_table(backend, spec, limits.max_blocks_per_seq * limits.block_size)?,
         })
     }
 
-    /// Computes the uploaded step's `num_tokens` tokens through all layers, writing the cache. `adapted`: some of its rows have
+    /// Computes the uploaded step's `num_tokens` tokens through all layers, writing the cache. `adapted`: some are of requests with
     /// adapters.
     pub(crate) fn forward(
         &mut self,
@@ -77,15 +94,20 @@ impl<B: Backend> Workspace<B> {
     ) -> Result<(), BackendError> {
         let spec = &model.spec;
         backend.embed(&model.embedding, &mut self.residual)?;
+        if spec.scales.embedding != 1.0 {
+            let len = num_tokens * spec.hidden_size;
+            backend.scale(len, spec.scales.embedding, None, &mut self.residual)?;
+        }
         if let Some(table) = &model.positions {
             backend.add_positions(table, &mut self.residual)?;
         }
-        self.first_norm(backend, num_tokens, &model.first_norm, spec.norm_eps)?;
+        let mut pass = Pass { backend, model, rows: num_tokens, adapted, workspace: self };
+        let first = model.layers.first().and_then(|layer| layer.norms.attention.as_ref());
+        if let Some(norm) = model.embedding_norm.as_ref().or(first) {
+            pass.norm_residual(norm)?;
+        }
         for (index, layer) in model.layers.iter().enumerate() {
-            self.attention(backend, spec, index, layer, num_tokens, adapted)?;
-            self.add_norm(backend, num_tokens, &layer.attention_norm, spec.norm_eps)?;
-            self.mlp(backend, spec, layer, num_tokens, adapted)?;
-            self.add_norm(backend, num_tokens, &layer.mlp_norm, spec.norm_eps)?;
+            pass.layer(index, layer)?;
         }
         Ok(())
     }
@@ -97,10 +119,15 @@ impl<B: Backend> Workspace<B> {
         model: &Model<B>,
         range: std::ops::Range<usize>,
     ) -> Result<(), BackendError> {
-        let head = model.lm_head.as_ref().unwrap_or(&model.embedding);
-        let rows = range.len();
-        backend.gather(range, model.spec.hidden_size, &self.normed, &mut self.gathered)?;
-        backend.linear(rows, &self.gathered, head, None, &mut self.logits)
+        let (spec, rows) = (&model.spec, range.len());
+        let weight = model.lm_head.weight.as_ref().unwrap_or(&model.embedding);
+        backend.gather(range, spec.hidden_size, &self.normed, &mut self.gathered)?;
+        backend.linear(rows, &self.gathered, weight, model.lm_head.bias.as_ref(), &mut self.logits)?;
+        let (factor, softcap) = (spec.scales.logits, spec.scales.logits_softcap);
+        match factor == 1.0 && softcap.is_none() {
+            true => Ok(()),
+            false => backend.scale(rows * spec.vocab_size, factor, softcap, &mut self.logits),
+        }
     }
 
     /// Pools what [`Self::forward`] gave for these rows.
@@ -115,91 +142,134 @@ impl<B: Backend> Workspace<B> {
             _ => Ok(()),
         }
     }
+}
 
-    fn first_norm(
-        &mut self,
-        backend: &mut B,
-        rows: usize,
-        norm: &Norm<B>,
-        eps: f32,
-    ) -> Result<(), BackendError> {
-        match norm {
-            Norm::Rms(weight) => backend.rms_norm(rows, &self.residual, weight, eps, &mut self.normed),
-            Norm::Layer { weight, bias } => {
-                backend.layer_norm(rows, &self.residual, LayerNorm { weight, bias, eps }, &mut self.normed)
+/// One forward pass under way.
+struct Pass<'a, B: Backend> {
+    backend: &'a mut B,
+    model: &'a Model<B>,
+    /// Tokens of the step.
+    rows: usize,
+    /// Whether some of them are of requests with adapters.
+    adapted: bool,
+    workspace: &'a mut Workspace<B>,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    /// Takes the residual stream through a layer. Between layers, `normed` is the input of the next one's attention,
+    /// unless that reads the residual stream itself.
+    fn layer(&mut self, index: usize, layer: &LayerWeights<B>) -> Result<(), BackendError> {
+        let spec = &self.model.spec.layers[index];
+        let next =
+            self.model.layers.get(index + 1).map_or(&self.model.final_norm, |next| &next.norms.attention);
+        self.attention(index, spec, layer)?;
+        match self.model.spec.norms {
+            Norms::OfSum => {
+                self.norm_sum(&layer.norms.attention_output)?;
+                self.mlp(spec, layer)?;
+                self.norm_sum(&layer.norms.mlp_output)
+            }
+            Norms::Parallel { .. } => {
+                if let Some(norm) = &layer.norms.mlp {
+                    self.norm_residual(norm)?;
+                }
+                self.add(None, None)?;
+                self.mlp(spec, layer)?;
+                self.add(None, next.as_ref())
+            }
+            Norms::Before | Norms::After | Norms::Around => {
+                self.add(layer.norms.attention_output.as_ref(), layer.norms.mlp.as_ref())?;
+                self.mlp(spec, layer)?;
+                self.add(layer.norms.mlp_output.as_ref(), next.as_ref())
             }
         }
     }
 
-    /// Adds what a block gave to what it was given. Where norms come before a block, what was given is the sum of
-    /// all blocks so far; where they come after, it is the normalised input.
-    fn add_norm(
-        &mut self,
-        backend: &mut B,
-        rows: usize,
-        norm: &Norm<B>,
-        eps: f32,
-    ) -> Result<(), BackendError> {
-        let (x, normed) = (&self.projected, &mut self.normed);
+    fn norm_residual(&mut self, norm: &Norm<B>) -> Result<(), BackendError> {
+        let Workspace { residual, normed, .. } = &mut *self.workspace;
+        run_norm(self.backend, self.rows, residual, norm, self.model.spec.norm.eps, normed)
+    }
+
+    /// `normed = norm(normed + projected)`: what a block was given is its normalised input.
+    fn norm_sum(&mut self, norm: &Option<Norm<B>>) -> Result<(), BackendError> {
+        let Workspace { projected, normed, .. } = &mut *self.workspace;
+        let eps = self.model.spec.norm.eps;
         match norm {
-            Norm::Rms(weight) => backend.add_rms_norm(rows, x, &mut self.residual, weight, eps, normed),
-            Norm::Layer { weight, bias } => {
-                backend.add_layer_norm(rows, x, LayerNorm { weight, bias, eps }, normed)
+            Some(Norm::Layer { weight, bias }) => {
+                self.backend.add_layer_norm(self.rows, projected, LayerNorm { weight, bias, eps }, normed)
             }
+            _ => Err(self.backend.not_built("RMSNorm of a sum")),
+        }
+    }
+
+    /// Adds what a block gave to the residual stream, normalised by `output` if that is there, and normalises the sum
+    /// by `next` for whoever reads it.
+    fn add(&mut self, output: Option<&Norm<B>>, next: Option<&Norm<B>>) -> Result<(), BackendError> {
+        let Self { backend, model, rows, workspace, .. } = self;
+        let Workspace { residual, normed, projected, normed_output, .. } = &mut **workspace;
+        let (rows, spec) = (*rows, &model.spec);
+        let (len, eps) = (rows * spec.hidden_size, spec.norm.eps);
+        let added = match (output, normed_output) {
+            (Some(norm), Some(normed_output)) => {
+                run_norm(*backend, rows, projected, norm, eps, normed_output)?;
+                normed_output
+            }
+            _ => projected,
+        };
+        if spec.scales.residual != 1.0 {
+            backend.scale(len, spec.scales.residual, None, added)?;
+        }
+        match next {
+            Some(Norm::Rms(weight)) => backend.add_rms_norm(rows, added, residual, weight, eps, normed),
+            Some(norm @ Norm::Layer { .. }) => {
+                backend.add(len, added, residual)?;
+                run_norm(*backend, rows, residual, norm, eps, normed)
+            }
+            None => backend.add(len, added, residual),
         }
     }
 
     fn attention(
         &mut self,
-        backend: &mut B,
-        spec: &ModelSpec,
         index: usize,
-        layer: &LayerWeights<B>,
-        rows: usize,
-        adapted: bool,
+        layer: &LayerSpec,
+        weights: &LayerWeights<B>,
     ) -> Result<(), BackendError> {
-        let shape = AttentionShape {
-            num_heads: spec.attention.num_heads,
-            num_kv_heads: spec.attention.num_kv_heads,
-            head_dim: spec.attention.head_dim,
-            scale: spec.attention.scale,
-            softcap: spec.attention.softcap,
-            sliding_window: spec.layers[index].sliding_window,
-        };
-        let qkv = &mut self.qkv;
-        project(backend, rows, &layer.qkv, &self.normed, qkv, adapted)?;
-        match &self.rope_table {
-            None => backend.full_attention(&shape, qkv, &mut self.attended)?,
-            Some(table) => {
-                let kv_cache = &mut self.kv_cache[index];
-                let qk_norm = layer.qk_norm.as_ref().map(|(q_weight, k_weight)| QkNorm {
-                    q_weight,
-                    k_weight,
-                    eps: spec.norm_eps,
-                });
-                backend.rope_and_cache(&shape, qk_norm, table, qkv, kv_cache)?;
-                backend.paged_attention(&shape, qkv, kv_cache, &mut self.attended)?;
-            }
+        let Self { backend, model, rows, adapted, workspace } = self;
+        let (spec, rows) = (&model.spec, *rows);
+        let Workspace { residual, normed, projected, qkv, attended, kv_cache, rope_tables, .. } =
+            &mut **workspace;
+        let shape = AttentionShape::of(spec, &layer.attention);
+        let input = if spec.norms == Norms::After { residual } else { normed };
+        project(*backend, rows, *adapted, &weights.qkv, input, qkv)?;
+        if spec.causal {
+            let qk_norm = layer.attention.qk_norm.zip(weights.qk_norm.as_ref());
+            let qk_norm = qk_norm.map(|(norm, (q_weight, k_weight))| QkNorm {
+                kind: norm.kind,
+                span: norm.span,
+                q_weight,
+                k_weight,
+                eps: spec.norm.eps,
+            });
+            let table = layer.attention.rope.map(|rope| &rope_tables[rope]);
+            backend.rope_and_cache(&shape, qk_norm, table, qkv, &mut kv_cache[index])?;
+            backend.paged_attention(&shape, weights.sinks.as_ref(), qkv, &kv_cache[index], attended)?;
+        } else {
+            backend.full_attention(&shape, qkv, attended)?;
         }
-        let output = &layer.output;
-        project(backend, rows, output, &self.attended, &mut self.projected, adapted)
+        project(*backend, rows, *adapted, &weights.output, attended, projected)
     }
 
-    fn mlp(
-        &mut self,
-        backend: &mut B,
-        spec: &ModelSpec,
-        layer: &LayerWeights<B>,
-        rows: usize,
-        adapted: bool,
-    ) -> Result<(), BackendError> {
-        let (input, output, inner) = (&layer.mlp_input, &layer.mlp_output, spec.intermediate_size);
-        project(backend, rows, input, &self.normed, &mut self.mlp_input, adapted)?;
-        match spec.activation {
-            Activation::Silu => backend.silu_mul(rows, inner, &self.mlp_input, &mut self.activated)?,
-            Activation::Gelu => backend.gelu(rows, inner, &self.mlp_input, &mut self.activated)?,
-        }
-        project(backend, rows, output, &self.activated, &mut self.projected, adapted)
+    fn mlp(&mut self, layer: &LayerSpec, weights: &LayerWeights<B>) -> Result<(), BackendError> {
+        let MlpSpec::Dense(mlp) = &layer.mlp;
+        let Self { backend, model, rows, adapted, workspace } = self;
+        let Workspace { residual, normed, projected, mlp_input, activated, .. } = &mut **workspace;
+        let DenseWeights { input, output } = &weights.mlp;
+        let x = if model.spec.norms == Norms::After { residual } else { normed };
+        let (rows, inner) = (*rows, mlp.intermediate_size);
+        project(*backend, rows, *adapted, input, x, mlp_input)?;
+        backend.activate(rows, inner, mlp.activation, mlp.gated, mlp_input, activated)?;
+        project(*backend, rows, *adapted, output, activated, projected)
     }
 }
 
@@ -207,23 +277,26 @@ impl<B: Backend> Workspace<B> {
 fn project<B: Backend>(
     backend: &mut B,
     rows: usize,
+    adapted: bool,
     projection: &Projection<B>,
     x: &B::Buffer,
     out: &mut B::Buffer,
-    adapted: bool,
 ) -> Result<(), BackendError> {
     let Projection { number, width, weight, bias } = projection;
     backend.linear(rows, x, weight, bias.as_ref(), out)?;
     if adapted { backend.add_lora(*number, *width, x, out) } else { Ok(()) }
 }
 
-/// Only causal models rotate: see [`ModelSpec::causal`].
-fn load_rope_table<B: Backend>(
+fn run_norm<B: Backend>(
     backend: &mut B,
-    spec: &ModelSpec,
-    num_positions: usize,
-) -> Result<Option<B::Weight>, BackendError> {
-    let head_dim = spec.attention.head_dim;
-    let table = |rope| backend.load_table(&rope_table(rope, head_dim, num_positions), head_dim);
-    spec.rope().map(table).transpose()
+    rows: usize,
+    x: &B::Buffer,
+    norm: &Norm<B>,
+    eps: f32,
+    out: &mut B::Buffer,
+) -> Result<(), BackendError> {
+    match norm {
+        Norm::Rms(weight) => backend.rms_norm(rows, x, weight, eps, out),
+        Norm::Layer { weight, bias } => backend.layer_norm(rows, x, LayerNorm { weight, bias, eps }, out),
+    }
 }

@@ -4,38 +4,42 @@ use crate::spec::{Dtype, ModelSpec};
 
 /// Shape of the paged cache. One buffer a layer, each `[block][K | V][kv_head][token in block][head_dim]`;
 /// block 0 is padding that no request owns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvLayout {
-    /// Layers whose keys and values are kept: all, or none where attention looks ahead, since then nothing is
-    /// computed that continues what was.
-    pub num_layers: usize,
-    /// Key and value heads of a layer.
+    /// What a layer keeps of a token, by layer: all of them, or none where attention looks ahead, since then nothing
+    /// is computed that continues what was.
+    pub layers: Vec<KvOfToken>,
+    /// Tokens in a block.
+    pub block_size: usize,
+}
+
+/// What one layer keeps of one token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvOfToken {
+    /// Key and value heads.
     pub num_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Tokens in a block.
-    pub block_size: usize,
 }
 
 impl KvLayout {
     /// The layout of a model.
     pub fn new(spec: &ModelSpec, block_size: usize) -> Self {
-        Self {
-            num_layers: if spec.causal { spec.layers.len() } else { 0 },
-            num_kv_heads: spec.attention.num_kv_heads,
-            head_dim: spec.attention.head_dim,
-            block_size,
-        }
+        let kept = spec.layers.iter().filter(|_| spec.causal).map(|layer| KvOfToken {
+            num_kv_heads: layer.attention.num_kv_heads,
+            head_dim: layer.attention.head_dim,
+        });
+        Self { layers: kept.collect(), block_size }
     }
 
     /// Elements of one block in one layer.
-    pub fn block_len(&self) -> usize {
-        2 * self.num_kv_heads * self.block_size * self.head_dim
+    pub fn block_len(&self, layer: usize) -> usize {
+        self.layers[layer].len() * self.block_size
     }
 
     /// Bytes of one block over all layers, when an element is stored as `dtype`.
     pub fn block_bytes(&self, dtype: Dtype) -> usize {
-        self.num_layers * self.block_len() * dtype.bytes()
+        self.layers.iter().map(KvOfToken::len).sum::<usize>() * self.block_size * dtype.bytes()
     }
 
     /// Blocks that fit into `budget_bytes`, the padding block among them.
@@ -45,14 +49,23 @@ impl KvLayout {
     }
 }
 
+impl KvOfToken {
+    /// Numbers.
+    fn len(&self) -> usize {
+        2 * self.num_kv_heads * self.head_dim
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn bytes_count_keys_and_values_of_all_layers() {
-        let layout = KvLayout { num_layers: 6, num_kv_heads: 2, head_dim: 32, block_size: 16 };
-        assert_eq!(layout.block_bytes(Dtype::F32), 6 * 2 * 2 * 32 * 16 * 4);
+        let kept = KvOfToken { num_kv_heads: 2, head_dim: 32 };
+        let wide = KvOfToken { num_kv_heads: 3, head_dim: 32 };
+        let layout = KvLayout { layers: vec![kept, kept, wide], block_size: 16 };
+        assert_eq!(layout.block_bytes(Dtype::F32), (2 + 2 + 3) * 2 * 32 * 16 * 4);
         assert_eq!(layout.block_bytes(Dtype::Bf16) * 2, layout.block_bytes(Dtype::F32));
         let block_bytes = layout.block_bytes(Dtype::F16);
         assert_eq!(layout.num_blocks(10 * block_bytes, Dtype::F16), 10);

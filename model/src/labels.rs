@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::ModelError;
-use crate::hf_config::{parse, positive, unsupported};
+use crate::families::config::{invalid, parse, unsupported};
 
 /// The labels of a classifier, and how its logits become probabilities.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,10 @@ struct LabelConfig {
 pub(crate) fn num_labels(config: &str) -> Result<usize, ModelError> {
     let config: LabelConfig = parse("config.json", config)?;
     let named = config.id2label.as_ref().map(BTreeMap::len);
-    positive("id2label", named.or(config.num_labels).or(Some(2)))
+    match named.or(config.num_labels).unwrap_or(2) {
+        0 => Err(invalid("id2label", "must name at least 1 label".into())),
+        num_labels => Ok(num_labels),
+    }
 }
 
 impl Labels {

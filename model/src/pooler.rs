@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::ModelError;
-use crate::hf_config::parse;
+use crate::families::config::parse;
 use crate::labels::Labels;
 use crate::spec::ModelSpec;
 

@@ -45,7 +45,8 @@ impl RunnerConfig {
             block_size: self.block_size,
             max_logits_rows: self.max_num_seqs.min(self.max_num_batched_tokens),
             vocab_size: spec.vocab_size,
-            heads_per_group: spec.attention.num_heads / spec.attention.num_kv_heads,
+            heads_per_group: spec
+                .max_of_layers(|layer| layer.attention.num_heads / layer.attention.num_kv_heads),
         }
     }
 }
@@ -90,7 +91,7 @@ impl<B: Backend> Runner<B> {
         check(&model, &config)?;
         let limits = config.step_limits(&model.spec);
         backend.prepare(&limits, &model.spec.linear_shapes(&limits))?;
-        let mut workspace = Workspace::new(&mut backend, &model.spec, &limits, config.num_blocks)?;
+        let mut workspace = Workspace::new(&mut backend, &model.spec, &limits, &config)?;
         record_decode_steps(&mut backend, &model, &mut workspace, &limits)?;
         let max_in_flight = backend.max_in_flight();
         let second_text_offset = model.spec.second_text_offset();

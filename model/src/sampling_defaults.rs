@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::error::ModelError;
-use crate::hf_config::parse;
+use crate::families::config::parse;
 
 /// The fields of generation_config.json that vLLM takes as defaults for requests; `None` where absent.
 /// Ranges are not checked here: a request's own checks apply to what results.

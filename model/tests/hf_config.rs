@@ -1,6 +1,8 @@
 //! config.json to `ModelSpec`: what is understood, and what is refused by name.
 
-use quire_model::{Dtype, LmHead, ModelError, ModelSpec, RopeScaling};
+use quire_model::{
+    AttentionSpec, Dtype, LmHead, ModelError, ModelSpec, NormKind, NormSpan, QkNormSpec, RopeScaling,
+};
 use serde_json::{Value, json};
 
 fn llama() -> Value {
@@ -24,32 +26,38 @@ fn spec(config: &Value) -> ModelSpec {
     ModelSpec::from_json(&config.to_string(), None).unwrap()
 }
 
+/// Of the first layer.
+fn attention(spec: &ModelSpec) -> AttentionSpec {
+    spec.layers[0].attention.clone()
+}
+
 fn windows(spec: &ModelSpec) -> Vec<Option<u32>> {
-    spec.layers.iter().map(|layer| layer.sliding_window).collect()
+    spec.layers.iter().map(|layer| layer.attention.sliding_window).collect()
 }
 
 #[test]
 fn defaults_follow_transformers() {
     let plain = spec(&llama());
     assert_eq!(plain.dtype, Dtype::Bf16);
-    assert_eq!((plain.attention.head_dim, plain.rope().unwrap().theta), (6, 10_000.0));
-    assert_eq!(plain.rope().unwrap().scaling, RopeScaling::None);
-    assert!(plain.lm_head == LmHead::Own && !plain.attention.qkv_bias && !plain.mlp_bias);
-    assert_eq!(plain.attention.scale, 6f32.powf(-0.5));
+    assert_eq!((attention(&plain).head_dim, plain.ropes()[0].theta), (6, 10_000.0));
+    assert_eq!(plain.ropes()[0].scaling, RopeScaling::None);
+    assert!(plain.lm_head == LmHead::Own && !attention(&plain).qkv_bias && !plain.layers[0].mlp.dense().bias);
+    assert_eq!(attention(&plain).scale, 6f32.powf(-0.5));
     let one = with(llama(), json!({"num_key_value_heads": null, "torch_dtype": null}));
-    assert_eq!((spec(&one).attention.num_kv_heads, spec(&one).dtype), (4, Dtype::F32));
+    assert_eq!((attention(&spec(&one)).num_kv_heads, spec(&one).dtype), (4, Dtype::F32));
     let newer = with(llama(), json!({"dtype": "float16", "torch_dtype": null}));
     assert_eq!(spec(&newer).dtype, Dtype::F16);
     let qwen3 = with(llama(), json!({"architectures": ["Qwen3ForCausalLM"]}));
-    assert_eq!(spec(&qwen3).attention.head_dim, 128);
-    assert!(spec(&qwen3).attention.qk_norm);
+    assert_eq!(attention(&spec(&qwen3)).head_dim, 128);
+    let head_norm = QkNormSpec { kind: NormKind::Rms, span: NormSpan::Head };
+    assert_eq!(attention(&spec(&qwen3)).qk_norm, Some(head_norm));
     let qwen2 = with(llama(), json!({"architectures": ["Qwen2ForCausalLM"]}));
-    assert!(spec(&qwen2).attention.qkv_bias && !spec(&qwen2).attention.output_bias);
+    assert!(attention(&spec(&qwen2)).qkv_bias && !attention(&spec(&qwen2)).output_bias);
     for (family, has_bias) in
         [("LlamaForCausalLM", true), ("Qwen3ForCausalLM", true), ("MistralForCausalLM", false)]
     {
         let config = with(llama(), json!({"architectures": [family], "attention_bias": true}));
-        let attention = spec(&config).attention;
+        let attention = attention(&spec(&config));
         assert_eq!((attention.qkv_bias, attention.output_bias), (has_bias, has_bias), "{family}");
     }
 }
@@ -64,9 +72,9 @@ fn old_and_new_forms_of_rope_mean_the_same() {
     let new = with(scaling, json!({"rope_type": "llama3", "rope_theta": 5e5}));
     let new = with(llama(), json!({"rope_parameters": new}));
     assert_eq!(spec(&old).positions, spec(&new).positions);
-    assert!(matches!(spec(&old).rope().unwrap().scaling, RopeScaling::Llama3 { .. }));
+    assert!(matches!(spec(&old).ropes()[0].scaling, RopeScaling::Llama3 { .. }));
     let plain = with(llama(), json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}));
-    let rope = spec(&plain).rope().unwrap().clone();
+    let rope = spec(&plain).ropes()[0].clone();
     assert_eq!((rope.theta, rope.scaling), (7.0, RopeScaling::None));
 }
 
@@ -99,14 +107,16 @@ fn what_is_not_supported_is_refused_by_name() {
     let cases = [
         (json!({"architectures": ["MambaForCausalLM"]}), "MambaForCausalLM"),
         (json!({"architectures": []}), "architectures"),
-        (json!({"hidden_act": "gelu"}), "hidden_act"),
+        (json!({"hidden_act": "mish"}), "hidden_act"),
         (json!({"torch_dtype": "float8_e4m3fn"}), "dtype"),
-        (json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}), "yarn"),
+        (json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}), "dynamic"),
+        (json!({"rope_scaling": {"rope_type": "yarn"}}), "factor"),
+        (json!({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}), "short_factor"),
         (json!({"rope_scaling": {"factor": 4.0}}), "rope_scaling"),
         (json!({"rope_scaling": {"rope_type": "linear"}}), "factor"),
         (json!({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}), "factor"),
         (json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}), "rope_scaling"),
-        (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+        (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"), // 3 of 6
         (json!({"quantization_config": {"quant_method": "awq"}}), "awq"),
         (json!({"num_key_value_heads": 3}), "num_key_value_heads"),
         (json!({"head_dim": 7}), "head_dim"),

@@ -25,8 +25,11 @@ fn spec(config: &Value) -> Result<ModelSpec, ModelError> {
 #[test]
 fn encoders_are_the_same_line_with_other_settings() {
     let plain = spec(&bert(json!({}))).unwrap();
-    assert_eq!((plain.norms, plain.activation, plain.causal), (Norms::LayerAfter, Activation::Gelu, false));
-    assert_eq!((plain.lm_head, plain.norm_eps, plain.max_position_embeddings), (LmHead::None, 1e-12, 40));
+    assert_eq!(
+        (plain.norms, plain.layers[0].mlp.dense().activation, plain.causal),
+        (Norms::OfSum, Activation::Gelu, false)
+    );
+    assert_eq!((plain.lm_head, plain.norm.eps, plain.max_position_embeddings), (LmHead::None, 1e-12, 40));
     assert_eq!(plain.positions, Positions::Learned { rows: 40, first: 0, types: 2 });
     assert_eq!(plain.default_pooling(), Pooling::Cls);
     for architecture in ["RobertaModel", "XLMRobertaModel"] {

@@ -406,6 +406,7 @@ pub(super) enum ConvertArg {
 pub(super) enum LoadFormatArg {
     Auto,
     Safetensors,
+    Gguf,
     Dummy,
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use quire_model::gguf;
 use quire_scheduler::SchedulingPolicy;
 use serde_json::{Map, Value};
 
@@ -124,6 +125,7 @@ pub(super) fn engine_config(
         load_format: match m.load_format {
             LoadFormatArg::Auto => LoadFormat::Auto,
             LoadFormatArg::Safetensors => LoadFormat::Safetensors,
+            LoadFormatArg::Gguf => LoadFormat::Gguf,
             LoadFormatArg::Dummy => LoadFormat::Dummy,
         },
         enforce_eager: m.enforce_eager,
@@ -354,15 +356,43 @@ fn model_source(
     }
     let path = Path::new(&name);
     if path.is_dir() {
-        return Ok((name.clone(), ModelSource::Folder(path.into())));
+        return Ok((name.clone(), folder_source(path.into())?));
+    }
+    if path.is_file() {
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            return Ok((name.clone(), ModelSource::Gguf(path.into())));
+        }
+        return Err(value("model", name, "is a file; a model is a folder or a .gguf file"));
     }
     let cache = hub_cache(env);
     match cache.as_deref().and_then(|cache| cached_snapshot(cache, &name)) {
-        Some(snapshot) => Ok((name, ModelSource::Folder(snapshot))),
+        Some(snapshot) => Ok((name, folder_source(snapshot)?)),
         None => {
             let looked =
                 cache.map(|c| format!(", nor is it in the cache {}", c.display())).unwrap_or_default();
             Err(ConfigError::NoModel { name, looked })
+        }
+    }
+}
+
+/// A folder of safetensors files, or one that has a GGUF file and none of these.
+fn folder_source(folder: PathBuf) -> Result<ModelSource, ConfigError> {
+    let Ok(entries) = std::fs::read_dir(&folder) else { return Ok(ModelSource::Folder(folder)) };
+    let names: Vec<String> =
+        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let later_part = |name: &str| gguf::split_name(name).is_some_and(|(_, number, _)| number > 1);
+    let mut models: Vec<&String> =
+        names.iter().filter(|name| name.ends_with(".gguf") && !later_part(name)).collect();
+    models.sort_unstable();
+    if names.iter().any(|name| name.ends_with(".safetensors")) {
+        return Ok(ModelSource::Folder(folder));
+    }
+    match models[..] {
+        [] => Ok(ModelSource::Folder(folder)),
+        [model] => Ok(ModelSource::Gguf(folder.join(model))),
+        [first, second, ..] => {
+            let reason = format!("has more than one GGUF model, such as {first} and {second}; give the file");
+            Err(value("model", folder.display(), &reason))
         }
     }
 }

@@ -3,10 +3,12 @@
 //! They are stored, not compressed: it is asked for once a client, over a fast line.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use quire_model::gguf::GgufFile;
 use serde_json::{Map, Value};
 
+use super::convert;
 use crate::demo;
 
 /// Files that belong to a tokenizer, by their names in a Hugging Face folder.
@@ -29,7 +31,7 @@ const MAX_BYTES: u64 = 256 << 20;
 /// Where the files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizerFiles {
-    /// The folder of the model; `None` = the demo model, which is in the program.
+    /// The folder of the model, or its GGUF file; `None` = the demo model, which is in the program.
     pub model: Option<PathBuf>,
     /// The folder of the tokenizer, if it is another one.
     pub tokenizer: Option<PathBuf>,
@@ -38,39 +40,59 @@ pub struct TokenizerFiles {
 impl TokenizerFiles {
     /// tokenizer_config.json; without one, nothing. Blocks.
     pub fn config(&self) -> io::Result<Map<String, Value>> {
-        const NAME: &str = "tokenizer_config.json";
-        let bytes = match self.tokenizer.as_ref().or(self.model.as_ref()) {
-            None => demo::TOKENIZER_CONFIG.to_vec(),
-            Some(folder) if folder.join(NAME).exists() => std::fs::read(folder.join(NAME))?,
-            Some(_) => return Ok(Map::new()),
-        };
-        Ok(serde_json::from_slice(&bytes)?)
+        match file_of(self.tokenizer.as_ref().or(self.model.as_ref()), "tokenizer_config.json")? {
+            Some(bytes) => Ok(serde_json::from_slice(&bytes)?),
+            None => Ok(Map::new()),
+        }
     }
 
     /// Reads them and packs them. Blocks.
     pub fn archive(&self) -> io::Result<Vec<u8>> {
         let mut zip = Zip::default();
-        for (names, folder) in [
+        for (names, place) in [
             (&NAMES[..], self.tokenizer.as_ref().or(self.model.as_ref())),
             (&MODEL_NAMES, self.model.as_ref()),
         ] {
             for &name in names {
-                match folder {
-                    Some(folder) => {
-                        let path = folder.join(name);
-                        let Ok(file) = std::fs::metadata(&path) else { continue };
-                        if zip.bytes.len() as u64 + file.len() > MAX_BYTES {
-                            let message = format!("the tokenizer's files have more than {MAX_BYTES} bytes");
-                            return Err(io::Error::other(message));
-                        }
-                        zip.add(name, &std::fs::read(path)?);
-                    }
-                    None => demo_file(name).into_iter().for_each(|bytes| zip.add(name, bytes)),
+                let Some(bytes) = file_of(place, name)? else { continue };
+                if zip.bytes.len() as u64 + bytes.len() as u64 > MAX_BYTES {
+                    let message = format!("the tokenizer's files have more than {MAX_BYTES} bytes");
+                    return Err(io::Error::other(message));
                 }
+                zip.add(name, &bytes);
             }
         }
         Ok(zip.finish())
     }
+}
+
+/// A file of that name: of a folder, of the demo model, or what it would be of a GGUF file.
+fn file_of(place: Option<&PathBuf>, name: &str) -> io::Result<Option<Vec<u8>>> {
+    let Some(place) = place else { return Ok(demo_file(name).map(<[u8]>::to_vec)) };
+    if place.is_file() {
+        return gguf_file(place, name);
+    }
+    match std::fs::metadata(place.join(name)) {
+        Ok(file) if file.len() > MAX_BYTES => {
+            Err(io::Error::other(format!("{name} has more than {MAX_BYTES} bytes")))
+        }
+        Ok(_) => std::fs::read(place.join(name)).map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+fn gguf_file(path: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
+    let file = GgufFile::open(path).map_err(io::Error::other)?;
+    let converted = || convert::from_gguf(file.metadata()).map_err(io::Error::other);
+    Ok(match name {
+        "tokenizer.json" => Some(converted()?.tokenizer.to_string().into_bytes()),
+        "tokenizer_config.json" => Some(converted()?.config.to_string().into_bytes()),
+        "config.json" => Some(file.config_json().map_err(io::Error::other)?.into_bytes()),
+        "generation_config.json" => {
+            Some(file.generation_config_json().map_err(io::Error::other)?.into_bytes())
+        }
+        _ => None,
+    })
 }
 
 fn demo_file(name: &str) -> Option<&'static [u8]> {

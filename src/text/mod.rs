@@ -5,6 +5,7 @@
 //! stream.
 
 mod archive;
+mod convert;
 mod detokenizer;
 mod error;
 mod pieces;

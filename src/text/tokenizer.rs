@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use quire_model::gguf::Metadata;
 use serde_json::Value;
 use tokenizers::utils::truncation::{TruncationParams, TruncationStrategy, truncate_encodings};
 use tokenizers::{Encoding, PostProcessor, TruncationDirection};
 
 use super::TextError;
+use super::convert::{self, Converted};
 use super::detokenizer::Detokenizer;
 use super::pieces::{Piece, Pieces};
 
@@ -118,6 +120,21 @@ impl Tokenizer {
             templates = Templates { default: Some(source), tool_use: None };
         }
         Self::new(&tokenizer_json, special, templates)
+    }
+
+    /// The tokenizer of a GGUF file.
+    ///
+    /// # Errors
+    /// [`TextError::BadFile`] with the key that is wrong.
+    pub fn from_gguf(metadata: &Metadata) -> Result<Self, TextError> {
+        let bad = |message| TextError::BadFile { file: "the tokenizer of the GGUF file", message };
+        Self::from_converted(&convert::from_gguf(metadata).map_err(bad)?)
+    }
+
+    fn from_converted(converted: &Converted) -> Result<Self, TextError> {
+        let Converted { tokenizer, config } = converted;
+        let (special, templates) = (SpecialTokens::from_config(config), Templates::from_config(config));
+        Self::new(tokenizer.to_string().as_bytes(), special, templates)
     }
 
     fn new(json: &[u8], special: SpecialTokens, templates: Templates) -> Result<Self, TextError> {

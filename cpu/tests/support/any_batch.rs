@@ -4,8 +4,9 @@
 use std::collections::{HashMap, HashSet};
 
 use quire_model::{
-    Activation, AttentionSpec, Backend, Checkpoint, Dtype, LayerSpec, LmHead, Model, ModelSpec, Norms,
-    Positions, RopeScaling, RopeSpec, Runner, RunnerConfig,
+    Activation, AttentionSpec, Backend, Checkpoint, DenseSpec, Dtype, LayerSpec, LmHead, MlpSpec, Model,
+    ModelSpec, NormKind, NormSpan, NormSpec, Norms, Positions, QkNormSpec, RopeScaling, RopeSpec, Runner,
+    RunnerConfig, Scales,
 };
 use quire_scheduler::{ALL_LOGPROBS, ModelRunner, ModelRunnerOutput, RequestId, SamplingParams, TokenId};
 use rand::Rng;
@@ -37,35 +38,51 @@ pub(crate) fn random_spec(rng: &mut StdRng, width_multiple: usize, head_dims: &[
         },
     };
     let num_layers = rng.random_range(1..4);
-    let layer = |rng: &mut StdRng| LayerSpec {
-        sliding_window: rng.random_bool(0.4).then(|| rng.random_range(1..20)),
+    let mlp = MlpSpec::Dense(DenseSpec {
+        intermediate_size: rng.random_range(3..90usize).next_multiple_of(width_multiple),
+        activation: Activation::Silu,
+        gated: true,
+        bias: rng.random_bool(0.5),
+    });
+    let attention = AttentionSpec {
+        num_heads: num_kv_heads * rng.random_range(1..5),
+        num_kv_heads,
+        head_dim,
+        rope: Some(0),
+        qkv_bias: rng.random_bool(0.5),
+        output_bias: rng.random_bool(0.5),
+        qk_norm: rng.random_bool(0.5).then_some(QkNormSpec { kind: NormKind::Rms, span: NormSpan::Head }),
+        // Dummy weights are small; a large scale makes attention choose.
+        scale: rng.random_range(0.1..30.0),
+        softcap: rng.random_bool(0.3).then_some(2.0),
+        sliding_window: None,
+        sinks: false,
     };
+    let mut layer = || {
+        let sliding_window = rng.random_bool(0.4).then(|| rng.random_range(1..20));
+        LayerSpec { attention: AttentionSpec { sliding_window, ..attention.clone() }, mlp: mlp.clone() }
+    };
+    let layers = (0..num_layers).map(|_| layer()).collect();
     ModelSpec {
-        architecture: "random".into(),
+        // Its weights' names.
+        architecture: "LlamaForCausalLM".into(),
         dtype: Dtype::F32,
         vocab_size: VOCAB,
         hidden_size: rng.random_range(3..70usize).next_multiple_of(width_multiple),
-        intermediate_size: rng.random_range(3..90usize).next_multiple_of(width_multiple),
-        activation: Activation::Silu,
-        mlp_bias: rng.random_bool(0.5),
         max_position_embeddings: MAX_LEN,
-        norms: Norms::RmsBefore,
-        norm_eps: 1e-5,
-        attention: AttentionSpec {
-            num_heads: num_kv_heads * rng.random_range(1..5),
-            num_kv_heads,
-            head_dim,
-            qkv_bias: rng.random_bool(0.5),
-            output_bias: rng.random_bool(0.5),
-            qk_norm: rng.random_bool(0.5),
-            // Dummy weights are small; a large scale makes attention choose.
-            scale: rng.random_range(0.1..30.0),
-            softcap: rng.random_bool(0.3).then_some(2.0),
-        },
-        positions: Positions::Rotary(RopeSpec { theta: 100.0, scaling }),
+        norm: NormSpec { kind: NormKind::Rms, eps: 1e-5, bias: false, offset: 0.0 },
+        norms: Norms::Before,
+        positions: Positions::Rotary(vec![RopeSpec {
+            dim: head_dim,
+            theta: 100.0,
+            scaling,
+            interleaved: false,
+        }]),
         causal: true,
-        layers: (0..num_layers).map(|_| layer(rng)).collect(),
+        layers,
+        scales: Scales::default(),
         lm_head: if rng.random_bool(0.5) { LmHead::Tied } else { LmHead::Own },
+        lm_head_bias: false,
         classifier: None,
         eos_token_ids: vec![0],
     }

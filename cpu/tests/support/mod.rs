@@ -4,6 +4,7 @@
 
 pub(crate) mod any_batch;
 pub(crate) mod grammars;
+pub(crate) mod safetensors;
 
 use std::path::PathBuf;
 use std::sync::Arc;

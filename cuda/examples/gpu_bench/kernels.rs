@@ -12,8 +12,8 @@ use quire_cuda::packet::Packet;
 use quire_cuda::sampling::Sampler;
 use quire_cuda::{CudaBackend, CudaBuffer, CudaWeight};
 use quire_model::{
-    AttentionShape, Backend, BackendError, BufferRole, Dtype, DummyTensor, KvLayout, ModelSpec, QkNorm,
-    StepLimits, TensorData, TensorView, rope_table,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, DummyTensor, KvLayout, ModelSpec,
+    NormKind, NormSpan, QkNorm, StepLimits, TensorData, TensorView, rope_table,
 };
 use quire_scheduler::SamplingParams;
 
@@ -82,7 +82,7 @@ impl<'a> KernelBench<'a> {
             block_size: BLOCK_SIZE,
             max_logits_rows: sizes.max_batch(),
             vocab_size: spec.vocab_size,
-            heads_per_group: spec.attention.num_heads / spec.attention.num_kv_heads,
+            heads_per_group: spec.layers[0].attention.num_heads / spec.layers[0].attention.num_kv_heads,
         };
         // As many rows as in whole steps, so that these find the algorithms chosen.
         let announced = StepLimits { max_num_batched_tokens: sizes.step_tokens.max(max_rows), ..limits };
@@ -164,20 +164,25 @@ impl<'a> KernelBench<'a> {
         let work = work::attention(spec, rows);
         let tokens = rows.iter().map(|row| row.len).sum::<usize>();
         let caches = self.kv_caches(rows, work.bytes)?;
-        let qkv = random_buffer(&mut self.backend, BufferRole::Activation, tokens * spec.qkv_size())?;
-        let mut out = self.backend.alloc(BufferRole::Activation, tokens * spec.attention_size())?;
+        let qkv = random_buffer(
+            &mut self.backend,
+            BufferRole::Activation,
+            tokens * spec.layers[0].attention.qkv_size(),
+        )?;
+        let mut out =
+            self.backend.alloc(BufferRole::Activation, tokens * spec.layers[0].attention.output_size())?;
         let us = self.timer.time_us(&mut self.backend, &mut |backend, turn| {
-            backend.paged_attention(&shape, &qkv, &caches[turn % caches.len()], &mut out)
+            backend.paged_attention(&shape, None, &qkv, &caches[turn % caches.len()], &mut out)
         })?;
         self.tell("attention", case, us, &work)
     }
 
     fn product(&mut self, projection: Projection, rows: usize) -> Result<f64> {
         let spec = self.spec;
-        let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+        let (hidden, inner) = (spec.hidden_size, spec.layers[0].mlp.dense().intermediate_size);
         let (kernel, n, k) = match projection {
-            Projection::Qkv => ("product, qkv", spec.qkv_size(), hidden),
-            Projection::Output => ("product, output", hidden, spec.attention_size()),
+            Projection::Qkv => ("product, qkv", spec.layers[0].attention.qkv_size(), hidden),
+            Projection::Output => ("product, output", hidden, spec.layers[0].attention.output_size()),
             Projection::GateUp => ("product, gate-up", 2 * inner, hidden),
             Projection::Down => ("product, down", hidden, inner),
             Projection::Logits => ("product, logits", spec.vocab_size, hidden),
@@ -204,7 +209,8 @@ impl<'a> KernelBench<'a> {
         self.steps.upload(&mut self.backend, rows, &greedy())?;
         let (spec, shape) = (self.spec, self.shape());
         let tokens: usize = rows.iter().map(|row| row.len).sum();
-        let (hidden, inner, eps) = (spec.hidden_size, spec.intermediate_size, spec.norm_eps);
+        let (hidden, inner, eps) =
+            (spec.hidden_size, spec.layers[0].mlp.dense().intermediate_size, spec.norm.eps);
         let case = format!("{tokens} tokens");
         let backend = &mut self.backend;
         let x = random_buffer(backend, BufferRole::Activation, tokens * hidden)?;
@@ -222,7 +228,7 @@ impl<'a> KernelBench<'a> {
         let gate_up = random_buffer(&mut self.backend, BufferRole::Activation, tokens * 2 * inner)?;
         let mut activated = self.backend.alloc(BufferRole::Activation, tokens * inner)?;
         let silu_us = self.timer.time_us(&mut self.backend, &mut |backend, _| {
-            backend.silu_mul(tokens, inner, &gate_up, &mut activated)
+            backend.activate(tokens, inner, Activation::Silu, true, &gate_up, &mut activated)
         })?;
         self.tell("silu, multiply", &case, silu_us, &work::silu_mul(spec, tokens))?;
 
@@ -249,22 +255,31 @@ impl<'a> KernelBench<'a> {
         let spec = self.spec;
         let tokens: usize = rows.iter().map(|row| row.len).sum();
         let positions = self.limits.max_blocks_per_seq * BLOCK_SIZE;
-        let angles = rope_table(spec.rope().expect("GPUs run models that rotate"), shape.head_dim, positions);
+        let angles = rope_table(&spec.ropes()[0], positions, positions);
         let table = self.backend.load_table(&angles, shape.head_dim)?;
-        let norms = match spec.attention.qk_norm {
-            true => Some([
+        let norms = match spec.layers[0].attention.qk_norm {
+            Some(_) => Some([
                 self.weight("q_norm.weight", &[shape.head_dim])?,
                 self.weight("k_norm.weight", &[shape.head_dim])?,
             ]),
-            false => None,
+            None => None,
         };
-        let mut qkv = random_buffer(&mut self.backend, BufferRole::Activation, tokens * spec.qkv_size())?;
-        let block_len = KvLayout::new(spec, BLOCK_SIZE).block_len();
+        let mut qkv = random_buffer(
+            &mut self.backend,
+            BufferRole::Activation,
+            tokens * spec.layers[0].attention.qkv_size(),
+        )?;
+        let block_len = KvLayout::new(spec, BLOCK_SIZE).block_len(0);
         let mut cache = self.backend.alloc(BufferRole::KvCache, self.steps.num_blocks(rows) * block_len)?;
         let us = self.timer.time_us(&mut self.backend, &mut |backend, _| {
-            let qk_norm =
-                norms.as_ref().map(|[q_weight, k_weight]| QkNorm { q_weight, k_weight, eps: spec.norm_eps });
-            backend.rope_and_cache(shape, qk_norm, &table, &mut qkv, &mut cache)
+            let qk_norm = norms.as_ref().map(|[q_weight, k_weight]| QkNorm {
+                kind: NormKind::Rms,
+                span: NormSpan::Head,
+                q_weight,
+                k_weight,
+                eps: spec.norm.eps,
+            });
+            backend.rope_and_cache(shape, qk_norm, Some(&table), &mut qkv, &mut cache)
         })?;
         Ok(us)
     }
@@ -288,7 +303,7 @@ impl<'a> KernelBench<'a> {
 
     /// Caches of random numbers that hold the step's blocks; as many as are read cold.
     fn kv_caches(&mut self, rows: &[Row], read_bytes: f64) -> Result<Vec<CudaBuffer>> {
-        let block_len = KvLayout::new(self.spec, BLOCK_SIZE).block_len();
+        let block_len = KvLayout::new(self.spec, BLOCK_SIZE).block_len(0);
         let len = self.steps.num_blocks(rows) * block_len;
         let copies = 0..self.copies(read_bytes);
         let caches = copies.map(|_| random_buffer(&mut self.backend, BufferRole::KvCache, len));
@@ -308,15 +323,8 @@ impl<'a> KernelBench<'a> {
     }
 
     fn shape(&self) -> AttentionShape {
-        let attention = &self.spec.attention;
-        AttentionShape {
-            num_heads: attention.num_heads,
-            num_kv_heads: attention.num_kv_heads,
-            head_dim: attention.head_dim,
-            scale: attention.scale,
-            softcap: attention.softcap,
-            sliding_window: None,
-        }
+        let shape = AttentionShape::of(self.spec, &self.spec.layers[0].attention);
+        AttentionShape { sliding_window: None, ..shape }
     }
 
     fn tell(&mut self, kernel: &str, case: &str, us: f64, work: &Work) -> Result<f64> {

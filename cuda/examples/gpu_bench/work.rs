@@ -26,14 +26,14 @@ pub(crate) fn norm(spec: &ModelSpec, rows: usize) -> Work {
 
 /// Rotation, norms of heads, and the write into the cache.
 pub(crate) fn rope(spec: &ModelSpec, tokens: usize) -> Work {
-    let attention = &spec.attention;
+    let attention = &spec.layers[0].attention;
     let (q, kv) = (attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim);
     memory(tokens * (2 * q + 2 * 2 * kv) * 2, "tokens*2*(2*q read and written + 2*2*kv read and cached)")
 }
 
 /// Attention of rows against all that they see.
 pub(crate) fn attention(spec: &ModelSpec, rows: &[Row]) -> Work {
-    let attention = &spec.attention;
+    let attention = &spec.layers[0].attention;
     let (q, kv) = (attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim);
     let cached: usize = rows.iter().map(Row::end).sum();
     let tokens: usize = rows.iter().map(|row| row.len).sum();
@@ -49,7 +49,10 @@ pub(crate) fn attention(spec: &ModelSpec, rows: &[Row]) -> Work {
 
 /// Activation and multiplication.
 pub(crate) fn silu_mul(spec: &ModelSpec, rows: usize) -> Work {
-    memory(rows * spec.intermediate_size * 3 * 2, "rows*intermediate*2*(gate + up + out)")
+    memory(
+        rows * spec.layers[0].mlp.dense().intermediate_size * 3 * 2,
+        "rows*intermediate*2*(gate + up + out)",
+    )
 }
 
 /// Rows of the embedding into the residual stream.
@@ -72,7 +75,7 @@ pub(crate) fn sampling(spec: &ModelSpec, rows: usize) -> Work {
 pub(crate) fn decode_step(spec: &ModelSpec, batch: usize, context: usize) -> [Work; 2] {
     let layers = spec.layers.len();
     let weights = weights_read(spec);
-    let kv = spec.attention.num_kv_heads * spec.attention.head_dim;
+    let kv = spec.layers[0].attention.num_kv_heads * spec.layers[0].attention.head_dim;
     [
         Work {
             bytes: 2.0 * weights as f64,

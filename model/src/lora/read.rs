@@ -125,9 +125,8 @@ impl Reader<'_> {
             );
             return Err(LoraError::Tensor { name: a, reason });
         };
-        let outputs = target.columns.len();
         let rank = self.rank(&a, target)?;
-        let b = self.matrix(&b, [outputs, rank])?;
+        let b = self.matrix(&b, [target.outputs, rank])?;
         let b = match &target.order {
             None => b,
             Some(order) => order.iter().flat_map(|row| &b[row * rank..][..rank]).copied().collect(),
