@@ -275,3 +275,6 @@ fn read(
     tracing::info!(adapter = name, path, bytes = weights.num_bytes(), "adapter loaded");
     Ok(Adapter::new(name, &key, weights))
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use quire_cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use quire_cuda::{CudaBackend, CudaOptions, MemoryPlan, Unavailable, driver::Context, open_gpu};
-use quire_model::{Backend, Checkpoint, Dtype, LoraTargets, Model, ModelSpec, Progress, Runner, RunnerConfig};
+use quire_model::{
+    Backend, Checkpoint, Dtype, LoraTargets, Model, ModelSpec, Progress, Runner, RunnerConfig,
+};
 use quire_scheduler::ModelRunner;
 
 use crate::config::{DeviceChoice, EngineConfig, ModelSource, WeightDtype};

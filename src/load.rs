@@ -9,8 +9,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quire_model::gguf::GgufFile;
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvLayout, LmHead, LoraTargets, ModelError, ModelSpec, PoolerSpec, Progress,
-    RunnerConfig, SamplingDefaults, is_sentence_transformer,
+    BackendError, Checkpoint, Dtype, KvLayout, LmHead, LoraTargets, ModelError, ModelSpec, PoolerSpec,
+    Progress, RunnerConfig, SamplingDefaults, is_sentence_transformer,
 };
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
@@ -18,7 +18,8 @@ use crate::adapters::{AdapterError, Adapters};
 use crate::app::{App, ModelInfo};
 use crate::chat::{ChatSetup, ChatSetupError};
 use crate::config::{
-    EngineConfig, GenerationConfig, LoadFormat, LoraConfig, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
+    EngineConfig, GenerationConfig, LoadFormat, LoraConfig, MaxModelLen, ModelSource, RunnerChoice,
+    ServerConfig,
 };
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
@@ -144,7 +145,13 @@ pub fn start(
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_cache_memory_bytes: config.kv_cache_memory_bytes,
     };
-    let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
+    let max_loras = config.lora.as_ref().map(|lora| lora.limits.max_loras);
+    let info = MetricsInfo {
+        model_name: model.name().into(),
+        max_model_len: scheduler.max_model_len,
+        max_loras,
+        cache,
+    };
     let metrics = Arc::new(Metrics::new(&info));
     let tokenizer_files = TokenizerFiles {
         model: config.model.path().map(Path::to_path_buf),

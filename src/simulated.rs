@@ -56,7 +56,12 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         gpu_memory_utilization: 0.0,
         kv_cache_memory_bytes: None,
     };
-    let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
+    let info = MetricsInfo {
+        model_name: model.name().into(),
+        max_model_len: scheduler.max_model_len,
+        max_loras: None,
+        cache,
+    };
     let metrics = Arc::new(Metrics::new(&info));
     let options = EngineOptions {
         tokenizer: tokenizer.clone(),

@@ -76,14 +76,7 @@ pub(crate) fn linear(
 
 /// The product with a matrix of f32 that is no weight of the model: `weight` is `[n][k]`, `x` `[rows][k]`, `out`
 /// `[rows][n]`.
-pub(crate) fn linear_f32(
-    pool: &mut Pool,
-    isa: Isa,
-    x: &[f32],
-    k: usize,
-    weight: &[f32],
-    out: &mut [f32],
-) {
+pub(crate) fn linear_f32(pool: &mut Pool, isa: Isa, x: &[f32], k: usize, weight: &[f32], out: &mut [f32]) {
     let (rows, n) = (x.len() / k, weight.len() / k);
     let out = SharedSlice::new(&mut out[..rows * n]);
     let chunk_columns = chunk_columns(n, num_chunks(pool, rows * n * k));

@@ -111,7 +111,14 @@ impl LoraBatch {
 }
 
 /// Adds the rows of `expanded` where the tokens are.
-fn scatter(pool: &mut Pool, part: &LoraPart, tokens: &[u32], width: usize, expanded: &[f32], out: &mut [f32]) {
+fn scatter(
+    pool: &mut Pool,
+    part: &LoraPart,
+    tokens: &[u32],
+    width: usize,
+    expanded: &[f32],
+    out: &mut [f32],
+) {
     let (out, outputs) = (SharedSlice::new(out), part.columns.len());
     pool.run(tokens.len().div_ceil(TOKENS_PER_CHUNK), &|_, chunk| {
         let rows = tokens.iter().zip(expanded.chunks_exact(outputs));

@@ -166,7 +166,8 @@ fn random_adapter(runner: &Runner<CpuBackend>, rng: &mut StdRng) -> Adapter {
         tensors.insert(format!("base_model.model.{module}.lora_B.weight"), b);
     }
     let config = r#"{"r": 1, "lora_alpha": 3, "rank_pattern": {"any": 1}}"#;
-    let file = std::env::temp_dir().join(format!("quire-lora-{}-{}", std::process::id(), rng.random::<u64>()));
+    let file =
+        std::env::temp_dir().join(format!("quire-lora-{}-{}", std::process::id(), rng.random::<u64>()));
     safetensors::save(&tensors, &file).unwrap();
     let bytes = std::fs::read(&file).unwrap();
     std::fs::remove_file(&file).unwrap();

@@ -47,7 +47,15 @@ impl<'a, B: Backend> Loader<'a, B> {
         let names = NamesIn::new(family_of(&spec.architecture)?.names, spec, checkpoint);
         let mut unused = checkpoint.names();
         unused.retain(|name| !names.is_redundant(name, spec));
-        Ok(Self { backend, spec, checkpoint, names, unused, loaded_bytes: 0, lora_targets: LoraTargets::default() })
+        Ok(Self {
+            backend,
+            spec,
+            checkpoint,
+            names,
+            unused,
+            loaded_bytes: 0,
+            lora_targets: LoraTargets::default(),
+        })
     }
 
     /// Bytes read so far.

@@ -89,6 +89,11 @@ pub struct Progress {
 }
 
 impl<B: Backend> Model<B> {
+    /// The layers that adapters may change.
+    pub fn lora_targets(&self) -> &LoraTargets {
+        &self.lora_targets
+    }
+
     /// Brings all weights to the device. Fails if the checkpoint lacks one, has one of another shape, or has
     /// one that the model does not use.
     pub fn load(
@@ -111,6 +116,16 @@ impl<B: Backend> Model<B> {
         let lm_head = loader.lm_head()?;
         let classifier = loader.classifier()?;
         let lora_targets = loader.finish()?;
-        Ok(Self { lora_targets, spec, embedding, positions, embedding_norm, layers, final_norm, lm_head, classifier })
+        Ok(Self {
+            lora_targets,
+            spec,
+            embedding,
+            positions,
+            embedding_norm,
+            layers,
+            final_norm,
+            lm_head,
+            classifier,
+        })
     }
 }

@@ -63,7 +63,10 @@ pub(super) fn resolve(
     let server = ServerConfig { answers: args.answers.resolve()?, ..server_config(&args.listen)? };
     let chat = chat_config(args.chat)?;
     let lora = args.lora.resolve()?;
-    Ok((EngineConfig { chat, lora, ..engine_config(args.model_tag, args.model, args.scheduling, env)? }, server))
+    Ok((
+        EngineConfig { chat, lora, ..engine_config(args.model_tag, args.model, args.scheduling, env)? },
+        server,
+    ))
 }
 
 /// The part without sockets. `positional` is the model if it was named without a flag.

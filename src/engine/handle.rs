@@ -122,6 +122,7 @@ impl EngineHandle {
                 sampling.clone(),
                 text.clone(),
                 request.n,
+                request.adapter.as_ref().map(|adapter| adapter.name().clone()),
                 mailbox.clone(),
             );
             // Before the command: so the output thread knows the sequence when its first step arrives.

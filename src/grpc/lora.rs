@@ -15,7 +15,8 @@ pub(super) async fn adapter_of(app: &App, model: &str, name: &str) -> Result<Opt
     if name.is_empty() {
         return app.adapter_of(model).await.map_err(|error| status(&error));
     }
-    let adapters = enabled(app).map_err(|status| Status::new(status.code(), format!("lora_name: {}", status.message())))?;
+    let adapters = enabled(app)
+        .map_err(|status| Status::new(status.code(), format!("lora_name: {}", status.message())))?;
     if !app.model.is_served(model) && model != name {
         return Err(invalid_field("lora_name", &format!("{name:?} is not {model:?}, which model says")));
     }
@@ -65,7 +66,8 @@ fn updatable(app: &App) -> Result<&Adapters, Status> {
     if adapters.limits().runtime_updates {
         return Ok(adapters);
     }
-    let message = "adapters cannot be changed while the server runs; start it with --allow-runtime-lora-updating";
+    let message =
+        "adapters cannot be changed while the server runs; start it with --allow-runtime-lora-updating";
     Err(Status::failed_precondition(message))
 }
 

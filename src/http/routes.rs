@@ -48,7 +48,8 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/kv_event_sources", ops::kv_event_sources, ops::describe_kv_event_sources),
     ]);
     routes.extend(admin_routes(server.enable_admin));
-    routes.extend(lora_routes(app.adapters.as_ref().is_some_and(|adapters| adapters.limits().runtime_updates)));
+    routes
+        .extend(lora_routes(app.adapters.as_ref().is_some_and(|adapters| adapters.limits().runtime_updates)));
     routes.extend(ollama_routes());
     routes.extend(scale_out_routes(server.enable_scale_out));
     if server.ui {

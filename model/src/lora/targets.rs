@@ -39,7 +39,8 @@ impl LoraTargets {
         for (module, outputs, order) in layers {
             let columns = width..width + order.as_ref().map_or(outputs, Vec::len);
             width = columns.end;
-            self.by_name.insert(module.to_owned(), LoraTarget { projection, columns, inputs, outputs, order });
+            self.by_name
+                .insert(module.to_owned(), LoraTarget { projection, columns, inputs, outputs, order });
         }
         (projection, width)
     }
@@ -54,7 +55,9 @@ impl LoraTargets {
     /// Keeps the layers of these names alone, each the last part of some; the error is one that is no layer's.
     pub fn restrict_to(&mut self, kinds: &[String]) -> Result<(), String> {
         let kind_of = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
-        if let Some(unknown) = kinds.iter().find(|kind| self.by_name.keys().all(|module| kind_of(module) != **kind)) {
+        if let Some(unknown) =
+            kinds.iter().find(|kind| self.by_name.keys().all(|module| kind_of(module) != **kind))
+        {
             return Err(unknown.clone());
         }
         self.by_name.retain(|module, _| kinds.contains(&kind_of(module)));

@@ -235,7 +235,8 @@ impl control_server::Control for Control {
         if asked.lora_id != 0 {
             return Err(invalid_field("adapter.lora_id", "must be left out: the server gives it"));
         }
-        let (name, path) = (("adapter.lora_name", &*asked.lora_name), ("adapter.source_path", &*asked.source_path));
+        let (name, path) =
+            (("adapter.lora_name", &*asked.lora_name), ("adapter.source_path", &*asked.source_path));
         let same = |info: &AdapterInfo| info.name == name.1 && info.path == path.1;
         let (info, already_loaded) = match lora::list(&self.app).into_iter().find(same) {
             Some(info) => (info, true),

@@ -116,10 +116,7 @@ fn whole(write: impl FnOnce(&mut Vec<u8>)) -> Response {
 }
 
 /// The name that the client used, if the model has it, or the adapter of that name: `name` and `name:latest` are the same to Ollama.
-async fn served(
-    state: &HttpState,
-    asked: Option<String>,
-) -> Result<(String, Option<Adapter>), OllamaError> {
+async fn served(state: &HttpState, asked: Option<String>) -> Result<(String, Option<Adapter>), OllamaError> {
     let Some(asked) = asked.filter(|name| !name.is_empty()) else {
         return Err(ApiError::bad_param("model", "model is required").into());
     };

@@ -8,6 +8,7 @@ mod completions;
 mod engine_fields;
 mod errors;
 mod inference;
+mod lora;
 mod mutations;
 mod ollama;
 mod openapi;
