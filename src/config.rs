@@ -148,6 +148,8 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: f64,
     /// Keep full blocks for requests with the same prefix.
     pub enable_prefix_caching: bool,
+    /// Layers with a sliding window free the blocks that fell out of it, where the device can.
+    pub hybrid_kv_cache: bool,
     /// Tell those who ask what happens in the prefix cache.
     pub kv_events: Option<KvEventsConfig>,
     /// Who is admitted first.

@@ -8,7 +8,7 @@ use quire_cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use quire_cuda::{CudaBackend, CudaOptions, MemoryPlan, Unavailable, driver::Context, open_gpu};
 use quire_model::{
-    Backend, Checkpoint, Dtype, LoraTargets, Model, ModelSpec, Progress, Runner, RunnerConfig,
+    Backend, Checkpoint, Dtype, KvGroups, LoraTargets, Model, ModelSpec, Progress, Runner, RunnerConfig,
 };
 use quire_scheduler::ModelRunner;
 
@@ -107,6 +107,14 @@ impl Device {
         }
     }
 
+    /// Which layers share the memory of the KV cache. On a GPU none do, and nothing is freed before a sequence ends.
+    pub fn kv_groups(&self, config: &EngineConfig, spec: &ModelSpec) -> KvGroups {
+        match self {
+            Self::Cpu if config.hybrid_kv_cache => KvGroups::by_window(spec),
+            _ => KvGroups::one(spec),
+        }
+    }
+
     /// What the KV cache may have, by the configuration and what is free now. `limits` are those of the runner to
     /// be, but for the number of blocks.
     pub fn kv_memory(
@@ -162,9 +170,10 @@ impl Device {
     ) -> Result<(Box<dyn ModelRunner>, LoraTargets), LoadError> {
         match self {
             Self::Cpu => {
+                let groups = self.kv_groups(config, &spec);
                 let mut backend = CpuBackend::new(CpuOptions::default())?;
                 let model = Model::load(&mut backend, spec, checkpoint, progress)?;
-                boxed(Runner::new(backend, model, limits)?, config)
+                boxed(Runner::with_kv_groups(backend, model, limits, groups)?, config)
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(ref context) => {

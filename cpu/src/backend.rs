@@ -1,164 +1,27 @@
-//! [`CpuBackend`]: the operations of [`Backend`] over the pool. Work is done when an operation returns.
+//! The operations of [`Backend`] over the pool. Work is done when an operation returns.
 
 use std::ops::Range;
 
 use quire_model::{
-    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LayerNorm, LinearShape, LogitsRow,
-    LogitsTask, LoraTargets, NormKind, NormSpan, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult,
-    SamplerScratch, Slot, StepInputs, StepLimits, TensorView, sample_row,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, Experts, Heads, LatentInput,
+    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, LoraTargets, MAX_KV_GROUPS,
+    MoeSpec, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs,
+    StepLimits, TensorView, sample_row,
 };
 
 use crate::activation::activate_row;
 use crate::attention::{PagedKv, Queries, Sequence, Values, attend, attend_all, key_offset, scores_len};
-use crate::elementwise::{layer_norm, norm_spans, rms_norm, rotate, scale};
-use crate::lanes::{Element, Isa};
-use crate::linear::{UnpackScratch, linear};
+use crate::device::{CpuBackend, ELEMENT_CHUNK, MIN_WORK_PER_CHUNK, WorkerScratch, chunk_of, error, row_of};
+use crate::elementwise::{gate_row, layer_norm, rms_norm, rotate, scale};
+use crate::lanes::Element;
+use crate::latent::{LatentToken, attend_latents, head_linear};
+use crate::linear::linear;
 use crate::lora::LoraBatch;
-use crate::pool::Pool;
+use crate::moe::moe;
 use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
 use crate::weight::{CpuWeight, WeightData};
 use crate::zeroed::zeroed;
-
-/// How a backend uses the machine.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CpuOptions {
-    /// Threads that compute, the caller's among them; `None` = as many as the process may use.
-    pub num_threads: Option<usize>,
-    /// Instruction set; `None` = the best there is. Results do not depend on it.
-    pub isa: Option<Isa>,
-}
-
-/// The CPU as a device.
-pub struct CpuBackend {
-    pool: Pool,
-    isa: Isa,
-    limits: StepLimits,
-    step: StepInputs,
-    /// `[slot][max_blocks_per_seq]`.
-    block_tables: Vec<u32>,
-    /// `[slot]` the token last sampled.
-    last_tokens: Vec<u32>,
-    scratch: Vec<WorkerScratch>,
-    unpacked: UnpackScratch,
-    results: Vec<RowResult>,
-    /// Results of the step; the rest of `results` is memory for later steps.
-    num_results: usize,
-    /// Vectors of the step.
-    pooled: Vec<f32>,
-    lora: LoraBatch,
-}
-
-/// Memory of one thread.
-struct WorkerScratch {
-    scores: Vec<f32>,
-    sampler: SamplerScratch,
-}
-
-/// Numbers touched below which an operation stays on the caller's thread.
-const MIN_WORK_PER_CHUNK: usize = 32_768;
-
-impl CpuBackend {
-    /// Starts the threads.
-    pub fn new(options: CpuOptions) -> Result<Self, BackendError> {
-        let available = Isa::available();
-        let isa = options.isa.unwrap_or(available[0]);
-        if !available.contains(&isa) {
-            return Err(error(format!("this machine has no {isa:?}; it has {available:?}")));
-        }
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let num_threads = options.num_threads.unwrap_or_else(cores).max(1);
-        let pool =
-            Pool::new(num_threads).map_err(|e| error(format!("cannot start {num_threads} threads: {e}")))?;
-        Ok(Self {
-            pool,
-            isa,
-            limits: StepLimits {
-                max_num_seqs: 0,
-                max_num_batched_tokens: 0,
-                max_blocks_per_seq: 0,
-                block_size: 1,
-                max_logits_rows: 0,
-                vocab_size: 0,
-                heads_per_group: 0,
-            },
-            step: StepInputs::default(),
-            block_tables: Vec::new(),
-            last_tokens: Vec::new(),
-            scratch: Vec::new(),
-            unpacked: UnpackScratch::default(),
-            results: Vec::new(),
-            num_results: 0,
-            pooled: Vec::new(),
-            lora: LoraBatch::default(),
-        })
-    }
-
-    /// The instruction set in use.
-    pub fn isa(&self) -> Isa {
-        self.isa
-    }
-
-    /// Calls `f(row)` for every row, several rows a chunk; `row_work` is the cost of one.
-    fn for_rows(&mut self, rows: usize, row_work: usize, f: impl Fn(usize) + Sync) {
-        let per_chunk = (MIN_WORK_PER_CHUNK / row_work.max(1)).max(1);
-        self.pool.run(rows.div_ceil(per_chunk), &|_, chunk| {
-            (chunk * per_chunk..rows.min((chunk + 1) * per_chunk)).for_each(&f);
-        });
-    }
-
-    /// Norm of the queries and keys of the step's tokens.
-    fn norm_heads(&mut self, shape: &AttentionShape, norm: &QkNorm<'_, CpuWeight>, qkv: &mut [f32]) {
-        let (isa, qkv) = (self.isa, SharedSlice::new(qkv));
-        let (q, kv) = (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
-        let width = |all: usize| if norm.span == NormSpan::Whole { all } else { shape.head_dim };
-        self.for_rows(self.step.num_tokens(), q + kv, |row| {
-            // SAFETY: each row is computed once.
-            #[allow(unsafe_code)]
-            let qkv = unsafe { row_of(&qkv, row, q + 2 * kv) };
-            let (queries, rest) = qkv.split_at_mut(q);
-            norm_spans(isa, norm.kind, width(q), queries, norm.q_weight.f32(), norm.eps);
-            norm_spans(isa, norm.kind, width(kv), &mut rest[..kv], norm.k_weight.f32(), norm.eps);
-        });
-    }
-
-    /// Writes to all of a new buffer, so that the system provides its pages now: a machine without the memory
-    /// fails at the start, not under load, and a server's memory does not grow while it serves.
-    fn touch(&mut self, buffer: &mut [f32]) {
-        let len = buffer.len();
-        let shared = SharedSlice::new(buffer);
-        self.pool.run(len.div_ceil(TOUCH_CHUNK_LEN), &|_, chunk| {
-            let first = chunk * TOUCH_CHUNK_LEN;
-            // SAFETY: each chunk is handed to one thread once, and chunks do not overlap.
-            #[allow(unsafe_code)]
-            unsafe { shared.part(first, TOUCH_CHUNK_LEN.min(len - first)) }.fill(0.0);
-        });
-    }
-}
-
-/// Elements that a thread takes at a time where rows mean nothing.
-const ELEMENT_CHUNK: usize = 4096;
-
-fn chunk_of(len: usize, chunk: usize) -> Range<usize> {
-    chunk * ELEMENT_CHUNK..len.min((chunk + 1) * ELEMENT_CHUNK)
-}
-
-/// Elements of a new buffer that a thread fills at a time: 4 MiB.
-const TOUCH_CHUNK_LEN: usize = 1 << 20;
-
-fn error(reason: String) -> BackendError {
-    BackendError { device: "cpu", reason, fatal: false }
-}
-
-/// One row of an output that rows are computed into in parallel.
-///
-/// # Safety
-/// As [`SharedSlice::part`]: each row at most once at a time.
-#[allow(unsafe_code, clippy::mut_from_ref)]
-unsafe fn row_of<'a>(out: &'a SharedSlice<'_, f32>, row: usize, width: usize) -> &'a mut [f32] {
-    // SAFETY: rows do not overlap, and the caller has each only once.
-    unsafe { out.part(row * width, width) }
-}
 
 impl Backend for CpuBackend {
     type Buffer = Vec<f32>;
@@ -170,6 +33,10 @@ impl Backend for CpuBackend {
 
     fn max_in_flight(&self) -> usize {
         1
+    }
+
+    fn max_kv_groups(&self) -> usize {
+        MAX_KV_GROUPS
     }
 
     fn kv_dtype(&self) -> Dtype {
@@ -198,7 +65,7 @@ impl Backend for CpuBackend {
 
     fn prepare(&mut self, limits: &StepLimits, _linears: &[LinearShape]) -> Result<(), BackendError> {
         self.limits = *limits;
-        self.block_tables = vec![0; limits.max_num_seqs * limits.max_blocks_per_seq];
+        self.block_tables = vec![0; limits.num_kv_groups * limits.max_num_seqs * limits.max_blocks_per_seq];
         self.last_tokens = vec![0; limits.max_num_seqs];
         self.results = vec![RowResult::default(); limits.max_num_seqs];
         let longest = scores_len(limits.max_blocks_per_seq * limits.block_size);
@@ -219,8 +86,8 @@ impl Backend for CpuBackend {
         self.lora.group(inputs, slots);
         self.num_results = 0;
         self.pooled.clear();
-        for [slot, index, block] in inputs.block_writes() {
-            self.block_tables[*slot as usize * self.limits.max_blocks_per_seq + *index as usize] = *block;
+        for [table, index, block] in inputs.block_writes() {
+            self.block_tables[*table as usize * self.limits.max_blocks_per_seq + *index as usize] = *block;
         }
         Ok(())
     }
@@ -332,7 +199,8 @@ impl Backend for CpuBackend {
                 rotate(shape, &table.f32()[position * shape.rotary_dim..][..shape.rotary_dim], qkv);
             }
             let slot = self.step.row_slots()[*row as usize] as usize;
-            let entry = slot * self.limits.max_blocks_per_seq + position / block_size;
+            let table = shape.kv_group * self.limits.max_num_seqs + slot;
+            let entry = table * self.limits.max_blocks_per_seq + position / block_size;
             let block = self.block_tables[entry] as usize;
             let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
             for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
@@ -370,7 +238,8 @@ impl Backend for CpuBackend {
                 let (token, kv_head) = (item / kv_heads, item % kv_heads);
                 let position = step.positions()[token] as usize;
                 let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
-                let table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
+                let table = (shape.kv_group * limits.max_num_seqs + slot) * limits.max_blocks_per_seq;
+                let table = &block_tables[table..][..limits.max_blocks_per_seq];
                 let kv = PagedKv {
                     cache: kv_cache,
                     block_table: table,
@@ -518,6 +387,85 @@ impl Backend for CpuBackend {
             #[allow(unsafe_code)]
             scale(isa, factor, softcap, unsafe { x.part(part.start, part.len()) });
         });
+        Ok(())
+    }
+
+    fn gate_rows(
+        &mut self,
+        rows: usize,
+        width: usize,
+        gate: &Vec<f32>,
+        x: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (isa, x) = (self.isa, SharedSlice::new(x));
+        self.for_rows(rows, width, |row| {
+            // SAFETY: each row is computed once.
+            #[allow(unsafe_code)]
+            gate_row(isa, gate[row], unsafe { row_of(&x, row, width) });
+        });
+        Ok(())
+    }
+
+    fn prepare_moe(&mut self, max_rows: usize, hidden: usize, spec: &MoeSpec) -> Result<(), BackendError> {
+        self.moe.reserve(self.pool.num_threads(), max_rows, hidden, spec);
+        Ok(())
+    }
+
+    fn moe(
+        &mut self,
+        rows: usize,
+        experts: &Experts<'_, CpuWeight>,
+        x: &Vec<f32>,
+        logits: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let (hidden, num_experts) = (experts.down[0].rows, experts.spec.router.num_experts);
+        let (x, logits) = (&x[..rows * hidden], &logits[..rows * num_experts]);
+        moe(&mut self.pool, self.isa, &mut self.moe, &mut self.unpacked, experts, x, logits, out);
+        Ok(())
+    }
+
+    fn head_linear(
+        &mut self,
+        rows: usize,
+        heads: Heads,
+        x: &Vec<f32>,
+        weight: &CpuWeight,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let x = &x[..rows * heads.num_heads * heads.x_width];
+        head_linear(&mut self.pool, &mut self.unpacked, self.isa, heads, x, weight, out);
+        Ok(())
+    }
+
+    fn latent_and_cache(
+        &mut self,
+        shape: &LatentShape,
+        norm: LatentNorm<'_, CpuWeight>,
+        table: &CpuWeight,
+        input: LatentInput<'_, Vec<f32>>,
+        queries: &mut Vec<f32>,
+        kv_cache: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        let token = LatentToken { isa: self.isa, shape, norm: norm.weight.f32(), eps: norm.eps };
+        for (index, position) in self.step.positions().iter().enumerate() {
+            let position = *position as usize;
+            let (blocks, size) = self.blocks_of(index);
+            let entry = blocks[position / size] as usize * size + position % size;
+            let angles = &table.f32()[position * shape.rope_dim..][..shape.rope_dim];
+            token.write(index, angles, &input, queries, entry, kv_cache);
+        }
+        Ok(())
+    }
+
+    fn latent_attention(
+        &mut self,
+        shape: &LatentShape,
+        queries: &Vec<f32>,
+        kv_cache: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        attend_latents(self, shape, queries, kv_cache, out);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use quire_model::{AttentionShape, NormKind};
 
 use crate::attention::soft_cap;
-use crate::lanes::{Isa, LANES, Lanes, dispatch, padded};
+use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
 
 /// `out = x / sqrt(mean(x²) + eps) * weight`, one row.
 pub(crate) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -30,6 +30,11 @@ pub(crate) fn layer_norm(isa: Isa, row: &mut [f32], weight: &[f32], bias: &[f32]
 /// `x = cap(factor * x)`, where `cap(x)` is `c * tanh(x / c)` if there is a `c`.
 pub(crate) fn scale(isa: Isa, factor: f32, softcap: Option<f32>, x: &mut [f32]) {
     dispatch!(isa, scale_kernel; factor: f32 = factor, softcap: Option<f32> = softcap, x: &mut [f32] = x);
+}
+
+/// `x *= sigmoid(gate)`, one row.
+pub(crate) fn gate_row(isa: Isa, gate: f32, x: &mut [f32]) {
+    dispatch!(isa, gate_row_kernel; gate: f32 = gate, x: &mut [f32] = x);
 }
 
 /// Rotates the first numbers of the query and key heads of one token. `angles` is its row of the table: cosines, then
@@ -94,6 +99,14 @@ fn scale_kernel<V: Lanes>(factor: f32, softcap: Option<f32>, x: &mut [f32]) {
         scaled(V::load(&padded(tail))).store(&mut last);
         tail.copy_from_slice(&last[..tail.len()]);
     }
+}
+
+#[inline(always)]
+fn gate_row_kernel<V: Lanes>(gate: f32, x: &mut [f32]) {
+    let one = V::splat(1.0);
+    let mut factor = [0.0; LANES];
+    one.div(one.add(exp(V::splat(-gate)))).store(&mut factor);
+    x.iter_mut().for_each(|x| *x *= factor[0]);
 }
 
 /// The sum of `f(x)` over a row.

@@ -2,9 +2,10 @@
 //! heads at once. Queries are brought into its space before, results out of it afterwards, by each head's own
 //! matrix, so that nothing is ever decompressed.
 
-use quire_model::{AttentionShape, LatentShape};
+use quire_model::{AttentionShape, Heads, LatentInput, LatentShape};
 
 use crate::attention::{PagedKv, Queries, Values, attend};
+use crate::device::CpuBackend;
 use crate::elementwise::rms_norm;
 use crate::lanes::Isa;
 use crate::linear::{Product, UnpackScratch, chunk_columns, num_chunks, product};
@@ -16,25 +17,24 @@ use crate::weight::CpuWeight;
 /// scores are what a thread needs memory for.
 pub(crate) const HEADS_PER_ITEM: usize = 16;
 
-/// `out[rows][head][0..n] = x[rows][head][0..k] · w[head]ᵀ`, where heads of `x` and `out` may be wider than that.
-/// `weight` is `[heads * n][k]`.
+/// `out[rows][head][..n] = x[rows][head][..k] · w[head]ᵀ`, where heads of `x` and `out` may be wider than that.
+/// `weight` is `[heads * n][k]`, and `x` no longer than its rows.
 pub(crate) fn head_linear(
     pool: &mut Pool,
     scratch: &mut UnpackScratch,
     isa: Isa,
-    num_heads: usize,
-    x: (&[f32], usize),
+    heads: Heads,
+    x: &[f32],
     weight: &CpuWeight,
-    out: (&mut [f32], usize),
+    out: &mut [f32],
 ) {
-    let ((x, x_width), (out, out_width)) = (x, out);
+    let Heads { num_heads, x_width, out_width } = heads;
     let (n, k) = (weight.rows / num_heads, weight.columns);
     let rows = x.len() / (num_heads * x_width);
-    let out = SharedSlice::new(out);
+    let (out, unpacked) = (SharedSlice::new(out), scratch.share());
     let wanted = num_chunks(pool, rows * weight.rows * k).div_ceil(num_heads);
     let chunk_columns = chunk_columns(n, wanted);
     let per_head = n.div_ceil(chunk_columns);
-    let unpacked = scratch.share();
     pool.run(num_heads * per_head, &|worker, chunk| {
         let (head, start) = (chunk / per_head, chunk % per_head * chunk_columns);
         let part = Product {
@@ -51,26 +51,38 @@ pub(crate) fn head_linear(
     });
 }
 
-/// One token on its way into attention: the normalised latent and the rotated key that all heads share go to
-/// `entry` (`[latent | rotated]`), the rotated parts of `query` to `queries` (`[heads][latent | rotated]`). `kv` is
-/// `[latent | shared key]`, `query` `[heads][not rotated | rotated]`, `angles` cosines, then sines.
-pub(crate) fn latent_row(
-    isa: Isa,
-    shape: &LatentShape,
-    norm: (&[f32], f32),
-    angles: &[f32],
-    kv: &[f32],
-    query: &[f32],
-    queries: &mut [f32],
-    entry: &mut [f32],
-) {
-    let LatentShape { latent_dim, nope_dim, rope_dim, .. } = *shape;
-    let (latent, key) = entry.split_at_mut(latent_dim);
-    rms_norm(isa, &kv[..latent_dim], norm.0, norm.1, latent);
-    rotate(angles, &kv[latent_dim..], key);
-    let heads = query.chunks_exact(nope_dim + rope_dim).zip(queries.chunks_exact_mut(latent_dim + rope_dim));
-    for (query, out) in heads {
-        rotate(angles, &query[nope_dim..], &mut out[latent_dim..]);
+/// How a token's latent and queries get into the cache and in front of it.
+pub(crate) struct LatentToken<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) shape: &'a LatentShape,
+    /// `[latent]`.
+    pub(crate) norm: &'a [f32],
+    pub(crate) eps: f32,
+}
+
+impl LatentToken<'_> {
+    /// The normalised latent and the rotated shared key of a token go to the `entry` of that number in the cache, the
+    /// rotated parts of its queries behind the others. `angles` are cosines, then sines.
+    pub(crate) fn write(
+        &self,
+        token: usize,
+        angles: &[f32],
+        input: &LatentInput<'_, Vec<f32>>,
+        queries: &mut [f32],
+        entry: usize,
+        cache: &mut [f32],
+    ) {
+        let LatentShape { num_heads, latent_dim, nope_dim, rope_dim, .. } = *self.shape;
+        let (cached, query) = (latent_dim + rope_dim, nope_dim + rope_dim);
+        let (latent, key) = cache[entry * cached..][..cached].split_at_mut(latent_dim);
+        let kv = &input.kv[token * cached..][..cached];
+        rms_norm(self.isa, &kv[..latent_dim], self.norm, self.eps, latent);
+        rotate(angles, &kv[latent_dim..], key);
+        let heads = input.q[token * num_heads * query..][..num_heads * query].chunks_exact(query);
+        let queries = queries[token * num_heads * cached..][..num_heads * cached].chunks_exact_mut(cached);
+        for (head, out) in heads.zip(queries) {
+            rotate(angles, &head[nope_dim..], &mut out[latent_dim..]);
+        }
     }
 }
 
@@ -83,31 +95,51 @@ fn rotate(angles: &[f32], x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// One token's heads, some at a time, over the cache `[block][token in block][latent | rotated]`. `heads` is
-/// `[some heads][latent | rotated]`, `out` `[some heads][latent]`.
-pub(crate) fn attend_latent(
-    isa: Isa,
+/// Attention of all heads of the step's tokens over the cache `[block][token in block][latent | rotated]`.
+/// `queries` is `[T][heads][latent | rotated]`, `out` `[T][heads][latent]`.
+pub(crate) fn attend_latents(
+    backend: &mut CpuBackend,
     shape: &LatentShape,
+    queries: &[f32],
     cache: &[f32],
-    (block_table, block_size): (&[u32], usize),
-    position: usize,
-    heads: &[f32],
-    scores: &mut [f32],
     out: &mut [f32],
 ) {
     let as_keys = AttentionShape {
         num_heads: shape.num_heads,
         num_kv_heads: 1,
         head_dim: shape.latent_dim + shape.rope_dim,
-        rotary_dim: 0,
+        rotary_dim: shape.rope_dim,
         scale: shape.scale,
         softcap: None,
         sliding_window: None,
         alibi: false,
+        kv_group: 0,
     };
-    let kv = PagedKv { cache, block_table, block_size, values: Values::InKeys(shape.latent_dim) };
-    attend(isa, &as_keys, kv, Queries { kv_head: 0, position, heads, sinks: &[] }, scores, out);
+    let CpuBackend { pool, isa, limits, step, block_tables, scratch, .. } = backend;
+    let (scratch, out) = (SharedSlice::new(scratch), SharedSlice::new(out));
+    let (num_heads, per_token) = (shape.num_heads, shape.num_heads.div_ceil(HEADS_PER_ITEM));
+    pool.run(step.num_tokens() * per_token, &|worker, item| {
+        let (token, first) = (item / per_token, item % per_token * HEADS_PER_ITEM);
+        let heads = HEADS_PER_ITEM.min(num_heads - first);
+        let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
+        let kv = PagedKv {
+            cache,
+            block_table: &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq],
+            block_size: limits.block_size,
+            values: Values::InKeys(shape.latent_dim),
+        };
+        let queries = Queries {
+            kv_head: 0,
+            position: step.positions()[token] as usize,
+            heads: &queries[(token * num_heads + first) * as_keys.head_dim..][..heads * as_keys.head_dim],
+            sinks: &[],
+        };
+        // SAFETY: no two threads are the same worker at the same time, and each item's heads are computed once.
+        #[allow(unsafe_code)]
+        let (scratch, out) = unsafe {
+            let at = (token * num_heads + first) * shape.latent_dim;
+            (&mut scratch.part(worker, 1)[0], out.part(at, heads * shape.latent_dim))
+        };
+        attend(*isa, &as_keys, kv, queries, &mut scratch.scores, out);
+    });
 }
-
-#[cfg(test)]
-mod tests;

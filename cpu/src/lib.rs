@@ -7,6 +7,7 @@
 mod activation;
 mod attention;
 mod backend;
+mod device;
 mod elementwise;
 mod lanes;
 mod latent;
@@ -20,6 +21,6 @@ mod shared;
 mod weight;
 mod zeroed;
 
-pub use backend::{CpuBackend, CpuOptions};
+pub use device::{CpuBackend, CpuOptions};
 pub use lanes::Isa;
 pub use weight::CpuWeight;

@@ -127,7 +127,7 @@ fn random_matrix(rng: &mut StdRng, format: &str) -> PackedMatrix {
         quantization = quantization.asked_for(config).unwrap();
     }
     let checkpoint = tensors.checkpoint();
-    match read_matrix(&checkpoint, &quantization, "m", (rows, columns), &mut |_| ()).unwrap() {
+    match read_matrix(&checkpoint, &quantization, "m", (rows, columns), false, &mut |_| ()).unwrap() {
         MatrixView::Packed(matrix) => matrix,
         MatrixView::Plain(_) => panic!("{format} is not packed"),
     }
@@ -191,8 +191,8 @@ fn rows_and_parts_of_rows_are_what_they_are_wherever_they_stand() {
             assert_eq!(bits(&selected.dequantize()), bits(&expected), "{format}, seed {seed}");
 
             // Of several forms one below the other, and of these again some rows.
-            let mut other = MatrixView::Plain(as_tensor(&selected)).into_packed().unwrap();
-            other = PackedMatrix::stack(vec![matrix.clone(), other, matrix.clone()]).unwrap();
+            let mut other = MatrixView::Plain(as_tensor(&selected)).into_packed();
+            other = PackedMatrix::stack(vec![matrix.clone(), other, matrix.clone()]);
             assert_eq!(other.rows(), 2 * matrix.rows() + 10);
             let stacked = [&all[..], &expected, &all].concat();
             assert_eq!(bits(&other.dequantize()), bits(&stacked), "{format}, seed {seed}");

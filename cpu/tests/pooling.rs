@@ -194,7 +194,11 @@ fn random_encoder(rng: &mut StdRng) -> ModelSpec {
             sliding_window: None,
             ..attention.clone()
         },
-        mlp: MlpSpec::Dense(DenseSpec { activation: Activation::Gelu, gated: false, ..*mlp.dense() }),
+        mlp: MlpSpec::Dense(DenseSpec {
+            activation: Activation::Gelu,
+            gated: false,
+            ..*mlp.dense().unwrap()
+        }),
     };
     ModelSpec {
         architecture: "BertModel".into(),

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use quire_model::{
-    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, NormKind,
-    NormSpan, QkNorm, RowResult, Slot, StepInputs, StepLimits, TensorView,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, ModelSpec,
+    NormKind, NormSpan, QkNorm, RowResult, Slot, StepInputs, StepLimits, TensorView,
 };
 
 use crate::buffer::{CudaBuffer, element_type};
@@ -23,6 +23,7 @@ use crate::small_kernels::{
     EmbedParams, GatherParams, KvStrides, NormParams, RopeParams, SiluMulParams, SmallKernels,
 };
 use crate::step::StepBuffers;
+use crate::supported;
 use crate::weight::{CudaWeight, Loader};
 
 /// Steps that the host may be ahead: the next one is handed over while this one is computed.
@@ -147,6 +148,10 @@ impl Backend for CudaBackend {
 
     fn max_in_flight(&self) -> usize {
         MAX_IN_FLIGHT
+    }
+
+    fn check(&self, spec: &ModelSpec) -> Result<(), BackendError> {
+        supported::check(spec)
     }
 
     fn kv_dtype(&self) -> Dtype {

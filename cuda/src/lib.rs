@@ -27,6 +27,7 @@ mod ring;
 pub mod sampling;
 mod small_kernels;
 mod step;
+mod supported;
 mod weight;
 
 pub use available::{Unavailable, open_gpu};

@@ -48,8 +48,9 @@ impl MemoryPlan {
         let (tokens, hidden) = (limits.max_num_batched_tokens, spec.hidden_size);
         let per_token = 2 * hidden
             + spec.max_of_layers(|layer| layer.attention.qkv_size() + layer.attention.output_size())
-            + spec
-                .max_of_layers(|layer| layer.mlp.dense().input_size() + layer.mlp.dense().intermediate_size);
+            + spec.max_of_layers(|layer| {
+                layer.mlp.dense().map_or(0, |mlp| mlp.input_size() + mlp.intermediate_size)
+            });
         let activations = of(BufferRole::Activation, tokens * per_token + limits.max_logits_rows * hidden)
             + of(BufferRole::Residual, tokens * hidden)
             + of(BufferRole::Logits, limits.max_logits_rows * spec.vocab_size);

@@ -11,7 +11,9 @@
 use std::ops::Range;
 
 use crate::checkpoint::TensorView;
+use crate::latent_spec::LatentShape;
 use crate::lora::LoraTargets;
+use crate::moe_spec::{Experts, MoeSpec};
 use crate::quantization::PackedMatrix;
 use crate::slot::Slot;
 use crate::spec::{Activation, AttentionSpec, Dtype, ModelSpec, NormKind, NormSpan, Positions};
@@ -59,6 +61,8 @@ pub struct StepLimits {
     pub vocab_size: usize,
     /// Query heads that share a key-value head, in the layer where these are the most.
     pub heads_per_group: usize,
+    /// Groups of layers with block tables of their own; see [`crate::KvGroups`].
+    pub num_kv_groups: usize,
 }
 
 /// A product that every step will ask for.
@@ -95,10 +99,12 @@ pub struct AttentionShape {
     pub sliding_window: Option<u32>,
     /// Whether scores fall with distance: see [`crate::alibi_slope`].
     pub alibi: bool,
+    /// Whose block tables say where keys and values are.
+    pub kv_group: usize,
 }
 
 impl AttentionShape {
-    /// That of a layer.
+    /// That of a layer where there is one group of them.
     pub fn of(spec: &ModelSpec, attention: &AttentionSpec) -> Self {
         Self {
             num_heads: attention.num_heads,
@@ -109,6 +115,7 @@ impl AttentionShape {
             softcap: attention.softcap,
             sliding_window: attention.sliding_window,
             alibi: spec.positions == Positions::Alibi,
+            kv_group: 0,
         }
     }
 }
@@ -137,6 +144,33 @@ pub struct LayerNorm<'a, W> {
     pub eps: f32,
 }
 
+/// Rows of heads, of which an operation reads some numbers and writes others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// How many.
+    pub num_heads: usize,
+    /// From one head of the input to the next.
+    pub x_width: usize,
+    /// From one head of the result to the next.
+    pub out_width: usize,
+}
+
+/// RMSNorm of latents.
+pub struct LatentNorm<'a, W> {
+    /// `[latent]`.
+    pub weight: &'a W,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// What latent attention is made of, token after token.
+pub struct LatentInput<'a, B> {
+    /// `[T][heads][not rotated | rotated]`.
+    pub q: &'a B,
+    /// `[T][latent | shared key]`.
+    pub kv: &'a B,
+}
+
 /// A device. Implementations own their stream, scratch memory and the step's metadata.
 pub trait Backend: Send {
     /// A flat array on the device.
@@ -149,6 +183,18 @@ pub trait Backend: Send {
 
     /// Steps that may be uploaded and not yet collected; at least 1.
     fn max_in_flight(&self) -> usize;
+
+    /// Most groups of layers with block tables of their own, at least 1. In more than one, and in one with a window,
+    /// blocks that no token sees any more belong to others, so attention must not read them.
+    fn max_kv_groups(&self) -> usize {
+        1
+    }
+
+    /// Refuses a model that this device cannot compute, by what it lacks, before anything of it is loaded.
+    fn check(&self, spec: &ModelSpec) -> Result<(), BackendError> {
+        let _ = spec;
+        Ok(())
+    }
 
     /// What an element of [`BufferRole::KvCache`] is stored as.
     fn kv_dtype(&self) -> Dtype;
@@ -355,6 +401,82 @@ pub trait Backend: Send {
     ) -> Result<(), BackendError> {
         let _ = (len, factor, softcap, x);
         Err(self.not_built("scaling"))
+    }
+
+    /// `x[rows][width] *= sigmoid(gate[row])`.
+    fn gate_rows(
+        &mut self,
+        rows: usize,
+        width: usize,
+        gate: &Self::Buffer,
+        x: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, width, gate, x);
+        Err(self.not_built("a gated expert"))
+    }
+
+    /// Allocates what [`Self::moe`] needs for steps of up to `max_rows` tokens. Called after [`Self::prepare`], for
+    /// each mixture of the model.
+    fn prepare_moe(&mut self, max_rows: usize, hidden: usize, spec: &MoeSpec) -> Result<(), BackendError> {
+        let _ = (max_rows, hidden, spec);
+        Err(self.not_built("a mixture of experts"))
+    }
+
+    /// `out[rows][hidden]`: what the experts that `logits[rows][num_experts]` choose make of `x[rows][hidden]`, by
+    /// their weights. The shared expert is not among them.
+    fn moe(
+        &mut self,
+        rows: usize,
+        experts: &Experts<'_, Self::Weight>,
+        x: &Self::Buffer,
+        logits: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, experts, x, logits, out);
+        Err(self.not_built("a mixture of experts"))
+    }
+
+    /// `out[rows][head][..n] = x[rows][head][..k] · weight[head * n..][k]ᵀ`, where heads of `x` and `out` are as far
+    /// apart as `heads` says: other numbers may follow those `k` and `n`.
+    fn head_linear(
+        &mut self,
+        rows: usize,
+        heads: Heads,
+        x: &Self::Buffer,
+        weight: &Self::Weight,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (rows, heads, x, weight, out);
+        Err(self.not_built("latent attention"))
+    }
+
+    /// Of each of the `T` tokens: normalises its latent, rotates its key part, writes both into the layer's cache, and
+    /// puts the rotated parts of its queries behind the others in `queries`, which is
+    /// `[T][heads][in the latent's space | rotated]`; `table` is as in [`Self::rope_and_cache`].
+    fn latent_and_cache(
+        &mut self,
+        shape: &LatentShape,
+        norm: LatentNorm<'_, Self::Weight>,
+        table: &Self::Weight,
+        input: LatentInput<'_, Self::Buffer>,
+        queries: &mut Self::Buffer,
+        kv_cache: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (shape, norm, table, input, queries, kv_cache);
+        Err(self.not_built("latent attention"))
+    }
+
+    /// Causal attention over the cached latents, which are keys and values of all heads. `queries` is as in
+    /// [`Self::latent_and_cache`], `out` `[T][heads][latent]`.
+    fn latent_attention(
+        &mut self,
+        shape: &LatentShape,
+        queries: &Self::Buffer,
+        kv_cache: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (shape, queries, kv_cache, out);
+        Err(self.not_built("latent attention"))
     }
 
     /// `out[i][width] = x[logits_tokens[first + i]]` for `i` below `range.len()`, `first = range.start`:

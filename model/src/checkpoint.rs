@@ -28,6 +28,7 @@ enum Source {
 }
 
 /// One stored tensor: row-major, little-endian.
+#[derive(Clone)]
 pub struct TensorView<'a> {
     /// Element type as stored.
     pub dtype: Dtype,
@@ -38,6 +39,7 @@ pub struct TensorView<'a> {
 }
 
 /// Where a tensor's elements are.
+#[derive(Clone)]
 pub enum TensorData<'a> {
     /// `shape.product() * dtype.bytes()` bytes, of any alignment.
     Stored(Cow<'a, [u8]>),
@@ -92,8 +94,8 @@ impl Checkpoint {
         }
     }
 
-    /// The tensor of that name as it is in its file, of any type and shape, whatever `converted_to` says. A dummy
-    /// has none.
+    /// The tensor of that name as it is in its safetensors file, of any type and shape, whatever `converted_to` says.
+    /// Others have none.
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>, ModelError> {
         let found = match &self.source {
             Source::Files(files) => files.tensor(name),
@@ -137,9 +139,17 @@ impl Checkpoint {
     /// Says that a tensor has been copied: the memory that its pages take goes back to the system. It can still be
     /// read, from the file again.
     pub fn give_back(&self, name: &str) {
-        if let Source::Files(files) = &self.source {
-            files.give_back(name);
+        match &self.source {
+            Source::Files(files) => files.give_back(name),
+            Source::Gguf(file) => file.give_back(name),
+            Source::Dummy(_) => {}
         }
+    }
+
+    /// The matrix of that name as blocks, if that is how it is stored.
+    pub(crate) fn blocks(&self, name: &str) -> Option<GgufTensor<'_>> {
+        let Source::Gguf(file) = &self.source else { return None };
+        file.get(name).ok().filter(|tensor| tensor.kind.block_len() > 1)
     }
 
     fn gguf_tensor<'a>(
@@ -152,19 +162,20 @@ impl Checkpoint {
             let (found, expected) = (tensor.shape.to_vec(), shape.to_vec());
             return Err(ModelError::Shape { name: name.into(), found, expected });
         }
-        let dtype = match tensor.kind {
-            GgmlType::F32 => Dtype::F32,
-            GgmlType::F16 => Dtype::F16,
-            GgmlType::Bf16 => Dtype::Bf16,
-            packed => {
+        let (dtype, bytes) = match tensor.kind {
+            GgmlType::F32 => (Dtype::F32, tensor.bytes),
+            GgmlType::F16 => (Dtype::F16, tensor.bytes),
+            GgmlType::Bf16 => (Dtype::Bf16, tensor.bytes),
+            blocks => {
                 let mut values = vec![0.0; shape.iter().product()];
-                decode_row(packed, &tensor.bytes, 0..values.len(), &mut values);
-                let bytes = encode(values.into_iter(), Dtype::F32);
-                let data = TensorData::Stored(Cow::Owned(bytes));
-                return Ok(TensorView { dtype: Dtype::F32, shape: shape.to_vec(), data });
+                decode_row(blocks, &tensor.bytes, 0..values.len(), &mut values);
+                (Dtype::F32, encode(values.into_iter(), Dtype::F32).into())
             }
         };
-        Ok(TensorView { dtype, shape: shape.to_vec(), data: TensorData::Stored(tensor.bytes) })
+        let view = TensorView { dtype, shape: shape.to_vec(), data: TensorData::Stored(bytes) };
+        let Some(wanted) = self.dtype.filter(|wanted| *wanted != dtype) else { return Ok(view) };
+        let data = TensorData::Stored(Cow::Owned(view.bytes_as(wanted).into_owned()));
+        Ok(TensorView { dtype: wanted, shape: view.shape, data })
     }
 }
 
@@ -181,6 +192,19 @@ impl<'a> TensorView<'a> {
         };
         let shape = std::iter::once(rows.len()).chain(self.shape[1..].iter().copied()).collect();
         Self { shape, data, ..self }
+    }
+
+    /// One entry of its first dimension, without that.
+    pub fn entry(&self, index: usize) -> TensorView<'_> {
+        let shape = self.shape[1..].to_vec();
+        let data = match &self.data {
+            TensorData::Dummy(dummy) => TensorData::Dummy(*dummy),
+            TensorData::Stored(bytes) => {
+                let len = shape.iter().product::<usize>() * self.dtype.bytes();
+                TensorData::Stored(Cow::Borrowed(&bytes[index * len..][..len]))
+            }
+        };
+        TensorView { dtype: self.dtype, shape, data }
     }
 
     /// The same numbers as one vector.

@@ -1,17 +1,24 @@
 //! The forward pass, once for all models and devices: from the step's tokens to normalised hidden states.
 
+mod latent;
+mod moe;
+
 use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, LayerNorm, QkNorm, StepLimits};
-use crate::kv_layout::KvLayout;
+use crate::forward::latent::LatentBuffers;
+use crate::forward::moe::MoeBuffers;
+use crate::kv_groups::{KvGroups, KvPlace};
 use crate::rope::rope_table;
 use crate::runner::RunnerConfig;
-use crate::spec::{LayerSpec, LmHead, MlpSpec, ModelSpec, Norms};
+use crate::spec::{DenseSpec, LayerSpec, LmHead, MlpSpec, ModelSpec, Norms};
 use crate::step_inputs::PoolRow;
-use crate::weights::{DenseWeights, LayerWeights, Model, Norm, Projection};
+use crate::weights::{DenseWeights, LayerWeights, MlpWeights, Model, Norm, Projection};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
-    /// `[layer]`, each as [`KvLayout`] says.
+    /// Each as [`crate::KvLayout`] says.
     kv_cache: Vec<B::Buffer>,
+    /// Which of them is whose.
+    kv_groups: KvGroups,
     /// One for each rotation.
     rope_tables: Vec<B::Weight>,
     /// `[T][hidden]` the sum of all layers so far.
@@ -24,8 +31,12 @@ pub(crate) struct Workspace<B: Backend> {
     normed_output: Option<B::Buffer>,
     qkv: B::Buffer,
     attended: B::Buffer,
+    /// What latent attention needs besides, if there is any.
+    latent: Option<LatentBuffers<B>>,
     mlp_input: B::Buffer,
     activated: B::Buffer,
+    /// What mixtures of experts need besides, if there are any.
+    moe: Option<MoeBuffers<B>>,
     /// `[logits rows][hidden]`; empty if there are no logits.
     gathered: B::Buffer,
     /// `[logits rows][vocab]`; empty likewise.
@@ -40,11 +51,12 @@ impl<B: Backend> Workspace<B> {
         spec: &ModelSpec,
         limits: &StepLimits,
         config: &RunnerConfig,
+        kv_groups: KvGroups,
     ) -> Result<Self, BackendError> {
-        let layout = KvLayout::new(spec, limits.block_size);
+        let layout = kv_groups.layout(spec, limits.block_size);
         let mut kv_cache = Vec::with_capacity(layout.layers.len());
-        for layer in 0..layout.layers.len() {
-            kv_cache.push(backend.alloc(BufferRole::KvCache, config.num_blocks * layout.block_len(layer))?);
+        for buffer in 0..layout.layers.len() {
+            kv_cache.push(backend.alloc(BufferRole::KvCache, config.num_blocks * layout.block_len(buffer))?);
         }
         let mut rope_tables = Vec::with_capacity(spec.ropes().len());
         for rope in spec.ropes() {
@@ -59,23 +71,28 @@ impl<B: Backend> Workspace<B> {
             true => Some(backend.alloc(BufferRole::Residual, limits.max_num_seqs * spec.hidden_size)?),
             false => None,
         };
+        let latent = LatentBuffers::new(backend, spec, tokens)?;
+        let moe = MoeBuffers::new(backend, spec, tokens)?;
         let mut activation = |width: usize| backend.alloc(BufferRole::Activation, tokens * width);
         let normed_output = match spec.norms {
             Norms::After | Norms::Around => Some(activation(spec.hidden_size)?),
             Norms::Before | Norms::OfSum | Norms::Parallel { .. } => None,
         };
         let dense =
-            |size: fn(&crate::DenseSpec) -> usize| spec.max_of_layers(|layer| size(layer.mlp.dense()));
+            |size: fn(&DenseSpec) -> usize| spec.max_of_layers(|layer| layer.mlp.dense().map_or(0, size));
         Ok(Self {
             kv_cache,
+            kv_groups,
             rope_tables,
             normed: activation(spec.hidden_size)?,
             projected: activation(spec.hidden_size)?,
             normed_output,
             qkv: activation(spec.max_of_layers(|layer| layer.attention.qkv_size()))?,
             attended: activation(spec.max_of_layers(|layer| layer.attention.output_size()))?,
+            latent,
             mlp_input: activation(dense(|mlp| mlp.input_size()))?,
             activated: activation(dense(|mlp| mlp.intermediate_size))?,
+            moe,
             residual: backend.alloc(BufferRole::Residual, tokens * spec.hidden_size)?,
             gathered: backend.alloc(BufferRole::Activation, logits_rows * spec.hidden_size)?,
             logits: backend.alloc(BufferRole::Logits, logits_rows * spec.vocab_size)?,
@@ -236,12 +253,30 @@ impl<B: Backend> Pass<'_, B> {
         weights: &LayerWeights<B>,
     ) -> Result<(), BackendError> {
         let Self { backend, model, rows, adapted, workspace } = self;
-        let (spec, rows) = (&model.spec, *rows);
-        let Workspace { residual, normed, projected, qkv, attended, kv_cache, rope_tables, .. } =
-            &mut **workspace;
-        let shape = AttentionShape::of(spec, &layer.attention);
-        let input = if spec.norms == Norms::After { residual } else { normed };
-        project(*backend, rows, *adapted, &weights.qkv, input, qkv)?;
+        let Workspace { residual, normed, qkv, .. } = &mut **workspace;
+        let input = if model.spec.norms == Norms::After { residual } else { normed };
+        project(*backend, *rows, *adapted, &weights.qkv, input, qkv)?;
+        match &layer.attention.latent {
+            None => self.grouped_attention(index, layer, weights)?,
+            Some(latent) => self.latent_attention(index, layer, latent, weights)?,
+        }
+        let Self { backend, rows, adapted, workspace, .. } = self;
+        let Workspace { attended, projected, .. } = &mut **workspace;
+        project(*backend, *rows, *adapted, &weights.output, attended, projected)
+    }
+
+    /// What attention makes of `qkv`, into `attended`.
+    fn grouped_attention(
+        &mut self,
+        index: usize,
+        layer: &LayerSpec,
+        weights: &LayerWeights<B>,
+    ) -> Result<(), BackendError> {
+        let Self { backend, model, workspace, .. } = self;
+        let spec = &model.spec;
+        let Workspace { qkv, attended, kv_cache, kv_groups, rope_tables, .. } = &mut **workspace;
+        let KvPlace { group: kv_group, buffer } = kv_groups.place(index);
+        let shape = AttentionShape { kv_group, ..AttentionShape::of(spec, &layer.attention) };
         if spec.causal {
             let qk_norm = layer.attention.qk_norm.zip(weights.qk_norm.as_ref());
             let qk_norm = qk_norm.map(|(norm, (q_weight, k_weight))| QkNorm {
@@ -252,19 +287,26 @@ impl<B: Backend> Pass<'_, B> {
                 eps: spec.norm.eps,
             });
             let table = layer.attention.rope.map(|rope| &rope_tables[rope]);
-            backend.rope_and_cache(&shape, qk_norm, table, qkv, &mut kv_cache[index])?;
-            backend.paged_attention(&shape, weights.sinks.as_ref(), qkv, &kv_cache[index], attended)?;
+            backend.rope_and_cache(&shape, qk_norm, table, qkv, &mut kv_cache[buffer])?;
+            backend.paged_attention(&shape, weights.sinks.as_ref(), qkv, &kv_cache[buffer], attended)
         } else {
-            backend.full_attention(&shape, qkv, attended)?;
+            backend.full_attention(&shape, qkv, attended)
         }
-        project(*backend, rows, *adapted, &weights.output, attended, projected)
     }
 
     fn mlp(&mut self, layer: &LayerSpec, weights: &LayerWeights<B>) -> Result<(), BackendError> {
-        let MlpSpec::Dense(mlp) = &layer.mlp;
+        match (&layer.mlp, &weights.mlp) {
+            (MlpSpec::Dense(mlp), MlpWeights::Dense(weights)) => self.dense(mlp, weights),
+            (MlpSpec::Moe(moe), MlpWeights::Moe(weights)) => self.moe(moe, weights),
+            _ => unreachable!("weights are loaded by the spec"),
+        }
+    }
+
+    /// An MLP that all tokens use, into `projected`.
+    fn dense(&mut self, mlp: &DenseSpec, weights: &DenseWeights<B>) -> Result<(), BackendError> {
         let Self { backend, model, rows, adapted, workspace } = self;
         let Workspace { residual, normed, projected, mlp_input, activated, .. } = &mut **workspace;
-        let DenseWeights { input, output } = &weights.mlp;
+        let DenseWeights { input, output } = weights;
         let x = if model.spec.norms == Norms::After { residual } else { normed };
         let (rows, inner) = (*rows, mlp.intermediate_size);
         project(*backend, rows, *adapted, input, x, mlp_input)?;

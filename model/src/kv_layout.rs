@@ -2,12 +2,14 @@
 
 use crate::spec::{Dtype, ModelSpec};
 
-/// Shape of the paged cache. One buffer a layer, each `[block][K | V][kv_head][token in block][head_dim]`;
+/// Shape of the paged cache. One buffer a layer, each `[block][K | V][kv_head][token in block][head_dim]`, or without
+/// the values where these are part of the keys;
 /// block 0 is padding that no request owns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvLayout {
     /// What a layer keeps of a token, by layer: all of them, or none where attention looks ahead, since then nothing
-    /// is computed that continues what was.
+    /// is computed that continues what was. Where layers share memory ([`crate::KvGroups::layout`]), one entry for
+    /// those that do.
     pub layers: Vec<KvOfToken>,
     /// Tokens in a block.
     pub block_size: usize,
@@ -20,6 +22,8 @@ pub struct KvOfToken {
     pub num_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Whether there are values besides the keys: not where both are made of one latent.
+    pub has_values: bool,
 }
 
 impl KvLayout {
@@ -28,6 +32,7 @@ impl KvLayout {
         let kept = spec.layers.iter().filter(|_| spec.causal).map(|layer| KvOfToken {
             num_kv_heads: layer.attention.num_kv_heads,
             head_dim: layer.attention.head_dim,
+            has_values: layer.attention.latent.is_none(),
         });
         Self { layers: kept.collect(), block_size }
     }
@@ -52,7 +57,8 @@ impl KvLayout {
 impl KvOfToken {
     /// Numbers.
     fn len(&self) -> usize {
-        2 * self.num_kv_heads * self.head_dim
+        let planes = if self.has_values { 2 } else { 1 };
+        planes * self.num_kv_heads * self.head_dim
     }
 }
 
@@ -62,13 +68,16 @@ mod tests {
 
     #[test]
     fn bytes_count_keys_and_values_of_all_layers() {
-        let kept = KvOfToken { num_kv_heads: 2, head_dim: 32 };
-        let wide = KvOfToken { num_kv_heads: 3, head_dim: 32 };
+        let kept = KvOfToken { num_kv_heads: 2, head_dim: 32, has_values: true };
+        let wide = KvOfToken { num_kv_heads: 3, ..kept };
         let layout = KvLayout { layers: vec![kept, kept, wide], block_size: 16 };
         assert_eq!(layout.block_bytes(Dtype::F32), (2 + 2 + 3) * 2 * 32 * 16 * 4);
         assert_eq!(layout.block_bytes(Dtype::Bf16) * 2, layout.block_bytes(Dtype::F32));
         let block_bytes = layout.block_bytes(Dtype::F16);
         assert_eq!(layout.num_blocks(10 * block_bytes, Dtype::F16), 10);
         assert_eq!(layout.num_blocks(10 * block_bytes - 1, Dtype::F16), 9);
+        let latent = KvOfToken { num_kv_heads: 1, head_dim: 512 + 64, has_values: false };
+        let layout = KvLayout { layers: vec![latent; 61], block_size: 16 };
+        assert_eq!(layout.block_bytes(Dtype::Bf16), 61 * 16 * 576 * 2);
     }
 }

@@ -1,5 +1,7 @@
 //! [`LatentSpec`]: attention over a compressed latent (MLA) as data.
 
+use crate::spec::AttentionSpec;
+
 /// Attention whose keys and values are made of one short vector a token, which is all that is cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LatentSpec {
@@ -21,6 +23,15 @@ impl LatentSpec {
         self.kv_lora_rank + self.rope_head_dim
     }
 
+    /// Elements of the weights that grouped attention has not: all but the first projection of queries and the
+    /// output's.
+    pub(crate) fn num_parameters(&self, num_heads: usize, hidden: usize) -> usize {
+        let rank = self.kv_lora_rank;
+        let up = num_heads * (self.nope_head_dim + self.v_head_dim) * rank;
+        let queries = self.q_lora_rank.map_or(0, |rank| rank * (1 + num_heads * self.query_dim()));
+        hidden * self.cached_dim() + rank + up + queries
+    }
+
     /// Width of a query before it is brought into the latent's space.
     pub fn query_dim(&self) -> usize {
         self.nope_head_dim + self.rope_head_dim
@@ -40,4 +51,17 @@ pub struct LatentShape {
     pub rope_dim: usize,
     /// Factor on q·k.
     pub scale: f32,
+}
+
+impl LatentShape {
+    /// That of a layer whose attention is latent.
+    pub(crate) fn of(attention: &AttentionSpec, latent: &LatentSpec) -> Self {
+        Self {
+            num_heads: attention.num_heads,
+            latent_dim: latent.kv_lora_rank,
+            nope_dim: latent.nope_head_dim,
+            rope_dim: latent.rope_head_dim,
+            scale: attention.scale,
+        }
+    }
 }

@@ -15,6 +15,7 @@ mod forward;
 pub mod ggml;
 pub mod gguf;
 mod input_batch;
+mod kv_groups;
 mod kv_layout;
 mod labels;
 mod latent_spec;
@@ -39,12 +40,14 @@ mod step_inputs;
 mod weights;
 
 pub use backend::{
-    AttentionShape, Backend, BackendError, BufferRole, LayerNorm, LinearShape, QkNorm, StepLimits,
+    AttentionShape, Backend, BackendError, BufferRole, Heads, LatentInput, LatentNorm, LayerNorm,
+    LinearShape, QkNorm, StepLimits,
 };
 pub use checkpoint::{Checkpoint, TensorData, TensorView};
 pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};
 pub use error::ModelError;
 pub use input_batch::InputBatch;
+pub use kv_groups::{KvGroups, KvPlace};
 pub use kv_layout::{KvLayout, KvOfToken};
 pub use labels::{LabelActivation, Labels};
 pub use latent_spec::{LatentShape, LatentSpec};
@@ -57,6 +60,7 @@ pub use moe_spec::{
 pub use philox::{philox4x32, uniform};
 pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
 pub use quantization::{MatrixView, PackedMatrix, Quantization};
+pub use quire_scheduler::kv::MAX_KV_GROUPS;
 pub use quire_scheduler::{Adapter, Pooling};
 pub use rope::{alibi_slope, rope_table};
 pub use runner::{Runner, RunnerConfig};

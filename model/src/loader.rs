@@ -3,6 +3,9 @@
 //! Backends know one form of everything: projections of the same input stacked, rotated numbers in halves, norms as
 //! plain factors. What a checkpoint has otherwise is put into that form here, by an order of rows.
 
+mod latent;
+mod moe;
+
 use std::collections::BTreeSet;
 
 use crate::backend::Backend;
@@ -12,12 +15,13 @@ use crate::error::ModelError;
 use crate::families::family_of;
 use crate::families::names::{NamesIn, Stack};
 use crate::lora::LoraTargets;
+use crate::quantization::{MatrixView, PackedMatrix, Quantization, read_matrix};
 use crate::row_order::{grouped, halves, ungrouped};
 use crate::spec::{
     AttentionSpec, ClassifierForm, DenseSpec, Dtype, LmHead, MlpSpec, ModelSpec, NormKind, NormSpan, Norms,
     Positions,
 };
-use crate::weights::{DenseWeights, LayerNorms, LayerWeights, LmHeadWeights, Norm, Projection};
+use crate::weights::{DenseWeights, LayerNorms, LayerWeights, LmHeadWeights, MlpWeights, Norm, Projection};
 
 /// One load. Whatever is asked for counts as used; what is left at the end is refused.
 pub(crate) struct Loader<'a, B: Backend> {
@@ -46,7 +50,12 @@ impl<'a, B: Backend> Loader<'a, B> {
     ) -> Result<Self, ModelError> {
         let names = NamesIn::new(family_of(&spec.architecture)?.names, spec, checkpoint);
         let mut unused = checkpoint.names();
-        unused.retain(|name| !names.is_redundant(name, spec));
+        if spec.quantization.is_stored() && unused.is_empty() {
+            let (field, reason) =
+                ("quantization_config", "weights that nobody trained are not packed".into());
+            return Err(ModelError::Config { field, reason });
+        }
+        unused.retain(|name| !names.is_redundant(name, spec) && !spec.quantization.passes_over(name));
         Ok(Self {
             backend,
             spec,
@@ -74,8 +83,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     pub(crate) fn embedding(&mut self) -> Result<B::Weight, ModelError> {
-        let name = format!("{}.weight", self.names.model(self.names.of.embedding));
-        self.table(&name)
+        self.table(&self.names.model(self.names.of.embedding))
     }
 
     /// The table of learned positions from its first row for a position on; if the model tells two kinds of text
@@ -117,15 +125,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         let sinks = self.names.layer(index, names.sinks);
         Ok(LayerWeights {
             norms: self.layer_norms(index)?,
-            qkv: self.projection(&self.qkv_parts(index, attention), hidden, attention.qkv_bias)?,
+            qkv: self.projection(&self.qkv_parts(index, attention), hidden, attention.has_qkv_bias())?,
             qk_norm: self.qk_norm(index, attention)?,
             sinks: match attention.sinks {
                 true => Some(self.vector(&sinks, attention.num_heads, None, 0.0)?),
                 false => None,
             },
             output: self.projection(&output, attention.output_size(), attention.output_bias)?,
+            latent: self.latent(index, attention)?,
             mlp: match &spec.mlp {
-                MlpSpec::Dense(mlp) => self.dense(index, mlp)?,
+                MlpSpec::Dense(mlp) => {
+                    MlpWeights::Dense(self.dense(index, mlp, names.mlp_input, names.mlp_output)?)
+                }
+                MlpSpec::Moe(moe) => MlpWeights::Moe(self.moe(index, moe)?),
             },
         })
     }
@@ -134,7 +146,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let (vocab, module) = (self.spec.vocab_size, self.names.of.lm_head);
         let weight = match self.spec.lm_head {
             LmHead::Tied | LmHead::None => None,
-            LmHead::Own => Some(self.table(&format!("{module}.weight"))?),
+            LmHead::Own => Some(self.table(module)?),
         };
         let bias = match self.spec.lm_head_bias {
             true => Some(self.vector(&format!("{module}.bias"), vocab, None, 0.0)?),
@@ -195,6 +207,9 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// Queries, keys and values, each in the order in which backends rotate.
     fn qkv_parts(&self, index: usize, attention: &AttentionSpec) -> Vec<Part> {
+        if let Some(latent) = &attention.latent {
+            return vec![self.first_queries(index, attention, latent)];
+        }
         let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = *attention;
         let rows = [num_heads, num_kv_heads, num_kv_heads].map(|heads| heads * head_dim);
         let rotated = self.interleaved_dim(attention);
@@ -270,10 +285,16 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(Some((q, load(names.k_norm, attention.num_kv_heads)?)))
     }
 
-    fn dense(&mut self, index: usize, mlp: &DenseSpec) -> Result<DenseWeights<B>, ModelError> {
+    fn dense(
+        &mut self,
+        index: usize,
+        mlp: &DenseSpec,
+        input: Stack<2>,
+        output: &str,
+    ) -> Result<DenseWeights<B>, ModelError> {
         let (hidden, inner) = (self.spec.hidden_size, mlp.intermediate_size);
         let module = |name| self.names.layer(index, name);
-        let input = match &self.names.of.mlp_input {
+        let input = match input {
             Stack::Separate([_, only]) if !mlp.gated => vec![Part::whole(module(only), inner)],
             Stack::Separate(names) => names.iter().map(|name| Part::whole(module(name), inner)).collect(),
             Stack::Stacked(name) => vec![Part::whole(module(name), mlp.input_size())],
@@ -282,48 +303,103 @@ impl<'a, B: Backend> Loader<'a, B> {
                 vec![Part { module: module(name), rows: mlp.input_size(), order }]
             }
         };
-        let output = vec![Part::whole(module(self.names.of.mlp_output), hidden)];
+        let output = vec![Part::whole(module(output), hidden)];
         Ok(DenseWeights {
             input: self.projection(&input, hidden, mlp.bias)?,
             output: self.projection(&output, inner, mlp.bias)?,
         })
     }
 
-    /// The matrices of modules of the same input, stacked, and their biases.
+    /// A product of the forward pass, which adapters may change.
     fn projection(
         &mut self,
         parts: &[Part],
         columns: usize,
         has_bias: bool,
     ) -> Result<Projection<B>, ModelError> {
-        let mut matrices = Vec::with_capacity(parts.len());
-        for part in parts {
-            let name = format!("{}.weight", part.module);
-            let matrix = match self.names.of.is_transposed {
-                false => self.tensor(&name, &[part.rows, columns])?,
-                true => self.tensor(&name, &[columns, part.rows])?.transposed(),
-            };
-            matrices.push(part.in_order(matrix));
-        }
-        let weight = self.backend.load(&matrices)?;
-        parts.iter().for_each(|part| self.checkpoint.give_back(&format!("{}.weight", part.module)));
+        let (weight, bias) = self.stacked(parts, columns, has_bias)?;
         let layers = parts.iter().map(|part| (&*part.module, part.rows, part.order.clone()));
         let (number, width) = self.lora_targets.add_projection(columns, layers);
+        Ok(Projection { number, width, weight, bias })
+    }
+
+    /// The matrices of modules of the same input, stacked, and their biases.
+    fn stacked(
+        &mut self,
+        parts: &[Part],
+        columns: usize,
+        has_bias: bool,
+    ) -> Result<(B::Weight, Option<B::Weight>), ModelError> {
+        let mut matrices = Vec::with_capacity(parts.len());
+        for part in parts {
+            let shape = (part.rows, columns);
+            let matrix =
+                self.matrix(&part.module, shape, self.names.of.is_transposed, &self.spec.quantization)?;
+            matrices.push(part.in_order(matrix));
+        }
+        let weight = self.stack(matrices)?;
+        parts.iter().for_each(|part| self.checkpoint.give_back(&format!("{}.weight", part.module)));
         if !has_bias {
-            return Ok(Projection { number, width, weight, bias: None });
+            parts.iter().try_for_each(|part| self.zero_bias(&part.module))?;
+            return Ok((weight, None));
         }
         let mut vectors = Vec::with_capacity(parts.len());
         for part in parts {
-            vectors.push(part.in_order(self.tensor(&format!("{}.bias", part.module), &[part.rows])?));
+            let bias = self.tensor(&format!("{}.bias", part.module), &[part.rows])?;
+            vectors.push(match &part.order {
+                Some(order) => bias.select_rows(order),
+                None => bias,
+            });
         }
-        Ok(Projection { number, width, weight, bias: Some(self.backend.load(&vectors)?) })
+        Ok((weight, Some(self.backend.load(&vectors)?)))
+    }
+
+    /// The weight of a module in the form it is stored in, or in the one that it shall have.
+    fn matrix(
+        &mut self,
+        module: &str,
+        shape: (usize, usize),
+        is_transposed: bool,
+        quantization: &Quantization,
+    ) -> Result<MatrixView<'a>, ModelError> {
+        let unused = &mut self.unused;
+        let mut used = |name: &str| {
+            unused.remove(name);
+        };
+        let matrix = read_matrix(self.checkpoint, quantization, module, shape, is_transposed, &mut used)?;
+        self.loaded_bytes += matrix.bytes();
+        Ok(matrix)
+    }
+
+    /// Matrices one below the other; packed if one of them is.
+    fn stack(&mut self, matrices: Vec<MatrixView<'_>>) -> Result<B::Weight, ModelError> {
+        let plain = |matrix: &MatrixView<'_>| matches!(matrix, MatrixView::Plain(_));
+        if matrices.iter().all(plain) {
+            let plain = |matrix| if let MatrixView::Plain(view) = matrix { Some(view) } else { None };
+            return Ok(self.backend.load(&matrices.into_iter().filter_map(plain).collect::<Vec<_>>())?);
+        }
+        let packed = matrices.into_iter().map(MatrixView::into_packed).collect();
+        Ok(self.backend.load_packed(PackedMatrix::stack(packed))?)
+    }
+
+    /// Uses the bias of a module that has none, if all of it is 0: some quantisers write one for every module.
+    fn zero_bias(&mut self, module: &str) -> Result<(), ModelError> {
+        let name = format!("{module}.bias");
+        if self.spec.quantization.is_stored() && self.unused.contains(&name) {
+            let bias = self.checkpoint.raw(&name)?;
+            if bias.bytes.iter().all(|byte| *byte == 0) {
+                self.unused.remove(&name);
+            }
+        }
+        Ok(())
     }
 
     /// A row for each token.
-    fn table(&mut self, name: &str) -> Result<B::Weight, ModelError> {
-        let view = self.tensor(name, &[self.spec.vocab_size, self.spec.hidden_size])?;
-        let weight = self.backend.load(&[view])?;
-        self.checkpoint.give_back(name);
+    fn table(&mut self, module: &str) -> Result<B::Weight, ModelError> {
+        let shape = (self.spec.vocab_size, self.spec.hidden_size);
+        let matrix = self.matrix(module, shape, false, &self.spec.quantization.only_as_stored())?;
+        let weight = self.stack(vec![matrix])?;
+        self.checkpoint.give_back(&format!("{module}.weight"));
         Ok(weight)
     }
 
@@ -375,10 +451,10 @@ impl Part {
         Self { module, rows, order: None }
     }
 
-    fn in_order<'a>(&self, view: TensorView<'a>) -> TensorView<'a> {
+    fn in_order<'a>(&self, matrix: MatrixView<'a>) -> MatrixView<'a> {
         match &self.order {
-            None => view,
-            Some(order) => view.select_rows(order),
+            None => matrix,
+            Some(order) => matrix.select_rows(order),
         }
     }
 }

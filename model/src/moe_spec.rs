@@ -1,6 +1,8 @@
 //! [`MoeSpec`]: a mixture of experts as data: how a token's router logits become experts and weights, and what
 //! an expert is.
 
+use crate::spec::DenseSpec;
+
 /// An MLP of many experts, of which each token uses a few.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MoeSpec {
@@ -21,8 +23,8 @@ pub struct MoeSpec {
 /// The expert that every token uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SharedExpertSpec {
-    /// Width between its two halves (of several shared experts together).
-    pub intermediate_size: usize,
+    /// What it is; several of them are one that is as wide as all together.
+    pub mlp: DenseSpec,
     /// Whether its result is multiplied with the sigmoid of a projection of the input (Qwen2-MoE).
     pub gated: bool,
 }
@@ -121,7 +123,7 @@ impl MoeSpec {
         let expert = 3 * hidden * self.intermediate_size + biases;
         let shared = self
             .shared
-            .map_or(0, |shared| 3 * hidden * shared.intermediate_size + usize::from(shared.gated) * hidden);
+            .map_or(0, |shared| shared.mlp.num_parameters(hidden) + usize::from(shared.gated) * hidden);
         let router = hidden + usize::from(self.router_bias) + usize::from(correction_bias);
         num_experts * (expert + router) + shared
     }

@@ -3,6 +3,9 @@
 use quire_scheduler::{Pooling, TokenId};
 
 use crate::backend::{BufferRole, LinearShape, StepLimits};
+use crate::latent_spec::LatentSpec;
+use crate::moe_spec::MoeSpec;
+use crate::quantization::Quantization;
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +57,8 @@ pub struct ModelSpec {
     pub lm_head: LmHead,
     /// Whether the head of its own has a bias.
     pub lm_head_bias: bool,
+    /// How weights are stored, or what they are made at load.
+    pub quantization: Quantization,
     /// What makes logits of labels of a pooled hidden state.
     pub classifier: Option<ClassifierSpec>,
     /// End tokens of config.json and generation_config.json together; sorted, without repeats.
@@ -128,6 +133,8 @@ pub struct AttentionSpec {
     pub num_kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
+    /// `Some`: keys and values are made of a latent, which is the one key head that is cached.
+    pub latent: Option<LatentSpec>,
     /// Which of [`Positions::Rotary`] turns its queries and keys; `None` = they are not turned.
     pub rope: Option<usize>,
     /// Whether q, k and v have biases.
@@ -172,13 +179,25 @@ pub enum NormSpan {
 pub enum MlpSpec {
     /// One for all tokens.
     Dense(DenseSpec),
+    /// Of each token some of many.
+    Moe(MoeSpec),
 }
 
 impl MlpSpec {
-    /// Of the dense one.
-    pub fn dense(&self) -> &DenseSpec {
-        let Self::Dense(dense) = self;
-        dense
+    /// The one that all tokens use, if there is one.
+    pub fn dense(&self) -> Option<&DenseSpec> {
+        match self {
+            Self::Dense(dense) => Some(dense),
+            Self::Moe(moe) => moe.shared.as_ref().map(|shared| &shared.mlp),
+        }
+    }
+
+    /// The mixture, if it is one.
+    pub fn moe(&self) -> Option<&MoeSpec> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Moe(moe) => Some(moe),
+        }
     }
 }
 
@@ -407,13 +426,20 @@ impl ModelSpec {
         };
         let mut shapes = Vec::new();
         for LayerSpec { attention, mlp } in &self.layers {
-            let dense = mlp.dense();
-            shapes.extend([
-                product(attention.qkv_size(), hidden, attention.qkv_bias),
-                product(hidden, attention.output_size(), attention.output_bias),
-                product(dense.input_size(), hidden, dense.bias),
-                product(hidden, dense.intermediate_size, dense.bias),
-            ]);
+            shapes.push(product(attention.qkv_size(), hidden, attention.has_qkv_bias()));
+            shapes.push(product(hidden, attention.output_size(), attention.output_bias));
+            if let Some(dense) = mlp.dense() {
+                shapes.push(product(dense.input_size(), hidden, dense.bias));
+                shapes.push(product(hidden, dense.intermediate_size, dense.bias));
+            }
+            if let Some(moe) = mlp.moe() {
+                shapes.push(product(moe.router.num_experts, hidden, moe.router_bias));
+            }
+            if let Some(latent) = &attention.latent {
+                shapes.push(product(latent.cached_dim(), hidden, attention.qkv_bias));
+                let queries = attention.num_heads * latent.query_dim();
+                shapes.extend(latent.q_lora_rank.map(|rank| product(queries, rank, false)));
+            }
         }
         if self.lm_head != LmHead::None {
             shapes.push(LinearShape {
@@ -443,7 +469,8 @@ impl LayerSpec {
     fn num_parameters(&self, hidden: usize) -> usize {
         let Self { attention, mlp } = self;
         let (qkv, output) = (attention.qkv_size(), attention.output_size());
-        let biases = usize::from(attention.qkv_bias) * qkv + usize::from(attention.output_bias) * hidden;
+        let biases =
+            usize::from(attention.has_qkv_bias()) * qkv + usize::from(attention.output_bias) * hidden;
         let norms = attention.qk_norm.map_or(0, |norm| match norm.span {
             NormSpan::Head => 2 * attention.head_dim,
             NormSpan::EachHead | NormSpan::Whole => {
@@ -451,26 +478,47 @@ impl LayerSpec {
             }
         });
         let sinks = usize::from(attention.sinks) * attention.num_heads;
-        hidden * (qkv + output) + biases + norms + sinks + mlp.num_parameters(hidden)
+        let latent = attention.latent.map_or(0, |latent| {
+            let bias = usize::from(attention.qkv_bias) * latent.cached_dim();
+            latent.num_parameters(attention.num_heads, hidden) + bias
+        });
+        hidden * (qkv + output) + biases + norms + sinks + latent + mlp.num_parameters(hidden)
     }
 }
 
 impl MlpSpec {
     fn num_parameters(&self, hidden: usize) -> usize {
-        let dense = self.dense();
-        let biases = usize::from(dense.bias) * (dense.input_size() + hidden);
-        hidden * (dense.input_size() + dense.intermediate_size) + biases
+        match self {
+            Self::Dense(dense) => dense.num_parameters(hidden),
+            Self::Moe(moe) => moe.num_parameters(hidden),
+        }
+    }
+}
+
+impl DenseSpec {
+    pub(crate) fn num_parameters(&self, hidden: usize) -> usize {
+        let biases = usize::from(self.bias) * (self.input_size() + hidden);
+        hidden * (self.input_size() + self.intermediate_size) + biases
     }
 }
 
 impl AttentionSpec {
-    /// Rows of the fused query, key and value projection: `(num_heads + 2 num_kv_heads) * head_dim`.
+    /// Whether the first projection has a bias: latent attention has one where it compresses.
+    pub(crate) fn has_qkv_bias(&self) -> bool {
+        self.qkv_bias && self.latent.is_none_or(|latent| latent.q_lora_rank.is_some())
+    }
+
+    /// Rows of the fused query, key and value projection: `(num_heads + 2 num_kv_heads) * head_dim`. Of latent
+    /// attention those of the first projection of queries.
     pub fn qkv_size(&self) -> usize {
-        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        match &self.latent {
+            None => (self.num_heads + 2 * self.num_kv_heads) * self.head_dim,
+            Some(latent) => latent.q_lora_rank.unwrap_or(self.num_heads * latent.query_dim()),
+        }
     }
 
     /// Width of what attention gives: `num_heads * head_dim`.
     pub fn output_size(&self) -> usize {
-        self.num_heads * self.head_dim
+        self.num_heads * self.latent.map_or(self.head_dim, |latent| latent.v_head_dim)
     }
 }

@@ -35,7 +35,9 @@ pub(crate) struct LayerWeights<B: Backend> {
     /// `[heads]` scores of seeing nothing.
     pub(crate) sinks: Option<B::Weight>,
     pub(crate) output: Projection<B>,
-    pub(crate) mlp: DenseWeights<B>,
+    /// What latent attention has besides, where `qkv` is the first projection of queries.
+    pub(crate) latent: Option<LatentWeights<B>>,
+    pub(crate) mlp: MlpWeights<B>,
 }
 
 /// Norms of the residual stream, those that [`crate::Norms`] asks for.
@@ -48,6 +50,39 @@ pub(crate) struct LayerNorms<B: Backend> {
     pub(crate) mlp: Option<Norm<B>>,
     /// Of what the MLP gives, or of its sum.
     pub(crate) mlp_output: Option<Norm<B>>,
+}
+
+/// As [`crate::LatentSpec`] says.
+pub(crate) struct LatentWeights<B: Backend> {
+    /// Of compressed queries their norm and second projection.
+    pub(crate) queries: Option<(B::Weight, Projection<B>)>,
+    /// To `[latent | shared key]`.
+    pub(crate) kv: Projection<B>,
+    /// Of the latent.
+    pub(crate) kv_norm: B::Weight,
+    /// `[heads * latent][not rotated]`: queries into the latent's space.
+    pub(crate) into_latent: B::Weight,
+    /// `[heads * value][latent]`: results out of it.
+    pub(crate) out_of_latent: B::Weight,
+}
+
+/// As [`crate::MlpSpec`] says.
+pub(crate) enum MlpWeights<B: Backend> {
+    Dense(DenseWeights<B>),
+    Moe(MoeWeights<B>),
+}
+
+/// As [`crate::MoeSpec`] says; vectors have an entry an expert, or none if there is nothing of that kind.
+pub(crate) struct MoeWeights<B: Backend> {
+    pub(crate) router: Projection<B>,
+    pub(crate) correction_bias: Option<B::Weight>,
+    pub(crate) gate_up: Vec<B::Weight>,
+    pub(crate) gate_up_bias: Vec<B::Weight>,
+    pub(crate) down: Vec<B::Weight>,
+    pub(crate) down_bias: Vec<B::Weight>,
+    pub(crate) shared: Option<DenseWeights<B>>,
+    /// `[1][hidden]`.
+    pub(crate) shared_gate: Option<B::Weight>,
 }
 
 pub(crate) struct DenseWeights<B: Backend> {
@@ -102,6 +137,7 @@ impl<B: Backend> Model<B> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, ModelError> {
+        backend.check(&spec)?;
         let mut loader = Loader::new(backend, &spec, checkpoint)?;
         let embedding = loader.embedding()?;
         let positions = loader.positions()?;

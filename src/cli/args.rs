@@ -206,6 +206,9 @@ pub(super) struct SchedulingArgs {
     #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) enable_prefix_caching: bool,
+    /// All layers keep all tokens: layers with a sliding window do not free the blocks that fell out of it
+    #[arg(long)]
+    pub(super) disable_hybrid_kv_cache_manager: bool,
     /// Who goes first: in order of arrival, or by the request's priority (lower first)
     #[arg(long, value_enum, default_value_t = PolicyArg::Fcfs)]
     pub(super) scheduling_policy: PolicyArg,

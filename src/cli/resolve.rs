@@ -111,6 +111,7 @@ pub(super) fn engine_config(
         kv_cache_memory_bytes,
         gpu_memory_utilization: share,
         enable_prefix_caching: s.enable_prefix_caching,
+        hybrid_kv_cache: !s.disable_hybrid_kv_cache_manager,
         scheduling_policy: match s.scheduling_policy {
             PolicyArg::Fcfs => SchedulingPolicy::Fcfs,
             PolicyArg::Priority => SchedulingPolicy::Priority,

@@ -23,6 +23,7 @@ mod dialects;
 mod disconnect;
 mod embeddings;
 mod endpoints;
+mod every_model;
 mod flags;
 mod golden;
 mod inference;

@@ -48,6 +48,7 @@ pub(crate) fn random_spec(rng: &mut StdRng, width_multiple: usize, head_dims: &[
         num_heads: num_kv_heads * rng.random_range(1..5),
         num_kv_heads,
         head_dim,
+        latent: None,
         rope: Some(0),
         qkv_bias: rng.random_bool(0.5),
         output_bias: rng.random_bool(0.5),
@@ -83,6 +84,7 @@ pub(crate) fn random_spec(rng: &mut StdRng, width_multiple: usize, head_dims: &[
         scales: Scales::default(),
         lm_head: if rng.random_bool(0.5) { LmHead::Tied } else { LmHead::Own },
         lm_head_bias: false,
+        quantization: Default::default(),
         classifier: None,
         eos_token_ids: vec![0],
     }

@@ -83,6 +83,7 @@ impl<'a> KernelBench<'a> {
             max_logits_rows: sizes.max_batch(),
             vocab_size: spec.vocab_size,
             heads_per_group: spec.layers[0].attention.num_heads / spec.layers[0].attention.num_kv_heads,
+            num_kv_groups: 1,
         };
         // As many rows as in whole steps, so that these find the algorithms chosen.
         let announced = StepLimits { max_num_batched_tokens: sizes.step_tokens.max(max_rows), ..limits };
@@ -179,7 +180,7 @@ impl<'a> KernelBench<'a> {
 
     fn product(&mut self, projection: Projection, rows: usize) -> Result<f64> {
         let spec = self.spec;
-        let (hidden, inner) = (spec.hidden_size, spec.layers[0].mlp.dense().intermediate_size);
+        let (hidden, inner) = (spec.hidden_size, work::inner_size(spec));
         let (kernel, n, k) = match projection {
             Projection::Qkv => ("product, qkv", spec.layers[0].attention.qkv_size(), hidden),
             Projection::Output => ("product, output", hidden, spec.layers[0].attention.output_size()),
@@ -209,8 +210,7 @@ impl<'a> KernelBench<'a> {
         self.steps.upload(&mut self.backend, rows, &greedy())?;
         let (spec, shape) = (self.spec, self.shape());
         let tokens: usize = rows.iter().map(|row| row.len).sum();
-        let (hidden, inner, eps) =
-            (spec.hidden_size, spec.layers[0].mlp.dense().intermediate_size, spec.norm.eps);
+        let (hidden, inner, eps) = (spec.hidden_size, work::inner_size(spec), spec.norm.eps);
         let case = format!("{tokens} tokens");
         let backend = &mut self.backend;
         let x = random_buffer(backend, BufferRole::Activation, tokens * hidden)?;

@@ -47,12 +47,14 @@ pub(crate) fn attention(spec: &ModelSpec, rows: &[Row]) -> Work {
     }
 }
 
+/// Width of the MLP between its two halves; what runs on GPUs has one MLP for all tokens.
+pub(crate) fn inner_size(spec: &ModelSpec) -> usize {
+    spec.layers[0].mlp.dense().map_or(0, |mlp| mlp.intermediate_size)
+}
+
 /// Activation and multiplication.
 pub(crate) fn silu_mul(spec: &ModelSpec, rows: usize) -> Work {
-    memory(
-        rows * spec.layers[0].mlp.dense().intermediate_size * 3 * 2,
-        "rows*intermediate*2*(gate + up + out)",
-    )
+    memory(rows * inner_size(spec) * 3 * 2, "rows*intermediate*2*(gate + up + out)")
 }
 
 /// Rows of the embedding into the residual stream.

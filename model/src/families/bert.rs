@@ -46,6 +46,7 @@ fn encoder(config: &Config, first: usize) -> Result<ModelSpec, ModelError> {
         num_heads,
         num_kv_heads: num_heads,
         head_dim,
+        latent: None,
         rope: None,
         qkv_bias: true,
         output_bias: true,

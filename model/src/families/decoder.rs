@@ -45,6 +45,7 @@ pub(crate) fn bare(config: &Config, hidden_size: usize) -> Result<ModelSpec, Mod
         scales: Scales::default(),
         lm_head: lm_head(config, false)?,
         lm_head_bias: false,
+        quantization: Default::default(),
         classifier: None,
         eos_token_ids: Vec::new(),
     })
@@ -62,6 +63,7 @@ pub(crate) fn attention(config: &Config, head_dim: usize) -> Result<AttentionSpe
         num_heads,
         num_kv_heads,
         head_dim,
+        latent: None,
         rope: Some(0),
         qkv_bias: false,
         output_bias: false,

@@ -90,8 +90,9 @@ fn gpt_neox(config: &Config) -> Result<ModelSpec, ModelError> {
     let bias = config.flag_or("attention_bias", true)?;
     for LayerSpec { attention, mlp } in &mut spec.layers {
         (attention.qkv_bias, attention.output_bias) = (bias, bias);
-        let MlpSpec::Dense(mlp) = mlp;
-        (mlp.gated, mlp.bias) = (false, true);
+        if let MlpSpec::Dense(mlp) = mlp {
+            (mlp.gated, mlp.bias) = (false, true);
+        }
     }
     spec.norm = layer_norm(&config, "layer_norm_eps")?;
     if config.flag_or("use_parallel_residual", true)? {

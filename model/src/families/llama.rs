@@ -22,8 +22,9 @@ pub(super) fn llama(config: &Config) -> Result<ModelSpec, ModelError> {
     let (bias, mlp_bias) = (config.flag_or("attention_bias", false)?, config.flag_or("mlp_bias", false)?);
     for layer in &mut spec.layers {
         (layer.attention.qkv_bias, layer.attention.output_bias) = (bias, bias);
-        let MlpSpec::Dense(mlp) = &mut layer.mlp;
-        mlp.bias = mlp_bias;
+        if let MlpSpec::Dense(mlp) = &mut layer.mlp {
+            mlp.bias = mlp_bias;
+        }
     }
     set_windows(config, &mut spec.layers, sliding_window(config)?, |_| false)?;
     Ok(spec)

@@ -7,16 +7,21 @@ mod bert;
 mod cohere;
 pub(crate) mod config;
 mod decoder;
+mod deepseek;
 mod falcon;
 mod gemma;
 mod gpt;
+mod gpt_oss;
 mod granite;
 mod llama;
+mod mixtral;
+mod mixtures;
 pub(crate) mod names;
 mod olmo;
 mod openelm;
 mod phi;
 mod qwen;
+mod qwen_moe;
 mod rope;
 mod smollm;
 mod stablelm;
@@ -26,10 +31,11 @@ use std::path::Path;
 use quire_scheduler::TokenId;
 use serde_json::Value;
 
-use self::config::{Config, invalid, parse, unsupported};
+use self::config::{Config, invalid, parse};
 use self::names::Names;
 use crate::error::ModelError;
 use crate::labels::num_labels;
+use crate::quantization::Quantization;
 use crate::spec::{ClassifierForm, ClassifierSpec, LmHead, ModelSpec};
 
 /// Models that differ in nothing but sizes and settings.
@@ -51,7 +57,7 @@ const LM_HEAD_MODEL: &str = "LMHeadModel";
 const BARE: &str = "Model";
 const CLASSIFIES: &str = "ForSequenceClassification";
 
-const FAMILIES: [&Family; 22] = [
+const FAMILIES: [&Family; 33] = [
     &llama::LLAMA,
     &llama::MISTRAL,
     &llama::MINISTRAL,
@@ -71,6 +77,17 @@ const FAMILIES: [&Family; 22] = [
     &falcon::FALCON,
     &cohere::COHERE,
     &cohere::COHERE2,
+    &mixtral::MIXTRAL,
+    &qwen_moe::QWEN2_MOE,
+    &qwen_moe::QWEN3_MOE,
+    &phi::PHIMOE,
+    &phi::PHI_MOE,
+    &olmo::OLMOE,
+    &granite::GRANITE_MOE,
+    &granite::GRANITE_MOE_SHARED,
+    &deepseek::DEEPSEEK_V2,
+    &deepseek::DEEPSEEK_V3,
+    &gpt_oss::GPT_OSS,
     &bert::BERT,
     &bert::ROBERTA,
     &bert::XLM_ROBERTA,
@@ -115,10 +132,6 @@ impl ModelSpec {
         let config = Config::parse(config)?;
         let architecture = config.architecture()?;
         let family = family_of(architecture)?;
-        if let Some(quantization) = config.get("quantization_config") {
-            let method = quantization.get("quant_method").unwrap_or(quantization);
-            return Err(unsupported("quantization_config", method, "unquantised weights"));
-        }
         let spec = (family.spec)(&config)?;
         let form = classifier_form(&spec, architecture);
         let generates =
@@ -128,6 +141,7 @@ impl ModelSpec {
             eos_token_ids: end_tokens(&config, generation_config)?,
             lm_head: if generates { spec.lm_head } else { LmHead::None },
             lm_head_bias: generates && spec.lm_head_bias,
+            quantization: Quantization::from_config(config.get("quantization_config"))?,
             classifier: form.map(|form| ClassifierSpec { num_labels, form }),
             ..spec
         })

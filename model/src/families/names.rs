@@ -29,6 +29,10 @@ pub(crate) struct Names {
     /// Gate and up; without a gate one name.
     pub(crate) mlp_input: Stack<2>,
     pub(crate) mlp_output: &'static str,
+    /// A mixture in the place of the MLP.
+    pub(crate) moe: MoeNames,
+    /// Latent attention.
+    pub(crate) latent: LatentNames,
     /// Out of the last layer.
     pub(crate) final_norm: &'static str,
     /// Of the whole checkpoint, not within the model.
@@ -37,6 +41,46 @@ pub(crate) struct Names {
     pub(crate) is_transposed: bool,
     /// Endings of names of tensors that nothing is computed with, since they follow from the config.
     pub(crate) redundant: &'static [&'static str],
+    /// Whether there may be layers beyond the model's own, which guess tokens further ahead (DeepSeek-V3) and are not
+    /// computed.
+    pub(crate) has_next_token_layers: bool,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy)]
+pub(crate) struct MoeNames {
+    pub(crate) router: &'static str,
+    /// A vector, not a module.
+    pub(crate) correction_bias: &'static str,
+    pub(crate) experts: ExpertNames,
+    pub(crate) shared_input: Stack<2>,
+    pub(crate) shared_output: &'static str,
+    pub(crate) shared_gate: &'static str,
+}
+
+/// How experts are stored.
+#[derive(Clone, Copy)]
+pub(crate) enum ExpertNames {
+    /// Each by itself: what comes before its number, and its gate, up and down.
+    Each(&'static str, [&'static str; 3]),
+    /// All in one tensor `[expert][gate | up][hidden]`, and all in another `[expert][hidden][inner]` (Granite).
+    Together([&'static str; 2]),
+    /// As gpt-oss has them, in four bits or lying on their sides, gate and up interleaved: what their names begin with.
+    OnTheirSides(&'static str),
+}
+
+/// Latent attention; the first projection of queries is one of two.
+#[derive(Clone, Copy)]
+pub(crate) struct LatentNames {
+    /// The only projection of queries.
+    pub(crate) q: &'static str,
+    /// The first of two, the norm between, and the second.
+    pub(crate) compressed_q: [&'static str; 3],
+    /// To the latent and the shared key.
+    pub(crate) kv: &'static str,
+    pub(crate) kv_norm: &'static str,
+    /// Out of the latent, by head: its key's rows, its value's.
+    pub(crate) kv_up: &'static str,
 }
 
 /// The norms that a layer may have, by place; only those that [`crate::Norms`] asks for are there.
@@ -55,6 +99,7 @@ pub(crate) struct NormNames {
 }
 
 /// How projections of the same input are stored.
+#[derive(Clone, Copy)]
 pub(crate) enum Stack<const N: usize> {
     /// Each by itself.
     Separate([&'static str; N]),
@@ -89,8 +134,27 @@ pub(crate) const LLAMA_NAMES: Names = Names {
     mlp_output: "mlp.down_proj",
     final_norm: "norm",
     lm_head: "lm_head",
+    moe: QWEN_MOE_NAMES,
+    latent: LatentNames {
+        q: "self_attn.q_proj",
+        compressed_q: ["self_attn.q_a_proj", "self_attn.q_a_layernorm", "self_attn.q_b_proj"],
+        kv: "self_attn.kv_a_proj_with_mqa",
+        kv_norm: "self_attn.kv_a_layernorm",
+        kv_up: "self_attn.kv_b_proj",
+    },
     is_transposed: false,
     redundant: &[".rotary_emb.inv_freq"],
+    has_next_token_layers: false,
+};
+
+/// Of Qwen2-MoE and those who took them over.
+pub(crate) const QWEN_MOE_NAMES: MoeNames = MoeNames {
+    router: "mlp.gate",
+    correction_bias: "mlp.gate.e_score_correction_bias",
+    experts: ExpertNames::Each("mlp.experts", ["gate_proj", "up_proj", "down_proj"]),
+    shared_input: Stack::Separate(["mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"]),
+    shared_output: "mlp.shared_expert.down_proj",
+    shared_gate: "mlp.shared_expert_gate",
 };
 
 /// BERT's and its relatives'.
@@ -159,6 +223,13 @@ impl NamesIn {
         let bare = name.strip_prefix(self.prefix).unwrap_or(name);
         let needs_pooler = spec.classifier.is_some_and(|head| head.form == ClassifierForm::Pooler);
         let unused_pooler = !spec.causal && bare.starts_with("pooler.dense.") && !needs_pooler;
-        unused_head || unused_pooler || self.of.redundant.iter().any(|ending| name.ends_with(ending))
+        let of_layer =
+            || bare.strip_prefix(self.of.layers)?.strip_prefix('.')?.split('.').next()?.parse().ok();
+        let beyond = self.of.has_next_token_layers
+            && of_layer().is_some_and(|index: usize| index >= spec.layers.len());
+        unused_head
+            || unused_pooler
+            || beyond
+            || self.of.redundant.iter().any(|ending| name.ends_with(ending))
     }
 }

@@ -8,12 +8,16 @@ use crate::spec::{RopeScaling, RopeSpec};
 
 /// The one rotation of a model whose heads are `head_dim` wide.
 pub(crate) fn rope(config: &Config, head_dim: usize) -> Result<RopeSpec, ModelError> {
-    let parameters = match config.get("rope_parameters").or(config.get("rope_scaling")) {
-        None => None,
-        Some(Value::Object(fields)) => Some(Config::of(fields.clone())),
-        Some(other) => return Err(invalid("rope_scaling", format!("{other} is not an object"))),
-    };
-    rope_of(config, parameters, head_dim, 10_000.0)
+    rope_of(config, rope_parameters(config)?, head_dim, 10_000.0)
+}
+
+/// The fields of the rotation's own object, if there is one.
+pub(crate) fn rope_parameters(config: &Config) -> Result<Option<Config>, ModelError> {
+    match config.get("rope_parameters").or(config.get("rope_scaling")) {
+        None => Ok(None),
+        Some(Value::Object(fields)) => Ok(Some(Config::of(fields.clone()))),
+        Some(other) => Err(invalid("rope_scaling", format!("{other} is not an object"))),
+    }
 }
 
 /// A rotation by `parameters`, with what they leave open from the config itself.

@@ -1,17 +1,14 @@
 //! [`GgufFile`]: a model in one GGUF file, or in one that was split, mapped into memory.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
-
-use memmap2::Mmap;
 
 use super::header::{Header, TensorInfo};
 use super::metadata::Metadata;
 use crate::error::ModelError;
+use crate::mapped_file::MappedFile;
 
 /// An open model: its metadata, and its tensors as stored.
-#[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
     metadata: Metadata,
@@ -20,11 +17,16 @@ pub struct GgufFile {
     parts: Vec<Bytes>,
 }
 
-#[derive(Debug)]
 enum Bytes {
-    Mapped(Mmap),
+    Mapped(MappedFile),
     #[cfg(test)]
     Memory(Vec<u8>),
+}
+
+impl std::fmt::Debug for GgufFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GgufFile").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl GgufFile {
@@ -34,15 +36,10 @@ impl GgufFile {
         let mut parts = Vec::new();
         let mut headers = Vec::new();
         for path in part_paths(path)? {
-            let io = |source| ModelError::Io { path: path.clone(), source };
-            let file = File::open(&path).map_err(io)?;
-            // SAFETY: the map is read-only and lives as long as `self`; that nobody truncates the files meanwhile
-            // is the documented condition of this function.
-            #[allow(unsafe_code)]
-            let bytes = unsafe { Mmap::map(&file) }.map_err(io)?;
-            let header = Header::parse(&bytes)
+            let file = MappedFile::open(&path)?;
+            let header = Header::parse(file.bytes())
                 .map_err(|reason| ModelError::Malformed { path: path.clone(), reason })?;
-            parts.push(Bytes::Mapped(bytes));
+            parts.push(Bytes::Mapped(file));
             headers.push((path, header));
         }
         Self::join(headers, parts)
@@ -67,11 +64,20 @@ impl GgufFile {
     pub fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
         let (part, info) = self.tensors.get(name)?;
         let file = match &self.parts[*part] {
-            Bytes::Mapped(bytes) => &bytes[..],
+            Bytes::Mapped(file) => file.bytes(),
             #[cfg(test)]
             Bytes::Memory(bytes) => &bytes[..],
         };
         Some((info, &file[info.bytes.clone()]))
+    }
+
+    /// Gives the memory of a tensor's pages back; it can still be read.
+    pub(crate) fn give_back(&self, name: &str) {
+        if let Some((part, info)) = self.tensors.get(name)
+            && let Bytes::Mapped(file) = &self.parts[*part]
+        {
+            file.give_back(info.bytes.clone());
+        }
     }
 
     #[cfg(test)]

@@ -53,6 +53,13 @@ impl GgufTensors {
         self.names.contains_key(name)
     }
 
+    /// Gives the memory of a tensor's pages back; it can still be read.
+    pub(crate) fn give_back(&self, name: &str) {
+        if let Some((own_name, _)) = self.names.get(name) {
+            self.file.give_back(own_name);
+        }
+    }
+
     /// The tensor of that name.
     pub(crate) fn get(&self, name: &str) -> Result<GgufTensor<'_>, ModelError> {
         let missing = || ModelError::MissingTensor { name: name.into() };

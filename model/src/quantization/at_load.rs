@@ -30,11 +30,10 @@ const NF4: [f32; 16] = [
     0.079_580_3, 0.160_930_2, 0.246_112_3, 0.337_915_24, 0.440_709_83, 0.562_617, 0.722_956_84, 1.0,
 ];
 
-/// The matrix with its weights rounded; the error says that it is no matrix.
+/// The matrix, as rows of its last dimension, with its weights rounded. The error, the end of a sentence, says why
+/// it cannot be.
 pub fn quantize(tensor: &TensorView<'_>, to: AtLoad) -> Result<PackedMatrix, String> {
-    let [_, columns] = tensor.shape[..] else {
-        return Err(format!("has shape {:?}; only matrices are quantised", tensor.shape));
-    };
+    let columns = tensor.shape.last().copied().unwrap_or(1);
     let bytes = tensor.bytes_as(Dtype::F32);
     let rows = bytes.chunks_exact(4 * columns.max(1)).map(|row| -> Vec<f32> {
         row.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()

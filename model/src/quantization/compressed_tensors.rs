@@ -3,7 +3,7 @@
 //! `mxfp4-pack-quantized`). A checkpoint may mix them; a module's tensors say which it is in.
 
 use crate::error::ModelError;
-use crate::quantization::fp8::{OF_ACTIVATIONS, scaled};
+use crate::quantization::fp8::scaled;
 use crate::quantization::gptq::{code, groups_of_index, zeros};
 use crate::quantization::integers::{CodeWidth, Groups, IntegerRows, Zeros};
 use crate::quantization::mxfp4;
@@ -21,15 +21,10 @@ pub struct CompressedTensorsSpec {
     pub block: Option<[usize; 2]>,
 }
 
-/// Tensors that concern activations.
-const PASSED_OVER: [&str; 3] = ["input_zero_point", "input_global_scale", "output_zero_point"];
-
 pub(super) fn read(
     module: &mut Module<'_, '_>,
     spec: &CompressedTensorsSpec,
 ) -> Result<Option<PackedMatrix>, ModelError> {
-    module.pass_over(&OF_ACTIVATIONS);
-    module.pass_over(&PASSED_OVER);
     if module.has("weight_packed") {
         let of_bytes = module.tensor("weight_packed", |tensor| Ok(tensor.dtype == StoredDtype::U8))?;
         return if of_bytes { four_bit_floats(module) } else { packed_integers(module) }.map(Some);

@@ -35,6 +35,23 @@ pub enum Quantization {
 const FIELD: &str = "quantization_config";
 const METHODS: &str = "gptq, awq, fp8, fbgemm_fp8, modelopt (FP8), compressed-tensors, bitsandbytes, mxfp4, or unquantised weights";
 
+/// What names of such tensors end in.
+const OF_ACTIVATIONS: [&str; 13] = [
+    "input_scale",
+    "input_scale_ub",
+    "input_zero_point",
+    "input_global_scale",
+    "activation_scale",
+    "output_scale",
+    "output_zero_point",
+    "q_scale",
+    "k_scale",
+    "v_scale",
+    "kv_scale",
+    "k_zero_point",
+    "v_zero_point",
+];
+
 impl Quantization {
     /// Reads `quantization_config`; `None` and null mean that there is none.
     pub fn from_config(config: Option<&Value>) -> Result<Self, ModelError> {
@@ -92,6 +109,13 @@ impl Quantization {
     /// weights are quantised at load.
     pub fn only_as_stored(&self) -> Self {
         if matches!(self, Self::AtLoad(_)) { Self::None } else { self.clone() }
+    }
+
+    /// Whether a tensor says nothing about weights, but how a quantised kernel rounds its activations or its KV cache.
+    /// Both stay as they are here.
+    pub(crate) fn passes_over(&self, tensor: &str) -> bool {
+        let suffix = tensor.rsplit('.').next().unwrap_or_default();
+        self.is_stored() && OF_ACTIVATIONS.contains(&suffix)
     }
 
     /// Whether the checkpoint's own weights are quantised.

@@ -16,12 +16,7 @@ pub struct Fp8Spec {
     pub block: Option<[usize; 2]>,
 }
 
-/// Scales of activations and of the KV cache.
-pub(super) const OF_ACTIVATIONS: [&str; 6] =
-    ["input_scale", "activation_scale", "input_scale_ub", "k_scale", "v_scale", "output_scale"];
-
 pub(super) fn read(module: &mut Module<'_, '_>, spec: &Fp8Spec) -> Result<Option<PackedMatrix>, ModelError> {
-    module.pass_over(&OF_ACTIVATIONS);
     if module.dtype("weight") != Some(StoredDtype::F8_E4M3) {
         return Ok(None);
     }

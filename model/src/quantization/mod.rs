@@ -12,6 +12,7 @@ mod compressed_tensors;
 mod config;
 mod float8;
 mod fp8;
+mod ggml;
 mod gptq;
 mod integers;
 mod mxfp4;
@@ -24,6 +25,7 @@ mod stored;
 
 pub use at_load::{AtLoad, quantize};
 pub use config::Quantization;
+pub use ggml::GgmlRows;
 pub use mxfp4::read_experts;
 pub use packed::{DECODE_ALIGNMENT, PackedMatrix, PackedRows};
 pub use plain::PlainRows;

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use crate::quantization::codebook::CodebookRows;
 use crate::quantization::float8::Float8Rows;
+use crate::quantization::ggml::GgmlRows;
 use crate::quantization::integers::IntegerRows;
 use crate::quantization::plain::PlainRows;
 
@@ -35,6 +36,8 @@ pub enum PackedRows {
     Float8(Float8Rows),
     /// Indices into sixteen numbers, with a scale for each block.
     Codebook(CodebookRows),
+    /// Blocks of a GGUF file, as they are there.
+    Ggml(GgmlRows),
     /// Not packed, but stacked with what is.
     Plain(PlainRows),
 }
@@ -48,20 +51,18 @@ impl PackedMatrix {
         Self { columns: rows.columns(), parts: vec![Part { end: rows.rows(), rows }] }
     }
 
-    /// Matrices one below the other. They agree in their columns, or the error says that they do not.
-    pub fn stack(matrices: Vec<Self>) -> Result<Self, String> {
-        let columns = matrices.first().ok_or("a matrix of no parts")?.columns;
+    /// Matrices one below the other, of the same number of columns.
+    pub fn stack(matrices: Vec<Self>) -> Self {
+        let columns = matrices.first().map_or(0, Self::columns);
         let (mut parts, mut end) = (Vec::with_capacity(matrices.len()), 0);
         for matrix in matrices {
-            if matrix.columns != columns {
-                return Err(format!("matrices of {columns} and {} columns do not stack", matrix.columns));
-            }
+            assert_eq!(matrix.columns, columns, "matrices that do not stack");
             for part in matrix.parts {
                 end += part.rows.rows();
                 parts.push(Part { end, rows: part.rows });
             }
         }
-        Ok(Self { columns, parts })
+        Self { columns, parts }
     }
 
     /// Number of rows: what a product by it gives.
@@ -112,6 +113,7 @@ impl PackedMatrix {
             PackedRows::Integers(rows) => rows.decode_row(row - begin, columns, out),
             PackedRows::Float8(rows) => rows.decode_row(row - begin, columns, out),
             PackedRows::Codebook(rows) => rows.decode_row(row - begin, columns, out),
+            PackedRows::Ggml(rows) => rows.decode_row(row - begin, columns, out),
             PackedRows::Plain(rows) => rows.decode_row(row - begin, columns, out),
         }
     }
@@ -145,6 +147,7 @@ impl PackedRows {
             Self::Integers(rows) => rows.rows(),
             Self::Float8(rows) => rows.rows(),
             Self::Codebook(rows) => rows.rows(),
+            Self::Ggml(rows) => rows.rows(),
             Self::Plain(rows) => rows.rows(),
         }
     }
@@ -154,6 +157,7 @@ impl PackedRows {
             Self::Integers(rows) => rows.columns,
             Self::Float8(rows) => rows.columns,
             Self::Codebook(rows) => rows.columns,
+            Self::Ggml(rows) => rows.columns,
             Self::Plain(rows) => rows.columns,
         }
     }
@@ -163,6 +167,7 @@ impl PackedRows {
             Self::Integers(rows) => rows.bytes(),
             Self::Float8(rows) => rows.bytes(),
             Self::Codebook(rows) => rows.bytes(),
+            Self::Ggml(rows) => rows.bytes(),
             Self::Plain(rows) => rows.bytes(),
         }
     }
@@ -172,6 +177,7 @@ impl PackedRows {
             Self::Integers(_) => "packed integers",
             Self::Float8(_) => "floats of 8 bits",
             Self::Codebook(_) => "codes of 4 bits",
+            Self::Ggml(rows) => rows.format(),
             Self::Plain(_) => "unpacked",
         }
     }
@@ -181,6 +187,7 @@ impl PackedRows {
             Self::Integers(rows) => Self::Integers(rows.select_rows(selected)),
             Self::Float8(rows) => Self::Float8(rows.select_rows(selected)),
             Self::Codebook(rows) => Self::Codebook(rows.select_rows(selected)),
+            Self::Ggml(rows) => Self::Ggml(rows.select_rows(selected)),
             Self::Plain(rows) => Self::Plain(rows.select_rows(selected)),
         }
     }

@@ -17,10 +17,10 @@ pub struct PlainRows {
 }
 
 impl PlainRows {
-    /// A copy of a tensor of two dimensions; `None` if it has others.
-    pub fn new(tensor: &TensorView<'_>) -> Option<Self> {
-        let [_, columns] = tensor.shape[..] else { return None };
-        Some(Self { columns, dtype: tensor.dtype, bytes: tensor.bytes().into_owned() })
+    /// A copy of a tensor, as rows of its last dimension.
+    pub fn new(tensor: &TensorView<'_>) -> Self {
+        let columns = tensor.shape.last().copied().unwrap_or(1);
+        Self { columns, dtype: tensor.dtype, bytes: tensor.bytes().into_owned() }
     }
 
     pub(super) fn rows(&self) -> usize {

@@ -6,6 +6,7 @@
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::ModelError;
 use crate::quantization::at_load::quantize;
+use crate::quantization::ggml::GgmlRows;
 use crate::quantization::packed::{PackedMatrix, PackedRows};
 use crate::quantization::plain::PlainRows;
 use crate::quantization::stored::Stored;
@@ -29,14 +30,19 @@ impl MatrixView<'_> {
         }
     }
 
-    /// The same as a packed matrix, to be stacked with one; the error says that it is not a matrix.
-    pub fn into_packed(self) -> Result<PackedMatrix, String> {
+    /// The same with these rows, in this order.
+    pub fn select_rows(self, rows: &[usize]) -> Self {
         match self {
-            Self::Packed(matrix) => Ok(matrix),
-            Self::Plain(view) => {
-                let plain = PlainRows::new(&view).ok_or("a tensor that is no matrix cannot be stacked")?;
-                Ok(PackedMatrix::new(PackedRows::Plain(plain)))
-            }
+            Self::Plain(view) => Self::Plain(view.select_rows(rows)),
+            Self::Packed(matrix) => Self::Packed(matrix.select_rows(rows)),
+        }
+    }
+
+    /// The same as a packed matrix, to be stacked with one.
+    pub fn into_packed(self) -> PackedMatrix {
+        match self {
+            Self::Packed(matrix) => matrix,
+            Self::Plain(view) => PackedRows::Plain(PlainRows::new(&view)).into(),
         }
     }
 }
@@ -45,26 +51,32 @@ impl MatrixView<'_> {
 pub(super) struct Module<'a, 'u> {
     pub(super) checkpoint: &'a Checkpoint,
     /// Its name, without a dot at the end.
-    pub(super) name: &'a str,
+    pub(super) name: &'u str,
     /// Rows of its weight: outputs.
     pub(super) rows: usize,
     /// Columns of its weight: inputs.
     pub(super) columns: usize,
+    is_transposed: bool,
     used: &'u mut dyn FnMut(&str),
 }
 
 /// The weight `[rows][columns]` of the module of that name (without `.weight`), in the form it is stored in, or
-/// quantised here and now if that is what `quantization` says. `used` is told each tensor that was read.
+/// quantised here and now if that is what `quantization` says. A weight that is not packed lies on its side if
+/// `is_transposed`. `used` is told each tensor that was read.
 pub fn read_matrix<'a>(
     checkpoint: &'a Checkpoint,
     quantization: &Quantization,
-    name: &'a str,
+    name: &str,
     (rows, columns): (usize, usize),
+    is_transposed: bool,
     used: &mut dyn FnMut(&str),
 ) -> Result<MatrixView<'a>, ModelError> {
-    let mut module = Module { checkpoint, name, rows, columns, used };
+    let mut module = Module { checkpoint, name, rows, columns, is_transposed, used };
     if rows.checked_mul(columns).is_none_or(|elements| elements == 0) {
         return Ok(MatrixView::Plain(module.plain()?));
+    }
+    if let Some(matrix) = module.blocks()? {
+        return Ok(MatrixView::Packed(matrix));
     }
     let packed = match quantization {
         Quantization::None => None,
@@ -125,18 +137,29 @@ impl<'a> Module<'a, '_> {
         Ok(found)
     }
 
-    /// Marks tensors as read that say nothing about the weight: scales that tell a quantised kernel how to round
-    /// its activations, which stay f32 here.
-    pub(super) fn pass_over(&mut self, suffixes: &[&str]) {
-        for suffix in suffixes.iter().filter(|suffix| self.has(suffix)).collect::<Vec<_>>() {
-            (self.used)(&format!("{}.{suffix}", self.name));
+    /// The weight, if a GGUF file has it as blocks.
+    fn blocks(&mut self) -> Result<Option<PackedMatrix>, ModelError> {
+        let name = format!("{}.weight", self.name);
+        let Some(tensor) = self.checkpoint.blocks(&name) else { return Ok(None) };
+        let expected = [self.rows, self.columns];
+        if tensor.shape != expected {
+            let found = tensor.shape.to_vec();
+            return Err(ModelError::Shape { name, found, expected: expected.to_vec() });
         }
+        let rows =
+            GgmlRows::of(tensor).map_err(|reason| ModelError::PackedTensor { name: name.clone(), reason })?;
+        (self.used)(&name);
+        self.checkpoint.give_back(&name);
+        Ok(Some(PackedRows::Ggml(rows).into()))
     }
 
     /// The weight as a tensor of a type that is computed with.
     fn plain(&mut self) -> Result<TensorView<'a>, ModelError> {
         let name = format!("{}.weight", self.name);
-        let view = self.checkpoint.tensor(&name, &[self.rows, self.columns])?;
+        let view = match self.is_transposed {
+            false => self.checkpoint.tensor(&name, &[self.rows, self.columns])?,
+            true => self.checkpoint.tensor(&name, &[self.columns, self.rows])?.transposed(),
+        };
         (self.used)(&name);
         Ok(view)
     }

@@ -1,25 +1,56 @@
 //! Latent attention against the same attention with decompressed keys and values, in f64.
 
-use quire_model::{Dtype, LatentShape, TensorData, TensorView};
+use std::sync::Arc;
+
+use quire_cpu::{CpuBackend, CpuOptions, CpuWeight, Isa};
+use quire_model::{
+    Backend, BufferRole, Dtype, Heads, InputBatch, LatentInput, LatentNorm, LatentShape, StepLimits,
+    TensorData, TensorView,
+};
+use quire_scheduler::kv::BlockId;
+use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, ScheduledRow, SchedulerOutput};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-
-use super::{HEADS_PER_ITEM, attend_latent, head_linear, latent_row};
-use crate::attention::scores_len;
-use crate::lanes::Isa;
-use crate::linear::UnpackScratch;
-use crate::pool::Pool;
-use crate::weight::CpuWeight;
 
 fn random(rng: &mut StdRng, len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-fn weight(values: &[f32], columns: usize) -> CpuWeight {
+fn weight(backend: &mut CpuBackend, values: &[f32], columns: usize) -> CpuWeight {
     let data: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let shape = vec![values.len() / columns, columns];
-    let view = TensorView { dtype: Dtype::F32, shape, data: TensorData::Stored(data.into()) };
-    CpuWeight::from_parts(&mut Pool::new(1).unwrap(), &[view]).unwrap()
+    backend.load(&[TensorView { dtype: Dtype::F32, shape, data: TensorData::Stored(data.into()) }]).unwrap()
+}
+
+/// A step that computes one whole sequence, whose blocks are every other one.
+fn one_sequence(num_tokens: usize, limits: StepLimits) -> InputBatch {
+    let count = num_tokens.div_ceil(limits.block_size) as u32;
+    let mut batch = InputBatch::new(limits);
+    let plan = SchedulerOutput {
+        step: 1,
+        num_tokens: num_tokens as u32,
+        new_block_ids: (0..count).map(|i| BlockId(2 * i + 1)).collect(),
+        rows: vec![ScheduledRow {
+            slot: 0,
+            id: RequestId(0),
+            start: 0,
+            num_tokens: num_tokens as u32,
+            new_blocks: 0..count,
+            samples: true,
+        }],
+        admitted: vec![AdmittedRequest {
+            slot: 0,
+            id: RequestId(0),
+            prompt_token_ids: vec![0; num_tokens].into(),
+            output_token_ids: Vec::new(),
+            sampling: Arc::new(SamplingParams::default()),
+            adapter: None,
+            block_ids: Vec::new(),
+        }],
+        ..SchedulerOutput::default()
+    };
+    batch.apply(&plan).unwrap();
+    batch
 }
 
 fn dot<'a>(a: impl IntoIterator<Item = &'a f64>, b: impl IntoIterator<Item = &'a f64>) -> f64 {
@@ -71,69 +102,45 @@ impl Case {
     /// The operations, on a cache of blocks of which every other one is somebody else's.
     fn compute(&self, isa: Isa, block_size: usize) -> Vec<f32> {
         let LatentShape { num_heads, latent_dim, nope_dim, rope_dim, .. } = self.shape;
-        let (cached, query) = (latent_dim + rope_dim, nope_dim + rope_dim);
-        let pool = &mut Pool::new(2).unwrap();
+        let (rows, cached, query) = (self.num_tokens, latent_dim + rope_dim, nope_dim + rope_dim);
+        let mut backend = CpuBackend::new(CpuOptions { num_threads: Some(2), isa: Some(isa) }).unwrap();
+        let limits = StepLimits {
+            max_num_seqs: 1,
+            max_num_batched_tokens: rows,
+            max_blocks_per_seq: 40,
+            block_size,
+            max_logits_rows: 1,
+            vocab_size: 1,
+            heads_per_group: num_heads,
+            num_kv_groups: 1,
+        };
+        backend.prepare(&limits, &[]).unwrap();
+        let batch = one_sequence(rows, limits);
+        backend.upload(batch.inputs(), batch.logits_rows(), batch.slots()).unwrap();
         let mut absorbed = vec![0.0; num_heads * latent_dim * nope_dim];
         for (head, from) in self.key_up.chunks_exact(nope_dim * latent_dim).enumerate() {
             for (i, x) in from.iter().enumerate() {
                 absorbed[(head * latent_dim + i % latent_dim) * nope_dim + i / latent_dim] = *x;
             }
         }
-        let mut queries = vec![9.0; self.num_tokens * num_heads * cached];
-        let to_latent = weight(&absorbed, nope_dim);
-        head_linear(
-            pool,
-            &mut UnpackScratch::default(),
-            isa,
-            num_heads,
-            (&self.queries, query),
-            &to_latent,
-            (&mut queries, cached),
-        );
-        let blocks: Vec<u32> = (0..self.num_tokens.div_ceil(block_size) as u32).map(|i| 2 * i + 1).collect();
-        let mut cache = vec![f32::NAN; (2 * blocks.len() + 1) * block_size * cached];
-        let mut attended = vec![9.0; self.num_tokens * num_heads * latent_dim];
-        let mut scores = vec![0.0; HEADS_PER_ITEM * scores_len(self.num_tokens)];
-        for token in 0..self.num_tokens {
-            let at = blocks[token / block_size] as usize * block_size + token % block_size;
-            let heads = &mut queries[token * num_heads * cached..][..num_heads * cached];
-            latent_row(
-                isa,
-                &self.shape,
-                (&self.norm, 1e-6),
-                &self.angles[token * rope_dim..][..rope_dim],
-                &self.kv[token * cached..][..cached],
-                &self.queries[token * num_heads * query..][..num_heads * query],
-                heads,
-                &mut cache[at * cached..][..cached],
-            );
-            let out = &mut attended[token * num_heads * latent_dim..][..num_heads * latent_dim];
-            let items =
-                heads.chunks(HEADS_PER_ITEM * cached).zip(out.chunks_mut(HEADS_PER_ITEM * latent_dim));
-            for (heads, out) in items {
-                attend_latent(
-                    isa,
-                    &self.shape,
-                    &cache,
-                    (&blocks, block_size),
-                    token,
-                    heads,
-                    &mut scores,
-                    out,
-                );
-            }
-        }
-        let mut out = vec![9.0; self.num_tokens * num_heads * self.value_dim];
-        let from_latent = weight(&self.value_up, latent_dim);
-        head_linear(
-            pool,
-            &mut UnpackScratch::default(),
-            isa,
-            num_heads,
-            (&attended, latent_dim),
-            &from_latent,
-            (&mut out, self.value_dim),
-        );
+        let into_latent = weight(&mut backend, &absorbed, nope_dim);
+        let out_of_latent = weight(&mut backend, &self.value_up, latent_dim);
+        let norm = backend.load_table(&self.norm, latent_dim).unwrap();
+        let table = backend.load_table(&self.angles, rope_dim).unwrap();
+        let blocks = 2 * rows.div_ceil(block_size) + 1;
+        let mut cache = backend.alloc(BufferRole::KvCache, blocks * block_size * cached).unwrap();
+        let mut buffer = |len| backend.alloc(BufferRole::Activation, rows * num_heads * len).unwrap();
+        let (mut queries, mut attended, mut out) =
+            (buffer(cached), buffer(latent_dim), buffer(self.value_dim));
+        let heads = |x_width, out_width| Heads { num_heads, x_width, out_width };
+        let into = heads(query, cached);
+        backend.head_linear(rows, into, &self.queries, &into_latent, &mut queries).unwrap();
+        let norm = LatentNorm { weight: &norm, eps: 1e-6 };
+        let input = LatentInput { q: &self.queries, kv: &self.kv };
+        backend.latent_and_cache(&self.shape, norm, &table, input, &mut queries, &mut cache).unwrap();
+        backend.latent_attention(&self.shape, &queries, &cache, &mut attended).unwrap();
+        let out_of = heads(latent_dim, self.value_dim);
+        backend.head_linear(rows, out_of, &attended, &out_of_latent, &mut out).unwrap();
         out
     }
 
