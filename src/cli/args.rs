@@ -102,7 +102,6 @@ pub(super) struct ModelArgs {
     /// Precision of the weights; auto = as stored
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(super) dtype: DtypeArg,
-<<<<<<< HEAD
     /// What the KV cache keeps of a number; auto = float32 on the CPU, on a GPU what the model computes in. fp8 is
     /// fp8_e4m3; int8 and fp8_per_token_head scale each token's keys and values by their own greatest
     #[arg(long, value_enum, default_value_t = KvCacheDtypeArg::Auto)]
@@ -111,13 +110,11 @@ pub(super) struct ModelArgs {
     /// of the object of that name
     #[arg(long, value_name = "JSON")]
     pub(super) hf_overrides: Option<String>,
-=======
     /// Quantise full-precision weights when they are loaded: int8 or fp8 (a scale a row), nf4, q8_0, q4_k;
     /// embeddings, lm_head and routers of experts stay. Quantised checkpoints are known by themselves; naming their
     /// method (gptq, awq, ...) refuses all others
     #[arg(long, short, value_name = "METHOD")]
     pub(super) quantization: Option<String>,
->>>>>>> h-quant
     /// Where weights come from; dummy = random numbers of the right shape, for measurements
     #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto)]
     pub(super) load_format: LoadFormatArg,
