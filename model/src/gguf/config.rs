@@ -96,7 +96,10 @@ impl Settings<'_> {
                         "key {key:?}: {rotated} is not supported; supported: the whole head, {head_dim}"
                     ));
                 }
-                set("partial_rotary_factor", (rotated as f64 / head_dim as f64).into());
+                // Such that its product with the width of a head is not just below the number.
+                let share = rotated as f64 / head_dim as f64;
+                let is_less = ((share * head_dim as f64) as u64) < rotated;
+                set("partial_rotary_factor", if is_less { share.next_up() } else { share }.into());
             }
             _ => {}
         }
