@@ -306,11 +306,21 @@ impl<'a, B: Backend> Loader<'a, B> {
         columns: usize,
         has_bias: bool,
     ) -> Result<Projection<B>, ModelError> {
+        self.projection_in(&self.spec.quantization, parts, columns, has_bias)
+    }
+
+    /// The same in another form.
+    fn projection_in(
+        &mut self,
+        quantization: &Quantization,
+        parts: &[Part],
+        columns: usize,
+        has_bias: bool,
+    ) -> Result<Projection<B>, ModelError> {
         let mut matrices = Vec::with_capacity(parts.len());
         for part in parts {
             let shape = (part.rows, columns);
-            let matrix =
-                self.matrix(&part.module, shape, self.names.of.is_transposed, &self.spec.quantization)?;
+            let matrix = self.matrix(&part.module, shape, self.names.of.is_transposed, quantization)?;
             matrices.push(part.in_order(matrix));
         }
         let weight = self.stack(matrices)?;

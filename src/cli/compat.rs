@@ -73,7 +73,6 @@ const ACCEPTED: &[Accepted] = &[
     one_of("model-impl", &["auto"], "there is one implementation"),
     one_of("tokenizer-mode", &["auto", "hf"], "tokenizer.json is used"),
     one_of("config-format", &["auto", "hf"], "config.json is used"),
-    one_of("kv-cache-dtype", &["auto"], "the KV cache has the precision in which the model computes"),
     one_of(
         "logprobs-mode",
         &["raw_logprobs"],
@@ -135,7 +134,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("code-revision", NO_DOWNLOAD),
     ("download-dir", NO_DOWNLOAD),
     ("hf-token", NO_DOWNLOAD),
-    ("hf-overrides", "the model is what its config.json says"),
     ("model-loader-extra-config", "loading has nothing to configure"),
     ("num-gpu-blocks-override", "give --kv-cache-memory-bytes"),
     ("max-num-active-seqs", "give --max-num-seqs"),
