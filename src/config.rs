@@ -143,6 +143,8 @@ pub struct EngineConfig {
     pub kv_cache_dtype: Option<KvDtype>,
     /// Fields of config.json that the operator wants otherwise.
     pub hf_overrides: Map<String, Value>,
+    /// What full-precision weights are made at load, or how those of the checkpoint must be quantised.
+    pub quantization: Option<String>,
     /// Source of weights.
     pub load_format: LoadFormat,
     /// No recorded decode steps on a GPU.

@@ -9,8 +9,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quire_model::gguf::GgufFile;
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvDtype, KvGroups, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec,
-    Progress, RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
+    BackendError, Checkpoint, KvDtype, KvGroups, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
+    RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
 };
 use quire_scheduler::kv::KvCacheConfig;
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
@@ -65,6 +65,10 @@ pub enum LoadError {
     NoRoom { available_bytes: u64, max_model_len: u32, needed_bytes: u64 },
     #[error("--load-format {asked}: the model is not stored so")]
     LoadFormat { asked: &'static str },
+    #[error(
+        "--quantization {asked}: the file says how each of its tensors is stored; leave the flag out or say gguf"
+    )]
+    Quantization { asked: String },
     #[error("{architecture} has no head to generate with; use --runner pooling")]
     CannotGenerate { architecture: String },
     #[error("--runner pooling: pooling is not built for GPUs yet; use --device cpu")]
@@ -111,7 +115,14 @@ pub fn start(
 ) -> Result<Loaded, LoadError> {
     let mut files = Files::read(config)?;
     files.config = with_overrides(&files.config, &config.hf_overrides)?;
-    let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
+    let mut spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
+    if let Some(asked) = &config.quantization {
+        spec.quantization = match (&files.gguf, &**asked) {
+            (None, asked) => spec.quantization.asked_for(asked)?,
+            (Some(_), "gguf") => spec.quantization,
+            (Some(_), _) => return Err(LoadError::Quantization { asked: asked.clone() }),
+        };
+    }
     let (spec, pooler) = task(config, &files.config, spec)?;
     let defaults = sampling_defaults(config, files.generation_config.as_deref())?;
     let tokenizer = files.tokenizer;

@@ -133,6 +133,7 @@ pub(super) fn engine_config(
             KvCacheDtypeArg::Fp8PerTokenHead => Some(KvDtype::Fp8PerTokenHead),
         },
         hf_overrides: hf_overrides(m.hf_overrides.as_deref())?,
+        quantization: m.quantization,
         load_format: match m.load_format {
             LoadFormatArg::Auto => LoadFormat::Auto,
             LoadFormatArg::Safetensors => LoadFormat::Safetensors,

@@ -169,6 +169,9 @@ impl<B: Backend> Loader<'_, B> {
         };
         let packed = quantize(&matrix, to);
         let packed = packed.map_err(|reason| ModelError::PackedTensor { name: name.into(), reason })?;
-        Ok(self.backend.load_packed(packed)?)
+        Ok(match packed {
+            Some(packed) => self.backend.load_packed(packed)?,
+            None => self.backend.load(&[matrix])?,
+        })
     }
 }
