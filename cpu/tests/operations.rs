@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Tensor};
 use quire_cpu::{CpuBackend, CpuOptions, CpuWeight, Isa};
 use quire_model::{
-    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, KvOfToken, NormKind,
+    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvOfToken, KvScales, NormKind,
     NormSpan, QkNorm, RopeScaling, RopeSpec, StepLimits, TensorData, TensorView, rope_table,
 };
 use quire_scheduler::kv::BlockId;
@@ -189,6 +189,7 @@ fn rotation_and_attention_are_candles() {
             head_dim,
             rotary_dim: 2 * rng.random_range(1..=head_dim / 2),
             alibi: false,
+            kv_group: 0,
             scale: rng.random_range(0.1..3.0),
             softcap: rng.random_bool(0.5).then_some(1.5),
             sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..30)),
@@ -203,6 +204,7 @@ fn rotation_and_attention_are_candles() {
             max_logits_rows: 3,
             vocab_size: 11,
             heads_per_group: shape.num_heads / num_kv_heads,
+            num_kv_groups: 1,
         };
         backend.prepare(&limits, &[]).unwrap();
         upload(backend, &prefill_batch(&lens, limits, rng));
@@ -214,8 +216,8 @@ fn rotation_and_attention_are_candles() {
         let table = rope_table(&rope, 40, 40);
         let (weight, table) = load(backend, &table, &[40, shape.rotary_dim], Dtype::F32);
         let kept = KvOfToken { num_kv_heads, head_dim: shape.head_dim, has_values: true };
-        let layout = KvLayout { layers: vec![kept], block_size: limits.block_size };
-        let mut cache = backend.alloc(BufferRole::KvCache, 200 * layout.block_len(0)).unwrap();
+        let vectors = 200 * kept.vectors() * limits.block_size;
+        let mut cache = backend.alloc_kv_cache(vectors, shape.head_dim, KvScales::default()).unwrap();
         let mut rotated = buffer(backend, &qkv);
         let mut out = buffer(backend, &vec![9.0; num_tokens * shape.num_heads * shape.head_dim]);
         backend.rope_and_cache(&shape, None, Some(&weight), &mut rotated, &mut cache).unwrap();
@@ -286,6 +288,7 @@ fn head_norms_touch_queries_and_keys_only() {
             head_dim,
             rotary_dim: head_dim,
             alibi: false,
+            kv_group: 0,
             scale: 1.0,
             softcap: None,
             sliding_window: None,
@@ -298,6 +301,7 @@ fn head_norms_touch_queries_and_keys_only() {
             max_logits_rows: 1,
             vocab_size: 11,
             heads_per_group: num_heads / num_kv_heads,
+            num_kv_groups: 1,
         };
         backend.prepare(&limits, &[]).unwrap();
         upload(backend, &prefill_batch(&[rows], limits, rng));
@@ -308,7 +312,8 @@ fn head_norms_touch_queries_and_keys_only() {
         // Cosines of 1 and sines of 0: a rotation that changes nothing.
         let table: Vec<f32> = (0..8 * head_dim).map(|i| f32::from(i % head_dim < head_dim / 2)).collect();
         let table = backend.load_table(&table, head_dim).unwrap();
-        let mut cache = backend.alloc(BufferRole::KvCache, 200 * 2 * num_kv_heads * 4 * head_dim).unwrap();
+        let mut cache =
+            backend.alloc_kv_cache(200 * 2 * num_kv_heads * 4, head_dim, KvScales::default()).unwrap();
         let mut out = buffer(backend, &qkv);
         let norms = QkNorm {
             kind: NormKind::Rms,
@@ -336,6 +341,7 @@ fn a_token_that_the_host_does_not_know_yet_is_embedded_all_the_same() {
         max_logits_rows: 3,
         vocab_size: 11,
         heads_per_group: 1,
+        num_kv_groups: 1,
     };
     let rng = &mut StdRng::seed_from_u64(1);
     let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();

@@ -24,11 +24,8 @@ fn every_fixture_has_transformers_log_probabilities() {
     let fixtures = fixtures();
     assert!(!fixtures.is_empty(), "the fixtures are gone");
     let fails = |dir: &&PathBuf| catch_unwind(|| compare(dir)).is_err();
-    let (awaited, expected): (Vec<_>, Vec<_>) = fixtures.iter().partition(|dir| is_awaited(dir));
-    let failed: Vec<_> = expected.into_iter().filter(fails).filter_map(|dir| dir.file_name()).collect();
+    let failed: Vec<_> = fixtures.iter().filter(fails).filter_map(|dir| dir.file_name()).collect();
     assert!(failed.is_empty(), "{} fixtures fail (see above): {failed:?}", failed.len());
-    let done: Vec<_> = awaited.into_iter().filter(|dir| !fails(dir)).collect();
-    assert!(done.is_empty(), "no longer to be in awaited.txt: {done:?}");
 }
 
 /// What has a config.json, and expectations of this kind; in the folder that the environment names, if it does
@@ -42,12 +39,6 @@ fn fixtures() -> Vec<PathBuf> {
         entries.filter(|dir| has(dir, "config.json") && has(dir, "expected.safetensors")).collect();
     dirs.sort();
     dirs
-}
-
-/// Whether a fixture is ahead of what can be loaded.
-fn is_awaited(dir: &Path) -> bool {
-    let list = std::fs::read_to_string(dir.with_file_name("awaited.txt")).unwrap_or_default();
-    list.lines().any(|name| dir.ends_with(name))
 }
 
 /// All log-probabilities that the model gives against the stored ones.

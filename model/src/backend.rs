@@ -11,11 +11,12 @@
 use std::ops::Range;
 
 use crate::checkpoint::TensorView;
+use crate::kv_dtype::KvScales;
 use crate::latent_spec::LatentShape;
 use crate::moe_spec::{Experts, MoeSpec};
 use crate::quantization::PackedMatrix;
 use crate::slot::Slot;
-use crate::spec::{Activation, AttentionSpec, Dtype, ModelSpec, NormKind, NormSpan, Positions};
+use crate::spec::{Activation, AttentionSpec, ModelSpec, NormKind, NormSpan, Positions};
 use crate::step_inputs::{LogitsRow, PoolRow, RowResult, StepInputs};
 
 /// The device cannot do what it was asked.
@@ -39,8 +40,6 @@ pub enum BufferRole {
     Residual,
     /// Logits, always `f32`.
     Logits,
-    /// Keys and values; [`Backend::kv_dtype`].
-    KvCache,
 }
 
 /// The largest step there will be.
@@ -60,6 +59,8 @@ pub struct StepLimits {
     pub vocab_size: usize,
     /// Query heads that share a key-value head, in the layer where these are the most.
     pub heads_per_group: usize,
+    /// Groups of layers with block tables of their own; see [`crate::KvGroups`].
+    pub num_kv_groups: usize,
 }
 
 /// A product that every step will ask for.
@@ -96,10 +97,12 @@ pub struct AttentionShape {
     pub sliding_window: Option<u32>,
     /// Whether scores fall with distance: see [`crate::alibi_slope`].
     pub alibi: bool,
+    /// Whose block tables say where keys and values are.
+    pub kv_group: usize,
 }
 
 impl AttentionShape {
-    /// That of a layer.
+    /// That of a layer where there is one group of them.
     pub fn of(spec: &ModelSpec, attention: &AttentionSpec) -> Self {
         Self {
             num_heads: attention.num_heads,
@@ -110,6 +113,7 @@ impl AttentionShape {
             softcap: attention.softcap,
             sliding_window: attention.sliding_window,
             alibi: spec.positions == Positions::Alibi,
+            kv_group: 0,
         }
     }
 }
@@ -171,6 +175,8 @@ pub trait Backend: Send {
     type Buffer: Send;
     /// A tensor of the model on the device, in the format it is computed with.
     type Weight: Send;
+    /// One layer's keys and values, in the format that the device was told to keep them in.
+    type KvCache: Send;
 
     /// For messages.
     fn name(&self) -> &'static str;
@@ -178,14 +184,17 @@ pub trait Backend: Send {
     /// Steps that may be uploaded and not yet collected; at least 1.
     fn max_in_flight(&self) -> usize;
 
+    /// Most groups of layers with block tables of their own, at least 1. In more than one, and in one with a window,
+    /// blocks that no token sees any more belong to others, so attention must not read them.
+    fn max_kv_groups(&self) -> usize {
+        1
+    }
+
     /// Refuses a model that this device cannot compute, by what it lacks, before anything of it is loaded.
     fn check(&self, spec: &ModelSpec) -> Result<(), BackendError> {
         let _ = spec;
         Ok(())
     }
-
-    /// What an element of [`BufferRole::KvCache`] is stored as.
-    fn kv_dtype(&self) -> Dtype;
 
     /// Brings a tensor to the device. Several parts are stacked along their first dimension; they have one
     /// type and agree in the other dimension. One or two dimensions.
@@ -202,6 +211,15 @@ pub trait Backend: Send {
 
     /// A buffer of `len` zeros.
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Self::Buffer, BackendError>;
+
+    /// The cache of a layer: `vectors` of `width` zeros, each a key or a value of one token and head, in the order of
+    /// [`crate::KvLayout`]. Formats with a scale of their own for each vector take no other.
+    fn alloc_kv_cache(
+        &mut self,
+        vectors: usize,
+        width: usize,
+        scales: KvScales,
+    ) -> Result<Self::KvCache, BackendError>;
 
     /// Allocates what the operations themselves need. Called once, before the first step; `linears` are the
     /// products there will be.
@@ -281,7 +299,7 @@ pub trait Backend: Send {
         qk_norm: Option<QkNorm<'_, Self::Weight>>,
         table: Option<&Self::Weight>,
         qkv: &mut Self::Buffer,
-        kv_cache: &mut Self::Buffer,
+        kv_cache: &mut Self::KvCache,
     ) -> Result<(), BackendError>;
 
     /// Causal attention of each of the `T` tokens over its sequence's cached keys and values up to its own
@@ -292,7 +310,7 @@ pub trait Backend: Send {
         shape: &AttentionShape,
         sinks: Option<&Self::Weight>,
         qkv: &Self::Buffer,
-        kv_cache: &Self::Buffer,
+        kv_cache: &Self::KvCache,
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
 
@@ -426,7 +444,7 @@ pub trait Backend: Send {
         table: &Self::Weight,
         input: LatentInput<'_, Self::Buffer>,
         queries: &mut Self::Buffer,
-        kv_cache: &mut Self::Buffer,
+        kv_cache: &mut Self::KvCache,
     ) -> Result<(), BackendError> {
         let _ = (shape, norm, table, input, queries, kv_cache);
         Err(self.not_built("latent attention"))
@@ -438,7 +456,7 @@ pub trait Backend: Send {
         &mut self,
         shape: &LatentShape,
         queries: &Self::Buffer,
-        kv_cache: &Self::Buffer,
+        kv_cache: &Self::KvCache,
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError> {
         let _ = (shape, queries, kv_cache, out);

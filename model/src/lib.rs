@@ -7,6 +7,7 @@
 mod backend;
 mod checkpoint;
 mod classifier;
+mod config_overrides;
 mod convert;
 mod dummy;
 mod error;
@@ -15,6 +16,8 @@ mod forward;
 pub mod ggml;
 pub mod gguf;
 mod input_batch;
+mod kv_dtype;
+mod kv_groups;
 mod kv_layout;
 mod labels;
 mod latent_spec;
@@ -42,9 +45,12 @@ pub use backend::{
     LinearShape, QkNorm, StepLimits,
 };
 pub use checkpoint::{Checkpoint, TensorData, TensorView};
+pub use config_overrides::with_overrides;
 pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};
 pub use error::ModelError;
 pub use input_batch::InputBatch;
+pub use kv_dtype::{KvDtype, KvScales};
+pub use kv_groups::{KvGroups, KvPlace};
 pub use kv_layout::{KvLayout, KvOfToken};
 pub use labels::{LabelActivation, Labels};
 pub use latent_spec::{LatentShape, LatentSpec};
@@ -57,6 +63,7 @@ pub use philox::{philox4x32, uniform};
 pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
 pub use quantization::{MatrixView, PackedMatrix, Quantization};
 pub use quire_scheduler::Pooling;
+pub use quire_scheduler::kv::MAX_KV_GROUPS;
 pub use rope::{alibi_slope, rope_table};
 pub use runner::{Runner, RunnerConfig};
 pub use safetensors::{RawTensor, StoredDtype};

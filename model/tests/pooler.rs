@@ -26,7 +26,7 @@ fn spec(config: &Value) -> Result<ModelSpec, ModelError> {
 fn encoders_are_the_same_line_with_other_settings() {
     let plain = spec(&bert(json!({}))).unwrap();
     assert_eq!(
-        (plain.norms, plain.layers[0].mlp.dense().activation, plain.causal),
+        (plain.norms, plain.layers[0].mlp.dense().unwrap().activation, plain.causal),
         (Norms::OfSum, Activation::Gelu, false)
     );
     assert_eq!((plain.lm_head, plain.norm.eps, plain.max_position_embeddings), (LmHead::None, 1e-12, 40));

@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use quire_model::gguf;
+use quire_model::{KvDtype, gguf};
 use quire_scheduler::SchedulingPolicy;
 use serde_json::{Map, Value};
 
 use super::args::{
-    ChatFormatArgs, ConvertArg, DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, RunnerArg,
-    SchedulingArgs, ServeArgs,
+    ChatFormatArgs, ConvertArg, DtypeArg, KvCacheDtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg,
+    RunnerArg, SchedulingArgs, ServeArgs,
 };
 use crate::config::{
     AnswerConfig, ChatConfig, ClientAuth, CorsConfig, EngineConfig, GenerationConfig, LoadFormat,
@@ -107,6 +107,7 @@ pub(super) fn engine_config(
         kv_cache_memory_bytes,
         gpu_memory_utilization: share,
         enable_prefix_caching: s.enable_prefix_caching,
+        hybrid_kv_cache: !s.disable_hybrid_kv_cache_manager,
         scheduling_policy: match s.scheduling_policy {
             PolicyArg::Fcfs => SchedulingPolicy::Fcfs,
             PolicyArg::Priority => SchedulingPolicy::Priority,
@@ -121,6 +122,18 @@ pub(super) fn engine_config(
             DtypeArg::Bfloat16 => WeightDtype::Bf16,
             DtypeArg::Float32 => WeightDtype::F32,
         },
+        kv_cache_dtype: match m.kv_cache_dtype {
+            KvCacheDtypeArg::Auto => None,
+            KvCacheDtypeArg::Float32 => Some(KvDtype::F32),
+            KvCacheDtypeArg::Float16 => Some(KvDtype::F16),
+            KvCacheDtypeArg::Bfloat16 => Some(KvDtype::Bf16),
+            KvCacheDtypeArg::Fp8E4m3 => Some(KvDtype::Fp8E4m3),
+            KvCacheDtypeArg::Fp8E5m2 => Some(KvDtype::Fp8E5m2),
+            KvCacheDtypeArg::Int8PerTokenHead => Some(KvDtype::Int8PerTokenHead),
+            KvCacheDtypeArg::Fp8PerTokenHead => Some(KvDtype::Fp8PerTokenHead),
+        },
+        hf_overrides: hf_overrides(m.hf_overrides.as_deref())?,
+        quantization: m.quantization,
         load_format: match m.load_format {
             LoadFormatArg::Auto => LoadFormat::Auto,
             LoadFormatArg::Safetensors => LoadFormat::Safetensors,
@@ -303,6 +316,12 @@ fn override_generation_config(text: Option<&str>) -> Result<Map<String, Value>, 
         Some(name) => Err(wrong(&format!("{name} is not one of {}", KNOWN.join(", ")))),
         None => Ok(fields),
     }
+}
+
+fn hf_overrides(text: Option<&str>) -> Result<Map<String, Value>, ConfigError> {
+    let Some(text) = text else { return Ok(Map::new()) };
+    serde_json::from_str(text)
+        .map_err(|_| value("hf-overrides", text, "must be a JSON object: '{\"rope_theta\": 1000000}'"))
 }
 
 /// vLLM's variable for its CPU back end: whole GiB.
