@@ -125,6 +125,8 @@ pub struct EngineConfig {
     pub gpu_memory_utilization: f64,
     /// Keep full blocks for requests with the same prefix.
     pub enable_prefix_caching: bool,
+    /// Layers with a sliding window free the blocks that fell out of it, where the device can.
+    pub hybrid_kv_cache: bool,
     /// Tell those who ask what happens in the prefix cache.
     pub kv_events: Option<KvEventsConfig>,
     /// Who is admitted first.
@@ -141,6 +143,8 @@ pub struct EngineConfig {
     pub kv_cache_dtype: Option<KvDtype>,
     /// Fields of config.json that the operator wants otherwise.
     pub hf_overrides: Map<String, Value>,
+    /// What full-precision weights are made at load, or how those of the checkpoint must be quantised.
+    pub quantization: Option<String>,
     /// Source of weights.
     pub load_format: LoadFormat,
     /// No recorded decode steps on a GPU.

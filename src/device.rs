@@ -7,7 +7,8 @@ use std::sync::Arc;
 use quire_cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use quire_cuda::{CudaBackend, CudaOptions, MemoryPlan, Unavailable, driver::Context, open_gpu};
-use quire_model::{Checkpoint, Dtype, KvDtype, Model, ModelSpec, Progress, Runner, RunnerConfig};
+use quire_model::{Checkpoint, Dtype, KvDtype, KvGroups, Model, ModelSpec, Progress, Runner, RunnerConfig};
+
 use quire_scheduler::ModelRunner;
 
 use crate::config::{DeviceChoice, EngineConfig, ModelSource, WeightDtype};
@@ -126,6 +127,14 @@ impl Device {
         }
     }
 
+    /// Which layers share the memory of the KV cache. On a GPU none do, and nothing is freed before a sequence ends.
+    pub fn kv_groups(&self, config: &EngineConfig, spec: &ModelSpec) -> KvGroups {
+        match self {
+            Self::Cpu if config.hybrid_kv_cache => KvGroups::by_window(spec),
+            _ => KvGroups::one(spec),
+        }
+    }
+
     /// What the KV cache may have, by the configuration and what is free now. `limits` are those of the runner to
     /// be, but for the number of blocks.
     pub fn kv_memory(
@@ -181,10 +190,10 @@ impl Device {
     ) -> Result<Box<dyn ModelRunner>, LoadError> {
         match self {
             Self::Cpu => {
-                let kv_dtype = self.kv_dtype(config, &spec)?;
+                let (kv_dtype, groups) = (self.kv_dtype(config, &spec)?, self.kv_groups(config, &spec));
                 let mut backend = CpuBackend::new(CpuOptions::default())?.with_kv_dtype(kv_dtype);
                 let model = Model::load(&mut backend, spec, checkpoint, progress)?;
-                Ok(Box::new(Runner::new(backend, model, limits)?))
+                Ok(Box::new(Runner::with_kv_groups(backend, model, limits, groups)?))
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(ref context) => {

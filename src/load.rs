@@ -9,9 +9,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quire_model::gguf::GgufFile;
 use quire_model::{
-    BackendError, Checkpoint, KvDtype, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
+    BackendError, Checkpoint, KvDtype, KvGroups, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
     RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
 };
+use quire_scheduler::kv::KvCacheConfig;
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
 use crate::app::{App, ModelInfo};
@@ -64,6 +65,10 @@ pub enum LoadError {
     NoRoom { available_bytes: u64, max_model_len: u32, needed_bytes: u64 },
     #[error("--load-format {asked}: the model is not stored so")]
     LoadFormat { asked: &'static str },
+    #[error(
+        "--quantization {asked}: the file says how each of its tensors is stored; leave the flag out or say gguf"
+    )]
+    Quantization { asked: String },
     #[error("{architecture} has no head to generate with; use --runner pooling")]
     CannotGenerate { architecture: String },
     #[error("--runner pooling: pooling is not built for GPUs yet; use --device cpu")]
@@ -110,7 +115,14 @@ pub fn start(
 ) -> Result<Loaded, LoadError> {
     let mut files = Files::read(config)?;
     files.config = with_overrides(&files.config, &config.hf_overrides)?;
-    let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
+    let mut spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
+    if let Some(asked) = &config.quantization {
+        spec.quantization = match (&files.gguf, &**asked) {
+            (None, asked) => spec.quantization.asked_for(asked)?,
+            (Some(_), "gguf") => spec.quantization,
+            (Some(_), _) => return Err(LoadError::Quantization { asked: asked.clone() }),
+        };
+    }
     let (spec, pooler) = task(config, &files.config, spec)?;
     let defaults = sampling_defaults(config, files.generation_config.as_deref())?;
     let tokenizer = files.tokenizer;
@@ -129,11 +141,13 @@ pub fn start(
     }
     let kv_dtype = device.kv_dtype(config, &spec)?;
     let scheduler = scheduler_config(config, &spec, &device, kv_dtype)?;
+    tell_kv_cache(&scheduler);
     let model = model_info(config, &spec, &scheduler);
     let mut limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults);
     limits.thinking = chat.thinking().cloned();
     let cache = CacheInfo {
         block_size: scheduler.block_size,
+        blocks_per_sequence: scheduler.blocks_per_sequence(),
         enable_prefix_caching: scheduler.enable_prefix_caching,
         cache_dtype: kv_dtype.name().into(),
         gpu_memory_utilization: config.gpu_memory_utilization,
@@ -370,9 +384,11 @@ fn scheduler_config(
         block_size: config.block_size as usize,
         num_blocks: 0,
     };
-    let kv = KvRoom::new(spec, kv_dtype, device.kv_memory(config, spec, &limits)?, &limits)?;
+    let groups = device.kv_groups(config, spec);
+    let memory = device.kv_memory(config, spec, &limits)?;
+    let kv = KvRoom::new(spec, kv_dtype, memory, &limits, &groups)?;
     let max_model_len = match config.max_model_len {
-        MaxModelLen::Fitting => limit.min(u32::try_from(kv.tokens()).unwrap_or(u32::MAX).max(2)),
+        MaxModelLen::Fitting => kv.longest(limit).max(2),
         MaxModelLen::Model | MaxModelLen::Tokens(_) => longest,
     };
     let num_blocks = kv.num_blocks(max_model_len, max_num_seqs)?;
@@ -382,6 +398,7 @@ fn scheduler_config(
         max_model_len,
         block_size: config.block_size,
         num_blocks,
+        kv_groups: groups.groups().to_vec(),
         enable_prefix_caching: config.enable_prefix_caching && spec.causal,
         enable_kv_events: config.kv_events.is_some(),
         policy: config.scheduling_policy,
@@ -394,6 +411,15 @@ fn scheduler_config(
     })
 }
 
+/// How much fits, in vLLM's words.
+fn tell_kv_cache(scheduler: &SchedulerConfig) {
+    let (max_model_len, blocks) = (scheduler.max_model_len, scheduler.blocks_per_sequence());
+    let concurrency = f64::from(scheduler.num_blocks - 1) / f64::from(blocks.max(1));
+    let tokens = (concurrency * f64::from(max_model_len)) as u64;
+    tracing::info!(kv_groups = scheduler.kv_groups.len(), "GPU KV cache size: {tokens} tokens");
+    tracing::info!("Maximum concurrency for {max_model_len} tokens per request: {concurrency:.2}x");
+}
+
 /// vLLM's.
 const DEFAULT_MAX_NUM_SEQS: u32 = 256;
 
@@ -404,10 +430,9 @@ const PRIORITY_AGEING_US: u64 = 10_000_000;
 struct KvRoom {
     bytes: u64,
     available_bytes: u64,
-    block_size: usize,
     block_bytes: usize,
-    /// Blocks that fit, the padding block included.
-    fitting: usize,
+    /// As many blocks as fit.
+    cache: KvCacheConfig,
 }
 
 impl KvRoom {
@@ -416,24 +441,40 @@ impl KvRoom {
         dtype: KvDtype,
         memory: KvMemory,
         limits: &RunnerConfig,
+        groups: &KvGroups,
     ) -> Result<Self, LoadError> {
-        let (block_size, layout) = (limits.block_size, KvLayout::new(spec, limits.block_size));
+        let layout = groups.layout(spec, limits.block_size);
         let KvMemory { bytes, available_bytes } = memory;
         if bytes > available_bytes {
             return Err(LoadError::Memory { kv_bytes: bytes, available_bytes });
         }
         let fitting = layout.num_blocks(usize::try_from(bytes).unwrap_or(usize::MAX), dtype);
-        Ok(Self { bytes, available_bytes, block_size, block_bytes: layout.block_bytes(dtype), fitting })
+        let cache = KvCacheConfig {
+            num_blocks: u32::try_from(fitting).unwrap_or(u32::MAX),
+            block_size: limits.block_size as u32,
+            groups: groups.groups().to_vec(),
+            max_step_tokens: limits.max_num_batched_tokens as u32,
+            enable_prefix_caching: false,
+            record_events: false,
+        };
+        Ok(Self { bytes, available_bytes, block_bytes: layout.block_bytes(dtype), cache })
     }
 
-    fn tokens(&self) -> u64 {
-        (self.fitting.saturating_sub(1)).saturating_mul(self.block_size) as u64
+    /// The longest sequence that fits, of at most `limit` tokens.
+    fn longest(&self, limit: u32) -> u32 {
+        let fits = |tokens: u32| self.cache.max_blocks(tokens) < self.cache.num_blocks as usize;
+        let (mut fitting, mut too_long) = (0, limit.saturating_add(1));
+        while too_long - fitting > 1 {
+            let middle = fitting + (too_long - fitting) / 2;
+            if fits(middle) { fitting = middle } else { too_long = middle }
+        }
+        fitting
     }
 
     /// KV blocks to have, the padding block included: those that fit, but no more than could ever be used.
     fn num_blocks(&self, max_model_len: u32, max_num_seqs: u32) -> Result<u32, LoadError> {
-        let per_sequence = (max_model_len as usize).div_ceil(self.block_size);
-        if self.fitting < per_sequence + 1 {
+        let (per_sequence, fitting) = (self.cache.max_blocks(max_model_len), self.cache.num_blocks as usize);
+        if fitting < per_sequence + 1 {
             let needed_bytes = ((per_sequence + 1) * self.block_bytes) as u64;
             return Err(match needed_bytes > self.available_bytes {
                 true => {
@@ -441,14 +482,14 @@ impl KvRoom {
                 }
                 false => LoadError::KvCache {
                     kv_bytes: self.bytes,
-                    kv_tokens: self.tokens(),
+                    kv_tokens: self.longest(max_model_len).into(),
                     max_model_len,
                     needed_bytes,
                 },
             });
         }
         let useful = per_sequence * max_num_seqs as usize + 1;
-        Ok(u32::try_from(self.fitting.min(useful)).unwrap_or(u32::MAX))
+        Ok(u32::try_from(fitting.min(useful)).unwrap_or(u32::MAX))
     }
 }
 

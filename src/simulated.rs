@@ -51,6 +51,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
     };
     let cache = CacheInfo {
         block_size: BLOCK_SIZE,
+        blocks_per_sequence: scheduler.blocks_per_sequence(),
         enable_prefix_caching: true,
         cache_dtype: "simulated".into(),
         gpu_memory_utilization: 0.0,
@@ -109,6 +110,7 @@ fn scheduler_config(simulation: &Simulation) -> SchedulerConfig {
         max_model_len: simulation.max_model_len + 1,
         block_size: BLOCK_SIZE,
         num_blocks: simulation.max_num_seqs * (simulation.max_model_len + 1).div_ceil(BLOCK_SIZE) + 1,
+        kv_groups: vec![quire_scheduler::kv::KvGroup::FULL],
         enable_prefix_caching: true,
         enable_kv_events: false,
         policy: SchedulingPolicy::Fcfs,

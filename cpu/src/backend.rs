@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use quire_model::{
     Activation, AttentionShape, Backend, BackendError, BufferRole, Experts, Heads, KvScales, LatentInput,
-    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, MoeSpec, PLACEHOLDER_BIT,
-    PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits, TensorView,
-    sample_row,
+    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, MAX_KV_GROUPS, MoeSpec,
+    PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits,
+    TensorView, sample_row,
 };
 
 use crate::activation::activate_row;
@@ -34,6 +34,10 @@ impl Backend for CpuBackend {
 
     fn max_in_flight(&self) -> usize {
         1
+    }
+
+    fn max_kv_groups(&self) -> usize {
+        MAX_KV_GROUPS
     }
 
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<CpuWeight, BackendError> {
@@ -75,7 +79,7 @@ impl Backend for CpuBackend {
 
     fn prepare(&mut self, limits: &StepLimits, _linears: &[LinearShape]) -> Result<(), BackendError> {
         self.limits = *limits;
-        self.block_tables = vec![0; limits.max_num_seqs * limits.max_blocks_per_seq];
+        self.block_tables = vec![0; limits.num_kv_groups * limits.max_num_seqs * limits.max_blocks_per_seq];
         self.last_tokens = vec![0; limits.max_num_seqs];
         self.results = vec![RowResult::default(); limits.max_num_seqs];
         let longest = scores_len(limits.max_blocks_per_seq * limits.block_size);
@@ -95,8 +99,8 @@ impl Backend for CpuBackend {
         self.step.copy_from(inputs);
         self.num_results = 0;
         self.pooled.clear();
-        for [slot, index, block] in inputs.block_writes() {
-            self.block_tables[*slot as usize * self.limits.max_blocks_per_seq + *index as usize] = *block;
+        for [table, index, block] in inputs.block_writes() {
+            self.block_tables[*table as usize * self.limits.max_blocks_per_seq + *index as usize] = *block;
         }
         Ok(())
     }
@@ -192,7 +196,8 @@ impl Backend for CpuBackend {
                 rotate(shape, &table.f32()[position * shape.rotary_dim..][..shape.rotary_dim], qkv);
             }
             let slot = self.step.row_slots()[*row as usize] as usize;
-            let entry = slot * self.limits.max_blocks_per_seq + position / block_size;
+            let table = shape.kv_group * self.limits.max_num_seqs + slot;
+            let entry = table * self.limits.max_blocks_per_seq + position / block_size;
             let block = self.block_tables[entry] as usize;
             let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
             for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
@@ -230,7 +235,8 @@ impl Backend for CpuBackend {
                 let (token, kv_head) = (item / kv_heads, item % kv_heads);
                 let position = step.positions()[token] as usize;
                 let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
-                let table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
+                let table = (shape.kv_group * limits.max_num_seqs + slot) * limits.max_blocks_per_seq;
+                let table = &block_tables[table..][..limits.max_blocks_per_seq];
                 let heads = &qkv[token * qkv_len + kv_head * group_len..][..group_len];
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]

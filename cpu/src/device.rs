@@ -31,7 +31,7 @@ pub struct CpuBackend {
     pub(crate) kv_dtype: KvDtype,
     pub(crate) limits: StepLimits,
     pub(crate) step: StepInputs,
-    /// `[slot][max_blocks_per_seq]`.
+    /// `[group][slot][max_blocks_per_seq]`.
     pub(crate) block_tables: Vec<u32>,
     /// `[slot]` the token last sampled.
     pub(crate) last_tokens: Vec<u32>,
@@ -80,6 +80,7 @@ impl CpuBackend {
                 max_logits_rows: 0,
                 vocab_size: 0,
                 heads_per_group: 0,
+                num_kv_groups: 1,
             },
             step: StepInputs::default(),
             block_tables: Vec::new(),

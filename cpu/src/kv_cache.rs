@@ -185,6 +185,7 @@ mod tests {
         num_heads: 4,
         num_kv_heads: 2,
         head_dim: 22,
+        kv_group: 0,
         rotary_dim: 0,
         alibi: false,
         scale: 0.3,

@@ -117,6 +117,7 @@ pub(crate) fn attend_latents(
         softcap: None,
         sliding_window: None,
         alibi: false,
+        kv_group: 0,
     };
     let CpuBackend { pool, isa, limits, step, block_tables, scratch, .. } = backend;
     let (scratch, out) = (SharedSlice::new(scratch), SharedSlice::new(out));

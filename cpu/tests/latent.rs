@@ -112,6 +112,7 @@ impl Case {
             max_logits_rows: 1,
             vocab_size: 1,
             heads_per_group: num_heads,
+            num_kv_groups: 1,
         };
         backend.prepare(&limits, &[]).unwrap();
         let batch = one_sequence(rows, limits);

@@ -189,6 +189,7 @@ fn rotation_and_attention_are_candles() {
             head_dim,
             rotary_dim: 2 * rng.random_range(1..=head_dim / 2),
             alibi: false,
+            kv_group: 0,
             scale: rng.random_range(0.1..3.0),
             softcap: rng.random_bool(0.5).then_some(1.5),
             sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..30)),
@@ -203,6 +204,7 @@ fn rotation_and_attention_are_candles() {
             max_logits_rows: 3,
             vocab_size: 11,
             heads_per_group: shape.num_heads / num_kv_heads,
+            num_kv_groups: 1,
         };
         backend.prepare(&limits, &[]).unwrap();
         upload(backend, &prefill_batch(&lens, limits, rng));
@@ -286,6 +288,7 @@ fn head_norms_touch_queries_and_keys_only() {
             head_dim,
             rotary_dim: head_dim,
             alibi: false,
+            kv_group: 0,
             scale: 1.0,
             softcap: None,
             sliding_window: None,
@@ -298,6 +301,7 @@ fn head_norms_touch_queries_and_keys_only() {
             max_logits_rows: 1,
             vocab_size: 11,
             heads_per_group: num_heads / num_kv_heads,
+            num_kv_groups: 1,
         };
         backend.prepare(&limits, &[]).unwrap();
         upload(backend, &prefill_batch(&[rows], limits, rng));
@@ -337,6 +341,7 @@ fn a_token_that_the_host_does_not_know_yet_is_embedded_all_the_same() {
         max_logits_rows: 3,
         vocab_size: 11,
         heads_per_group: 1,
+        num_kv_groups: 1,
     };
     let rng = &mut StdRng::seed_from_u64(1);
     let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();

@@ -330,6 +330,7 @@ mod tests {
         max_logits_rows: 1,
         vocab_size: 1,
         heads_per_group: 7,
+        num_kv_groups: 1,
     };
 
     struct Row {

@@ -177,6 +177,7 @@ impl Case {
             head_dim,
             rotary_dim: head_dim,
             alibi: false,
+            kv_group: 0,
             scale: rng.random_range(0.5..2.0) / (head_dim as f32).sqrt(),
             softcap: rng.random_bool(0.5).then(|| rng.random_range(1.0..5.0)),
             sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..200)),
@@ -209,6 +210,7 @@ impl Case {
             max_logits_rows: self.num_slots,
             vocab_size: 1,
             heads_per_group: self.shape.num_heads / self.shape.num_kv_heads,
+            num_kv_groups: 1,
         }
     }
 

@@ -179,6 +179,7 @@ fn limits(max_num_seqs: usize, block_size: usize, tokens: usize, heads_per_group
         max_logits_rows: max_num_seqs,
         vocab_size: VOCAB,
         heads_per_group,
+        num_kv_groups: 1,
     }
 }
 
@@ -342,6 +343,7 @@ fn random_shape(rng: &mut StdRng, head_dim: usize) -> AttentionShape {
         head_dim,
         rotary_dim: head_dim,
         alibi: false,
+        kv_group: 0,
         scale: rng.random_range(0.1..3.0),
         softcap: rng.random_bool(0.4).then_some(1.5),
         sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..100)),

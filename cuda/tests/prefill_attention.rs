@@ -69,6 +69,7 @@ impl Case {
             head_dim,
             rotary_dim: head_dim,
             alibi: false,
+            kv_group: 0,
             scale: (head_dim as f32).powf(-0.5),
             softcap: rng.random_bool(0.3).then(|| [5.0, 50.0][rng.random_range(0..2)]),
             sliding_window: rng.random_bool(0.3).then(|| rng.random_range(1..200)),
@@ -193,6 +194,7 @@ impl<'d> Arena<'d> {
             max_logits_rows: MAX_ROWS,
             vocab_size: 1,
             heads_per_group: case.group(),
+            num_kv_groups: 1,
         };
         let attention =
             PrefillAttention::new(&device.context, &device.kernels, &limits, case.dtype, case.min_q_len)

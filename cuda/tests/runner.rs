@@ -116,6 +116,7 @@ fn scheduler_config(block_size: usize) -> SchedulerConfig {
         max_model_len: MAX_LEN as u32,
         block_size: block_size as u32,
         num_blocks: 1 + (2 * MAX_LEN).div_ceil(block_size) as u32,
+        kv_groups: vec![quire_scheduler::kv::KvGroup::FULL],
         enable_prefix_caching: true,
         enable_kv_events: false,
         policy: SchedulingPolicy::Fcfs,

@@ -59,6 +59,8 @@ pub struct StepLimits {
     pub vocab_size: usize,
     /// Query heads that share a key-value head, in the layer where these are the most.
     pub heads_per_group: usize,
+    /// Groups of layers with block tables of their own; see [`crate::KvGroups`].
+    pub num_kv_groups: usize,
 }
 
 /// A product that every step will ask for.
@@ -95,10 +97,12 @@ pub struct AttentionShape {
     pub sliding_window: Option<u32>,
     /// Whether scores fall with distance: see [`crate::alibi_slope`].
     pub alibi: bool,
+    /// Whose block tables say where keys and values are.
+    pub kv_group: usize,
 }
 
 impl AttentionShape {
-    /// That of a layer.
+    /// That of a layer where there is one group of them.
     pub fn of(spec: &ModelSpec, attention: &AttentionSpec) -> Self {
         Self {
             num_heads: attention.num_heads,
@@ -109,6 +113,7 @@ impl AttentionShape {
             softcap: attention.softcap,
             sliding_window: attention.sliding_window,
             alibi: spec.positions == Positions::Alibi,
+            kv_group: 0,
         }
     }
 }
@@ -178,6 +183,12 @@ pub trait Backend: Send {
 
     /// Steps that may be uploaded and not yet collected; at least 1.
     fn max_in_flight(&self) -> usize;
+
+    /// Most groups of layers with block tables of their own, at least 1. In more than one, and in one with a window,
+    /// blocks that no token sees any more belong to others, so attention must not read them.
+    fn max_kv_groups(&self) -> usize {
+        1
+    }
 
     /// Refuses a model that this device cannot compute, by what it lacks, before anything of it is loaded.
     fn check(&self, spec: &ModelSpec) -> Result<(), BackendError> {

@@ -7,7 +7,7 @@ use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, LayerNor
 use crate::forward::latent::LatentBuffers;
 use crate::forward::moe::MoeBuffers;
 use crate::kv_dtype::KvScales;
-use crate::kv_layout::KvLayout;
+use crate::kv_groups::{KvGroups, KvPlace};
 use crate::rope::rope_table;
 use crate::runner::RunnerConfig;
 use crate::spec::{DenseSpec, LayerSpec, LmHead, MlpSpec, ModelSpec, Norms};
@@ -16,8 +16,10 @@ use crate::weights::{DenseWeights, LayerWeights, MlpWeights, Model, Norm};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
-    /// `[layer]`, each as [`KvLayout`] says.
+    /// Each as [`crate::KvLayout`] says.
     kv_cache: Vec<B::KvCache>,
+    /// Which of them is whose.
+    kv_groups: KvGroups,
     /// One for each rotation.
     rope_tables: Vec<B::Weight>,
     /// `[T][hidden]` the sum of all layers so far.
@@ -50,8 +52,9 @@ impl<B: Backend> Workspace<B> {
         spec: &ModelSpec,
         limits: &StepLimits,
         config: &RunnerConfig,
+        kv_groups: KvGroups,
     ) -> Result<Self, BackendError> {
-        let layout = KvLayout::new(spec, limits.block_size);
+        let layout = kv_groups.layout(spec, limits.block_size);
         let mut kv_cache = Vec::with_capacity(layout.layers.len());
         for kept in &layout.layers {
             let vectors = config.num_blocks * layout.block_size * kept.vectors();
@@ -81,6 +84,7 @@ impl<B: Backend> Workspace<B> {
             |size: fn(&DenseSpec) -> usize| spec.max_of_layers(|layer| layer.mlp.dense().map_or(0, size));
         Ok(Self {
             kv_cache,
+            kv_groups,
             rope_tables,
             normed: activation(spec.hidden_size)?,
             projected: activation(spec.hidden_size)?,
@@ -269,8 +273,9 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Result<(), BackendError> {
         let Self { backend, model, workspace, .. } = self;
         let spec = &model.spec;
-        let Workspace { qkv, attended, kv_cache, rope_tables, .. } = &mut **workspace;
-        let shape = AttentionShape::of(spec, &layer.attention);
+        let Workspace { qkv, attended, kv_cache, kv_groups, rope_tables, .. } = &mut **workspace;
+        let KvPlace { group: kv_group, buffer } = kv_groups.place(index);
+        let shape = AttentionShape { kv_group, ..AttentionShape::of(spec, &layer.attention) };
         if spec.causal {
             let qk_norm = layer.attention.qk_norm.zip(weights.qk_norm.as_ref());
             let qk_norm = qk_norm.map(|(norm, (q_weight, k_weight))| QkNorm {
@@ -281,8 +286,8 @@ impl<B: Backend> Pass<'_, B> {
                 eps: spec.norm.eps,
             });
             let table = layer.attention.rope.map(|rope| &rope_tables[rope]);
-            backend.rope_and_cache(&shape, qk_norm, table, qkv, &mut kv_cache[index])?;
-            backend.paged_attention(&shape, weights.sinks.as_ref(), qkv, &kv_cache[index], attended)
+            backend.rope_and_cache(&shape, qk_norm, table, qkv, &mut kv_cache[buffer])?;
+            backend.paged_attention(&shape, weights.sinks.as_ref(), qkv, &kv_cache[buffer], attended)
         } else {
             backend.full_attention(&shape, qkv, attended)
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use quire_scheduler::kv::BlockId;
 use quire_scheduler::{ScheduledRow, SchedulerOutput, TokenId};
 
 use crate::backend::StepLimits;
@@ -24,7 +25,7 @@ impl InputBatch {
     pub fn new(limits: StepLimits) -> Self {
         let tokens = limits.max_num_batched_tokens;
         // Every token may open a block, and an admitted request may bring a full table.
-        let writes = tokens + limits.max_blocks_per_seq;
+        let writes = (tokens + limits.max_blocks_per_seq) * limits.num_kv_groups;
         Self {
             limits,
             slots: (0..limits.max_num_seqs).map(|_| Slot::default()).collect(),
@@ -158,21 +159,26 @@ impl InputBatch {
         let sections = self.inputs.lay_out(num_tokens, plan.rows.len(), self.logits_rows.len(), writes);
 
         let mut block_writes = sections.block_writes.as_chunks_mut::<3>().0.iter_mut();
-        let mut append_block = |slots: &mut [Slot], slot: u32, block: u32| {
+        let (num_groups, num_slots) = (self.limits.num_kv_groups, self.limits.max_num_seqs as u32);
+        let mut append_blocks = |slots: &mut [Slot], slot: u32, blocks: &[BlockId]| {
             let state = &mut slots[slot as usize];
-            if let Some(write) = block_writes.next() {
-                *write = [slot, state.num_blocks as u32, block];
+            for of_groups in blocks.chunks_exact(num_groups) {
+                for ((table, block), write) in
+                    (slot..).step_by(num_slots as usize).zip(of_groups).zip(&mut block_writes)
+                {
+                    *write = [table, state.num_blocks as u32, block.0];
+                }
+                state.num_blocks += 1;
             }
-            state.num_blocks += 1;
         };
         for request in &plan.admitted {
-            request.block_ids.iter().for_each(|block| append_block(&mut self.slots, request.slot, block.0));
+            append_blocks(&mut self.slots, request.slot, &request.block_ids);
         }
         let mut next_token = 0;
         let mut logits = self.logits_rows.iter().zip(sections.logits_tokens).peekable();
         for (index, row) in plan.rows.iter().enumerate() {
             let blocks = &plan.new_block_ids[row.new_blocks.start as usize..row.new_blocks.end as usize];
-            blocks.iter().for_each(|block| append_block(&mut self.slots, row.slot, block.0));
+            append_blocks(&mut self.slots, row.slot, blocks);
             let slot = &self.slots[row.slot as usize];
             check_row(&self.limits, slot, row)?;
             while let Some((wanted, token)) = logits.next_if(|(wanted, _)| wanted.plan_row as usize == index)

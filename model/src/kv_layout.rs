@@ -9,7 +9,8 @@ use crate::spec::ModelSpec;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvLayout {
     /// What a layer keeps of a token, by layer: all of them, or none where attention looks ahead, since then nothing
-    /// is computed that continues what was.
+    /// is computed that continues what was. Where layers share memory ([`crate::KvGroups::layout`]), one entry for
+    /// those that do.
     pub layers: Vec<KvOfToken>,
     /// Tokens in a block.
     pub block_size: usize,

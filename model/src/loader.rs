@@ -306,11 +306,21 @@ impl<'a, B: Backend> Loader<'a, B> {
         columns: usize,
         has_bias: bool,
     ) -> Result<Projection<B>, ModelError> {
+        self.projection_in(&self.spec.quantization, parts, columns, has_bias)
+    }
+
+    /// The same in another form.
+    fn projection_in(
+        &mut self,
+        quantization: &Quantization,
+        parts: &[Part],
+        columns: usize,
+        has_bias: bool,
+    ) -> Result<Projection<B>, ModelError> {
         let mut matrices = Vec::with_capacity(parts.len());
         for part in parts {
             let shape = (part.rows, columns);
-            let matrix =
-                self.matrix(&part.module, shape, self.names.of.is_transposed, &self.spec.quantization)?;
+            let matrix = self.matrix(&part.module, shape, self.names.of.is_transposed, quantization)?;
             matrices.push(part.in_order(matrix));
         }
         let weight = self.stack(matrices)?;
@@ -347,10 +357,14 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(matrix)
     }
 
-    /// Matrices one below the other; packed if one of them is.
+    /// Matrices one below the other; packed unless all of them are plain and of one type.
     fn stack(&mut self, matrices: Vec<MatrixView<'_>>) -> Result<B::Weight, ModelError> {
-        let plain = |matrix: &MatrixView<'_>| matches!(matrix, MatrixView::Plain(_));
-        if matrices.iter().all(plain) {
+        let dtype = |matrix: &MatrixView<'_>| match matrix {
+            MatrixView::Plain(view) => Some(view.dtype),
+            MatrixView::Packed(_) => None,
+        };
+        let first = matrices.first().and_then(dtype);
+        if first.is_some() && matrices.iter().all(|matrix| dtype(matrix) == first) {
             let plain = |matrix| if let MatrixView::Plain(view) = matrix { Some(view) } else { None };
             return Ok(self.backend.load(&matrices.into_iter().filter_map(plain).collect::<Vec<_>>())?);
         }

@@ -13,6 +13,7 @@ use crate::backend::{Backend, BackendError, StepLimits};
 use crate::error::ModelError;
 use crate::forward::Workspace;
 use crate::input_batch::InputBatch;
+use crate::kv_groups::KvGroups;
 use crate::kv_layout::KvLayout;
 use crate::masks::{Masks, SampledToken};
 use crate::spec::{LmHead, ModelSpec};
@@ -44,6 +45,7 @@ impl RunnerConfig {
             block_size: self.block_size,
             max_logits_rows: self.max_num_seqs.min(self.max_num_batched_tokens),
             vocab_size: spec.vocab_size,
+            num_kv_groups: 1,
             heads_per_group: spec
                 .max_of_layers(|layer| layer.attention.num_heads / layer.attention.num_kv_heads),
         }
@@ -83,12 +85,27 @@ struct PendingStep {
 }
 
 impl<B: Backend> Runner<B> {
-    /// Allocates everything that any plan within `config` will need.
-    pub fn new(mut backend: B, model: Model<B>, config: RunnerConfig) -> Result<Self, ModelError> {
+    /// Allocates everything that any plan within `config` will need. All layers keep all tokens.
+    pub fn new(backend: B, model: Model<B>, config: RunnerConfig) -> Result<Self, ModelError> {
+        let groups = KvGroups::one(&model.spec);
+        Self::with_kv_groups(backend, model, config, groups)
+    }
+
+    /// The same where layers are sorted into groups; plans have blocks for each of them.
+    pub fn with_kv_groups(
+        mut backend: B,
+        model: Model<B>,
+        config: RunnerConfig,
+        groups: KvGroups,
+    ) -> Result<Self, ModelError> {
         check(&model, &config)?;
-        let limits = config.step_limits(&model.spec);
+        let num_kv_groups = groups.groups().len();
+        if num_kv_groups > backend.max_kv_groups() {
+            return Err(backend.not_built(&format!("a KV cache in {num_kv_groups} groups of layers")).into());
+        }
+        let limits = StepLimits { num_kv_groups, ..config.step_limits(&model.spec) };
         backend.prepare(&limits, &model.spec.linear_shapes(&limits))?;
-        let mut workspace = Workspace::new(&mut backend, &model.spec, &limits, &config)?;
+        let mut workspace = Workspace::new(&mut backend, &model.spec, &limits, &config, groups)?;
         record_decode_steps(&mut backend, &model, &mut workspace, &limits)?;
         let max_in_flight = backend.max_in_flight();
         let second_text_offset = model.spec.second_text_offset();

@@ -96,7 +96,7 @@ impl StepInputs {
         self.section(2 * self.num_tokens..3 * self.num_tokens)
     }
 
-    /// `[R]` the slot of each row; block tables are by slot.
+    /// `[R]` the slot of each row; block tables are by group and slot.
     pub fn row_slots(&self) -> &[u32] {
         self.section(self.row_words(0))
     }
@@ -112,7 +112,8 @@ impl StepInputs {
         self.section(start..start + self.num_logits)
     }
 
-    /// `[W][slot, index, block]`: entries to write into the device's block tables before anything else.
+    /// `[W][table, index, block]`: entries to write into the device's block tables before anything else. A group of
+    /// layers has a table for each slot: `table = group * max_num_seqs + slot`.
     pub fn block_writes(&self) -> &[[u32; 3]] {
         let start = self.row_words(2).start + self.num_logits;
         self.section(start..start + 3 * self.num_block_writes).as_chunks().0

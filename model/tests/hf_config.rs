@@ -41,7 +41,11 @@ fn defaults_follow_transformers() {
     assert_eq!(plain.dtype, Dtype::Bf16);
     assert_eq!((attention(&plain).head_dim, plain.ropes()[0].theta), (6, 10_000.0));
     assert_eq!(plain.ropes()[0].scaling, RopeScaling::None);
-    assert!(plain.lm_head == LmHead::Own && !attention(&plain).qkv_bias && !plain.layers[0].mlp.dense().bias);
+    assert!(
+        plain.lm_head == LmHead::Own
+            && !attention(&plain).qkv_bias
+            && !plain.layers[0].mlp.dense().unwrap().bias
+    );
     assert_eq!(attention(&plain).scale, 6f32.powf(-0.5));
     let one = with(llama(), json!({"num_key_value_heads": null, "torch_dtype": null}));
     assert_eq!((attention(&spec(&one)).num_kv_heads, spec(&one).dtype), (4, Dtype::F32));

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quire_scheduler::kv::KvGroup;
 use quire_scheduler::sim::{SimFailures, SimModel, SimRunner, SimRunnerConfig};
 use quire_scheduler::{
     ModelRunner, Request, RequestId, SamplingParams, Scheduler, SchedulerConfig, SchedulingPolicy,
@@ -28,6 +29,7 @@ fn measure(rows: u32) {
         max_model_len: PROMPT_LEN + OUTPUT_LEN,
         block_size: 16,
         num_blocks: rows * (PROMPT_LEN + OUTPUT_LEN).div_ceil(16) + 1,
+        kv_groups: vec![KvGroup::FULL],
         enable_prefix_caching: true,
         enable_kv_events: false,
         policy: SchedulingPolicy::Fcfs,

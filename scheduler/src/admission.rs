@@ -1,7 +1,8 @@
 //! Admission: which waiting requests enter a slot in this step.
 //!
 //! A request is admitted only if the whole of its sequence so far fits into the free blocks, over and above
-//! what the running requests still need for theirs; it would only be preempted again otherwise. If the first
+//! what the running requests still need for theirs; it would only be preempted again otherwise. What counts is
+//! the most that it holds at a time: layers with a window give blocks back as the sequence goes on. If the first
 //! in the queue does not fit, those behind it wait too, or a stream of small requests could keep a big one
 //! out for ever.
 //!
@@ -71,7 +72,7 @@ impl Scheduler {
     fn blocks_promised(&self) -> usize {
         let missing = |&index: &u32| {
             let state = &self.requests[index];
-            self.kv.blocks_for(state.num_tokens()).saturating_sub(state.table.len())
+            self.kv.num_blocks_missing(&state.table, state.num_computed, state.num_tokens())
         };
         self.running.iter().map(missing).sum()
     }
@@ -94,7 +95,7 @@ impl Scheduler {
         }
         hits.clear();
         if let Some(hash) = &state.waits_for {
-            if self.expected.contains_key(hash) && self.kv.pool().get(hash).is_none() {
+            if self.expected.contains_key(hash) && !self.kv.is_cached(hash) {
                 return Verdict::Defer;
             }
             state.waits_for = None;
@@ -107,9 +108,9 @@ impl Scheduler {
             let (_, hashes, sequence) = state.blocks();
             sequence.extend_hashes(hashes, usize::MAX, block_size as usize);
             if reads {
-                self.kv.find_hits(hashes, num_known, hits);
+                let num_hits = self.kv.find_hits(hashes, num_known, hits);
                 let could_hit = ((num_known - 1) / block_size) as usize;
-                let next = hashes[..could_hit].get(hits.len()).copied();
+                let next = hashes[..could_hit].get(num_hits).copied();
                 if let Some(hash) = next.filter(|hash| self.expected.contains_key(hash)) {
                     state.waits_for = Some(hash);
                     self.num_deferred += 1;
@@ -125,10 +126,10 @@ impl Scheduler {
     /// beyond those of its first row.
     fn admit(&mut self, draft: &mut Draft, index: u32, hits: &[crate::kv::BlockId], now_us: TimeUs) -> usize {
         let Reverse(slot) = self.free_slots.pop().expect("a slot is free");
-        let num_cached = hits.len() as u32 * self.kv.block_size();
         let state = &mut self.requests[index];
         let num_known = state.num_known();
         self.kv.adopt(&mut state.table, hits);
+        let num_cached = state.table.len() as u32 * self.kv.block_size();
         state.slot = Some(slot);
         state.num_computed = num_cached;
         if !state.was_scheduled {
@@ -153,12 +154,13 @@ impl Scheduler {
         self.waiting.remove(rank);
         self.running.push(index);
         let blocks_from = draft.plan.new_block_ids.len() as u32;
-        let table = &mut self.requests[index].table;
-        let grown = self.kv.grow(table, num_cached + num_tokens, &mut draft.plan.new_block_ids);
+        let (table, end) = (&mut self.requests[index].table, num_cached + num_tokens);
+        let grown = self.kv.grow(table, num_cached, end, &mut draft.plan.new_block_ids);
         assert!(grown, "the whole sequence fits, so a part of it does");
         self.plan_row(draft, index, num_tokens, blocks_from);
         self.expect_rest(index);
-        self.kv.blocks_for(num_known) - self.requests[index].table.len()
+        let state = &self.requests[index];
+        self.kv.num_blocks_missing(&state.table, state.num_computed, num_known)
     }
 
     /// Lets others wait for the blocks that this request has still to fill.

@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::in_flight::RowOutcome;
-use crate::kv::{BlockHash, BlockId};
+use crate::kv::{BlockId, BlockKey};
 use crate::scheduler::Scheduler;
+use crate::state::RequestState;
 
 macro_rules! ensure {
     ($holds:expr, $($text:tt)+) => {
@@ -30,11 +31,9 @@ impl Scheduler {
         let total = pool.num_total();
         let mut holders = vec![0u32; total as usize + 1];
         for index in self.requests.indexes() {
-            for block in self.requests[index].table.blocks() {
-                holders[block.0 as usize] += 1;
-            }
+            let held = self.requests[index].table.blocks().iter().filter(|block| !block.is_null());
+            held.for_each(|block| holders[block.0 as usize] += 1);
         }
-        ensure!(holders[0] == 0, "the padding block is in a block table");
         let mut num_held = 0;
         for block in (1..=total).map(BlockId) {
             let (count, held_by) = (pool.ref_count(block), holders[block.0 as usize]);
@@ -52,20 +51,20 @@ impl Scheduler {
     /// The map from content to block says what the blocks say.
     fn check_cache(&self) -> Result<(), String> {
         let pool = self.kv.pool();
-        let mut contents: BTreeMap<BlockHash, u32> = BTreeMap::new();
+        let mut contents: BTreeMap<BlockKey, u32> = BTreeMap::new();
         let mut free_cached = 0;
         for block in (1..=pool.num_total()).map(BlockId) {
-            if let Some(hash) = pool.hash(block) {
-                *contents.entry(*hash).or_default() += 1;
+            if let Some(key) = pool.key(block) {
+                *contents.entry(*key).or_default() += 1;
                 free_cached += u32::from(pool.ref_count(block) == 0);
-                let first = pool.get(hash);
+                let first = pool.get(key);
                 ensure!(first.is_some(), "block {} is registered but cannot be hit", block.0);
-                let first = first.and_then(|first| pool.hash(first));
-                ensure!(first == Some(hash), "a hit on block {}'s hash gives other content", block.0);
+                let first = first.and_then(|first| pool.key(first));
+                ensure!(first == Some(key), "a hit on block {}'s key gives other content", block.0);
             }
         }
         let (mapped, held) = (pool.num_cached(), contents.len());
-        ensure!(mapped == held, "{mapped} hashes can be hit, {held} are held by blocks");
+        ensure!(mapped == held, "{mapped} keys can be hit, {held} are held by blocks");
         let counted = pool.num_free_cached();
         ensure!(counted == free_cached, "{counted} free blocks are said to be cached, {free_cached} are");
         Ok(())
@@ -93,11 +92,7 @@ impl Scheduler {
             ensure!(state.num_tokens() <= state.max_len, "request {id} is planned beyond its length");
             let room = state.table.len() * self.config.block_size as usize;
             ensure!(room >= state.num_computed as usize, "request {id} computed more than its blocks hold");
-            for (i, block) in state.table.blocks()[..state.table.num_registered()].iter().enumerate() {
-                let hash = self.kv.pool().hash(*block);
-                let same = hash.is_none() || hash == state.hashes.get(i);
-                ensure!(same, "block {} of request {id} is registered as other content", block.0);
-            }
+            self.check_table(state).map_err(|wrong| format!("request {id}: {wrong}"))?;
             if state.slot.is_none() {
                 ensure!(state.table.is_empty(), "request {id} waits and holds blocks");
                 ensure!(state.num_computed == 0, "request {id} waits and has computed tokens");
@@ -107,6 +102,32 @@ impl Scheduler {
         ensure!(num_deferred == self.num_deferred, "{num_deferred} deferred, counted {}", self.num_deferred);
         for owner in self.expected.values() {
             ensure!(self.requests.is_running(*owner), "blocks are expected of a request that does not run");
+        }
+        Ok(())
+    }
+
+    /// Blocks are registered as what they hold, and each group has those that a token to come can see: all, or
+    /// those of its window. Of no group are there more than admission counts with.
+    fn check_table(&self, state: &RequestState) -> Result<(), String> {
+        let (kv, table) = (&self.kv, &state.table);
+        let most_tokens = (table.len() as u32 * kv.block_size()).min(self.config.max_model_len);
+        for (group, kind) in kv.groups().iter().enumerate() {
+            let num_skipped = kind.num_skipped_blocks(state.num_computed, kv.block_size());
+            let mut num_held = 0;
+            for i in 0..table.len() {
+                let block = kv.blocks_at(table, i)[group];
+                if block.is_null() {
+                    ensure!(i < num_skipped && num_held == 0, "block {i} of group {group} is missing");
+                    continue;
+                }
+                num_held += 1;
+                let Some(key) = kv.pool().key(block) else { continue };
+                let expected = state.hashes.get(i).map(|&hash| BlockKey { hash, group: group as u32 });
+                let is_due = i < table.num_registered() && Some(*key) == expected;
+                ensure!(is_due, "block {} is registered as other content", block.0);
+            }
+            let most = kind.max_blocks(most_tokens, self.config.max_num_batched_tokens, kv.block_size());
+            ensure!(num_held <= most, "{num_held} blocks in group {group}, whose window needs {most}");
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! [`SchedulerConfig`]: the limits within which the scheduler plans, checked once at the start.
 
+use crate::kv::{KvCacheConfig, KvGroup, MAX_KV_GROUPS};
+
 /// Which waiting request is admitted first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SchedulingPolicy {
@@ -23,6 +25,9 @@ pub struct SchedulerConfig {
     pub block_size: u32,
     /// KV blocks, the padding block included.
     pub num_blocks: u32,
+    /// The groups of the model's layers; each sequence has blocks in every one. At least one and at most
+    /// [`MAX_KV_GROUPS`].
+    pub kv_groups: Vec<KvGroup>,
     /// Keep and look up the content of full blocks.
     pub enable_prefix_caching: bool,
     /// Report what enters and leaves the prefix cache in [`crate::StepOutputs::kv_events`].
@@ -60,15 +65,7 @@ impl SchedulerConfig {
                 max_num_seqs: self.max_num_seqs,
             });
         }
-        let kv_tokens = u64::from(self.num_blocks.saturating_sub(1)) * u64::from(self.block_size);
-        if kv_tokens < u64::from(self.max_model_len) {
-            return Err(ConfigError::KvCacheTooSmall {
-                max_model_len: self.max_model_len,
-                kv_tokens,
-                num_blocks: self.num_blocks,
-                block_size: self.block_size,
-            });
-        }
+        self.check_kv_cache()?;
         if self.long_prefill_token_threshold > self.max_model_len {
             return Err(ConfigError::ThresholdAboveModelLen {
                 long_prefill_token_threshold: self.long_prefill_token_threshold,
@@ -83,6 +80,43 @@ impl SchedulerConfig {
         }
         if self.whole_prompts {
             self.check_whole_prompts()?;
+        }
+        Ok(())
+    }
+
+    /// What there is to manage in blocks.
+    pub fn kv_cache(&self) -> KvCacheConfig {
+        KvCacheConfig {
+            num_blocks: self.num_blocks,
+            block_size: self.block_size,
+            groups: self.kv_groups.clone(),
+            max_step_tokens: self.max_num_batched_tokens,
+            enable_prefix_caching: self.enable_prefix_caching,
+            record_events: self.enable_kv_events,
+        }
+    }
+
+    /// The most blocks that a sequence of the greatest length holds at a time, over all groups of layers.
+    pub fn blocks_per_sequence(&self) -> u32 {
+        self.kv_cache().max_blocks(self.max_model_len) as u32
+    }
+
+    fn check_kv_cache(&self) -> Result<(), ConfigError> {
+        let num_groups = self.kv_groups.len();
+        if !(1..=MAX_KV_GROUPS).contains(&num_groups) {
+            return Err(ConfigError::KvGroups { num_groups });
+        }
+        if self.kv_groups.iter().any(|group| group.sliding_window == Some(0)) {
+            return Err(ConfigError::Zero { field: "sliding_window" });
+        }
+        let needed = self.kv_cache().max_blocks(self.max_model_len);
+        if (self.num_blocks as usize) <= needed {
+            return Err(ConfigError::KvCacheTooSmall {
+                max_model_len: self.max_model_len,
+                needed,
+                num_blocks: self.num_blocks,
+                block_size: self.block_size,
+            });
         }
         Ok(())
     }
@@ -128,18 +162,24 @@ pub enum ConfigError {
     },
     /// One request of the greatest length does not fit, so it could outgrow the cache with nobody to preempt.
     #[error(
-        "the KV cache holds {kv_tokens} tokens ({num_blocks} blocks of {block_size}, one of them padding), \
-         fewer than max_model_len ({max_model_len}): lower max_model_len or give the cache more memory"
+        "the KV cache has {num_blocks} blocks of {block_size} tokens, one of them padding; a sequence of \
+         max_model_len ({max_model_len}) needs {needed}: lower max_model_len or give the cache more memory"
     )]
     KvCacheTooSmall {
         /// As configured.
         max_model_len: u32,
-        /// What fits.
-        kv_tokens: u64,
+        /// Blocks that it holds at a time, over all groups of layers.
+        needed: usize,
         /// As configured.
         num_blocks: u32,
         /// As configured.
         block_size: u32,
+    },
+    /// A number of groups that cannot be.
+    #[error("kv_groups has {num_groups} groups of layers; it must have 1 to {MAX_KV_GROUPS}")]
+    KvGroups {
+        /// As configured.
+        num_groups: usize,
     },
     /// A threshold that no request can reach.
     #[error(

@@ -1,7 +1,7 @@
 //! What the scheduler remembers of a plan until its results are in: [`InFlightStep`]; and the plan under
 //! construction: [`Draft`].
 
-use crate::kv::{BlockHash, BlockId};
+use crate::kv::{BlockId, BlockKey};
 use crate::output::SchedulerOutput;
 use crate::request::RequestId;
 
@@ -29,7 +29,7 @@ pub(crate) enum RowOutcome {
 pub(crate) struct Registered {
     pub(crate) owner: RequestId,
     pub(crate) block: BlockId,
-    pub(crate) hash: BlockHash,
+    pub(crate) key: BlockKey,
 }
 
 /// A plan whose results are not in yet.

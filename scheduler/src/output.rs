@@ -40,7 +40,8 @@ pub struct ScheduledRow {
     /// At least 1. If the last of these tokens was sampled in a step still in flight, the host does not
     /// know it yet: the runner takes it from the slot's last sampled token.
     pub num_tokens: u32,
-    /// The blocks to append to the slot's block table: a range of [`SchedulerOutput::new_block_ids`].
+    /// The blocks to append to the slot's block tables: a range of [`SchedulerOutput::new_block_ids`], where the
+    /// n-th blocks of all groups of layers are side by side (`[new][groups]`).
     pub new_blocks: Range<u32>,
     /// Whether the row reaches the end of the known sequence, so that a token is to be sampled.
     pub samples: bool,
@@ -62,7 +63,8 @@ pub struct AdmittedRequest {
     pub sampling: Arc<SamplingParams>,
     /// Adapter whose weights apply.
     pub adapter: Option<Arc<str>>,
-    /// Blocks that hold the KV of the first `row.start` tokens.
+    /// Blocks that hold the KV of the first `row.start` tokens, `[hit][groups]`. [`BlockId::NULL`] where a group's
+    /// window does not reach.
     pub block_ids: Vec<BlockId>,
 }
 

@@ -95,7 +95,7 @@ impl Scheduler {
         let state = &self.requests[index];
         let pool = self.kv.pool();
         let (mut num_shared, mut num_blocks) = (0, 0);
-        for &block in state.table.blocks() {
+        for &block in state.table.blocks().iter().filter(|block| !block.is_null()) {
             if pool.ref_count(block) == 1 {
                 num_blocks += 1;
             } else {
@@ -104,8 +104,9 @@ impl Scheduler {
         }
         let planned = if state.planned.0 == self.calls { state.planned.1 } else { 0 };
         let num_computed = state.num_computed - planned;
-        // Only full blocks are ever shared.
-        let lost = num_computed.saturating_sub(num_shared * self.kv.block_size());
+        // Only full blocks are ever shared. A block in one of several groups is that part of its tokens.
+        let num_kept = num_shared / self.kv.groups().len() as u32 * self.kv.block_size();
+        let lost = num_computed.saturating_sub(num_kept);
         let priority = match self.config.policy {
             SchedulingPolicy::Fcfs => 0,
             SchedulingPolicy::Priority => state.request.priority,
@@ -132,7 +133,7 @@ impl Scheduler {
         draft.flight.registered.retain(|entry| {
             let keep = entry.owner != row.id;
             if !keep {
-                kv.unregister(entry.block, &entry.hash);
+                kv.unregister(entry.block, &entry.key);
             }
             keep
         });

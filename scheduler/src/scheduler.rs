@@ -21,7 +21,7 @@ use std::hash::BuildHasherDefault;
 
 use crate::config::{ConfigError, SchedulerConfig};
 use crate::in_flight::{Draft, InFlightRow, InFlightStep, Registered, RowOutcome};
-use crate::kv::{BlockHash, BlockId, KvCacheManager, LeadingBytes};
+use crate::kv::{BlockHash, BlockId, BlockKey, KvCacheManager, LeadingBytes};
 use crate::output::{Preemption, RequestUpdate, ScheduledRow, SchedulerOutput, SchedulerStats};
 use crate::queue::{Rank, WaitingQueue};
 use crate::request::{FinishReason, Request, RequestId, TimeUs};
@@ -71,12 +71,7 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self {
-            kv: KvCacheManager::new(
-                config.num_blocks,
-                config.block_size,
-                config.enable_prefix_caching,
-                config.enable_kv_events,
-            ),
+            kv: KvCacheManager::new(config.kv_cache()),
             requests: Requests::default(),
             running: Vec::with_capacity(config.max_num_seqs as usize),
             waiting: WaitingQueue::default(),
@@ -215,9 +210,9 @@ impl Scheduler {
                 continue;
             }
             let blocks_from = draft.plan.new_block_ids.len() as u32;
-            let needed = self.requests[index].num_computed + num_tokens;
-            let table = &mut self.requests[index].table;
-            if self.kv.grow(table, needed, &mut draft.plan.new_block_ids) {
+            let state = &mut self.requests[index];
+            let (start, end) = (state.num_computed, state.num_computed + num_tokens);
+            if self.kv.grow(&mut state.table, start, end, &mut draft.plan.new_block_ids) {
                 self.plan_row(draft, index, num_tokens, blocks_from);
                 at += 1;
                 continue;
@@ -280,7 +275,10 @@ impl Scheduler {
         let (table, hashes, sequence) = state.blocks();
         sequence.extend_hashes(hashes, num_full, block_size as usize);
         for i in self.kv.register(table, num_full, hashes, &sequence) {
-            draft.flight.registered.push(Registered { owner, block: table.blocks()[i], hash: hashes[i] });
+            for (group, &block) in self.kv.blocks_at(table, i).iter().enumerate() {
+                let key = BlockKey { hash: hashes[i], group: group as u32 };
+                draft.flight.registered.push(Registered { owner, block, key });
+            }
         }
         self.stop_expecting(index, num_full);
     }

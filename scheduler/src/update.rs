@@ -76,7 +76,7 @@ impl Scheduler {
         for flight in &mut steps {
             flight.written_off = true;
             for entry in flight.registered.drain(..) {
-                self.kv.unregister(entry.block, &entry.hash);
+                self.kv.unregister(entry.block, &entry.key);
             }
             for row in &flight.rows {
                 if self.requests.is_live(row.index, row.id) {
@@ -144,11 +144,12 @@ impl Scheduler {
     /// Ends one request whose row failed. What it computed may be as bad as its result, so it is not kept.
     fn fail_row(&mut self, index: u32, reason: &FinishReason, out: &mut StepOutputs) {
         let id = self.requests[index].request.id;
-        self.kv.unregister_computed(&self.requests[index].table);
+        let state = &self.requests[index];
+        self.kv.unregister_computed(&state.table, &state.hashes);
         // If it was preempted since, its table is empty, but what it registered is still to be found here.
         for entry in self.in_flight.iter().flat_map(|flight| &flight.registered) {
             if entry.owner == id {
-                self.kv.unregister(entry.block, &entry.hash);
+                self.kv.unregister(entry.block, &entry.key);
             }
         }
         let state = self.retire(index);

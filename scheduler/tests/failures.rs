@@ -35,7 +35,7 @@ fn what_a_failed_step_should_have_written_is_not_hit() {
     driver.add([with_prompt(1, prompt.clone(), 5)]);
     let plan = driver.schedule().unwrap();
     driver.finish_with(plan, Err(&failure(1)));
-    let [KvEvent::Stored { block_hashes: stored, .. }, KvEvent::Removed { block_hashes: removed }] =
+    let [KvEvent::Stored { block_hashes: stored, .. }, KvEvent::Removed { block_hashes: removed, .. }] =
         &driver.heard.events[..]
     else {
         panic!("{:?}", driver.heard.events)

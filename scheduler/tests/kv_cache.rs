@@ -18,7 +18,22 @@ fn hashes_of(sequence: &Sequence<'_>, block_size: usize) -> Vec<BlockHash> {
 
 /// A manager of 10 usable blocks of 2 tokens, with events.
 fn manager() -> KvCacheManager {
-    KvCacheManager::new(11, 2, true, true)
+    KvCacheManager::new(config())
+}
+
+fn config() -> KvCacheConfig {
+    KvCacheConfig {
+        num_blocks: 11,
+        block_size: 2,
+        groups: vec![KvGroup::FULL],
+        max_step_tokens: 100,
+        enable_prefix_caching: true,
+        record_events: true,
+    }
+}
+
+fn key(hash: BlockHash) -> BlockKey {
+    BlockKey { hash, group: 0 }
 }
 
 /// Computes and registers a whole prompt, as a step would.
@@ -28,7 +43,7 @@ fn fill(manager: &mut KvCacheManager, prompt: &[u32]) -> BlockTable {
     let hashes = hashes_of(&sequence, 2);
     manager.find_hits(&hashes, prompt.len() as u32, &mut hits);
     manager.adopt(&mut table, &hits);
-    assert!(manager.grow(&mut table, prompt.len() as u32, &mut Vec::new()));
+    assert!(manager.grow(&mut table, 0, prompt.len() as u32, &mut Vec::new()));
     manager.register(&mut table, hashes.len(), &hashes, &sequence);
     table
 }
@@ -101,7 +116,7 @@ fn content_is_forgotten_only_when_its_block_is_given_out() {
     manager.free(&mut table);
     assert_eq!(manager.pool().num_cached(), 10);
     let mut other = BlockTable::default();
-    assert!(manager.grow(&mut other, 6, &mut Vec::new()));
+    assert!(manager.grow(&mut other, 0, 6, &mut Vec::new()));
     assert_eq!(manager.pool().num_cached(), 7);
     let (hashes, mut hits) = (hashes_of(&sequence(&prompt), 2), Vec::new());
     manager.find_hits(&hashes, 20, &mut hits);
@@ -116,7 +131,7 @@ fn a_hit_takes_its_blocks_out_of_reach_of_eviction() {
     let second = fill(&mut manager, &[1, 2, 3, 4, 6]);
     assert_eq!(second.blocks()[..2], [BlockId(1), BlockId(2)]);
     let mut rest = BlockTable::default();
-    assert!(manager.grow(&mut rest, 14, &mut Vec::new()));
+    assert!(manager.grow(&mut rest, 0, 14, &mut Vec::new()));
     assert!(rest.blocks().iter().all(|block| !second.blocks().contains(block)));
     assert_eq!(manager.pool().num_free(), 0);
     assert_eq!(manager.pool().ref_count(BlockId(1)), 1);
@@ -126,13 +141,13 @@ fn a_hit_takes_its_blocks_out_of_reach_of_eviction() {
 fn too_few_free_blocks_leave_everything_as_it_was() {
     let mut manager = manager();
     let mut table = BlockTable::default();
-    assert!(manager.grow(&mut table, 17, &mut Vec::new()));
+    assert!(manager.grow(&mut table, 0, 17, &mut Vec::new()));
     let before = (table.blocks().to_vec(), manager.pool().num_free());
     let mut new = Vec::new();
-    assert!(!manager.grow(&mut table, 21, &mut new));
+    assert!(!manager.grow(&mut table, 0, 21, &mut new));
     assert_eq!((table.blocks().to_vec(), manager.pool().num_free()), before);
     assert!(new.is_empty());
-    assert!(manager.grow(&mut table, 20, &mut new));
+    assert!(manager.grow(&mut table, 0, 20, &mut new));
     assert_eq!(new, [BlockId(10)]);
 }
 
@@ -140,7 +155,7 @@ fn too_few_free_blocks_leave_everything_as_it_was() {
 fn a_hit_never_covers_the_last_token() {
     let mut manager = manager();
     fill(&mut manager, &[1, 2, 3, 4]);
-    let hits_of = |prompt: &[u32]| {
+    let mut hits_of = |prompt: &[u32]| {
         let mut hits = Vec::new();
         manager.find_hits(&hashes_of(&sequence(prompt), 2), prompt.len() as u32, &mut hits);
         hits.len()
@@ -170,17 +185,17 @@ fn equal_content_may_be_in_two_blocks_and_outlives_the_first() {
     let mut two = BlockTable::default();
     let sequence = sequence(&prompt);
     let hashes = hashes_of(&sequence, 2);
-    assert!(manager.grow(&mut two, 3, &mut Vec::new()));
+    assert!(manager.grow(&mut two, 0, 3, &mut Vec::new()));
     manager.register(&mut two, 1, &hashes, &sequence);
     assert_eq!(manager.pool().num_cached(), 1);
     let (first, second) = (one.blocks()[0], two.blocks()[0]);
     assert_ne!(first, second);
-    assert_eq!(manager.pool().get(&hashes[0]), Some(first));
-    manager.unregister(first, &hashes[0]);
-    assert_eq!(manager.pool().get(&hashes[0]), Some(second));
-    manager.unregister(first, &hashes[0]);
-    manager.unregister(second, &hashes[0]);
-    assert_eq!(manager.pool().get(&hashes[0]), None);
+    assert_eq!(manager.pool().get(&key(hashes[0])), Some(first));
+    manager.unregister(first, &key(hashes[0]));
+    assert_eq!(manager.pool().get(&key(hashes[0])), Some(second));
+    manager.unregister(first, &key(hashes[0]));
+    manager.unregister(second, &key(hashes[0]));
+    assert_eq!(manager.pool().get(&key(hashes[0])), None);
     let stored = |event: &&KvEvent| matches!(event, KvEvent::Stored { .. });
     let events = manager.take_events();
     assert_eq!(events.iter().filter(stored).count(), 1, "told once, whatever the number of blocks");
@@ -210,7 +225,7 @@ fn events_tell_chains_with_their_parents() {
     let (prompt, salt): (Vec<u32>, Arc<str>) = ((1..=6).collect(), "s".into());
     let sequence = Sequence { cache_salt: Some(&salt), ..sequence(&prompt) };
     let hashes = hashes_of(&sequence, 2);
-    assert!(manager.grow(&mut table, 6, &mut Vec::new()));
+    assert!(manager.grow(&mut table, 0, 6, &mut Vec::new()));
     assert_eq!(manager.register(&mut table, 1, &hashes, &sequence), 0..1);
     assert_eq!(manager.register(&mut table, 1, &hashes, &sequence), 1..1);
     assert_eq!(manager.register(&mut table, 3, &hashes, &sequence), 1..3);
@@ -221,17 +236,19 @@ fn events_tell_chains_with_their_parents() {
         block_size: 2,
         adapter: None,
         cache_salt: Some(salt.clone()),
+        group: 0,
+        sliding_window: None,
     };
     assert_eq!(manager.take_events(), [stored(0..1, None), stored(1..3, Some(hashes[0]))]);
     manager.free(&mut table);
-    assert!(manager.grow(&mut table, 20, &mut Vec::new()));
-    let removed = KvEvent::Removed { block_hashes: vec![hashes[2], hashes[1], hashes[0]] };
+    assert!(manager.grow(&mut table, 0, 20, &mut Vec::new()));
+    let removed = KvEvent::Removed { block_hashes: vec![hashes[2], hashes[1], hashes[0]], group: 0 };
     assert_eq!(manager.take_events(), [removed]);
 }
 
 #[test]
 fn nothing_is_kept_for_nobody() {
-    let mut manager = KvCacheManager::new(11, 2, true, false);
+    let mut manager = KvCacheManager::new(KvCacheConfig { record_events: false, ..config() });
     let mut table = fill(&mut manager, &[1, 2, 3]);
     manager.free(&mut table);
     manager.reset_prefix_cache();

@@ -199,5 +199,5 @@ fn events_follow_the_cache() {
     driver.add([request(2, 15, 1)]);
     driver.run();
     let removed: Vec<BlockHash> = [second[0], first[1], first[0]].into();
-    assert_eq!(driver.heard.events[2], KvEvent::Removed { block_hashes: removed });
+    assert_eq!(driver.heard.events[2], KvEvent::Removed { block_hashes: removed, group: 0 });
 }

@@ -230,7 +230,7 @@ fn limits_that_contradict_each_other_are_refused_by_name() {
     assert!(refused(|c| c.max_num_batched_tokens = 0).contains("max_num_batched_tokens"));
     assert!(refused(|c| c.max_num_batched_tokens = 7).contains("max_num_seqs (8)"));
     assert!(refused(|c| c.max_model_len = 1).contains("max_model_len is 1"));
-    assert!(refused(|c| c.num_blocks = 25).contains("holds 96 tokens"));
+    assert!(refused(|c| c.num_blocks = 25).contains("needs 25"));
     assert!(refused(|c| c.long_prefill_token_threshold = 101).contains("long_prefill_token_threshold"));
     assert!(refused(|c| c.priority_ageing_us = 1).contains("priority_ageing_us"));
     let events = |c: &mut SchedulerConfig| (c.enable_prefix_caching, c.enable_kv_events) = (false, true);

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::*;
-use quire_scheduler::kv::BlockId;
+use quire_scheduler::kv::{BlockId, KvGroup};
 use quire_scheduler::sim::*;
 use quire_scheduler::*;
 
@@ -17,7 +17,11 @@ fn runner_config(check: bool) -> SimRunnerConfig {
         max_num_seqs: 8,
         max_in_flight: 2,
         cost: None,
-        check: check.then_some(SimCheck { num_blocks: 101, block_size: BLOCK }),
+        check: check.then_some(SimCheck {
+            num_blocks: 101,
+            block_size: BLOCK,
+            kv_groups: vec![KvGroup::FULL],
+        }),
         failures: SimFailures::default(),
     }
 }
@@ -71,7 +75,7 @@ fn complaint(spoil: fn(&mut SchedulerOutput)) -> String {
 #[test]
 fn wrong_plans_are_found() {
     let own = |plan: &mut SchedulerOutput| plan.new_block_ids[0] = BlockId(4);
-    assert!(complaint(own).contains("does not hold positions"), "another's block is overwritten");
+    assert!(complaint(own).contains("does not hold position"), "another's block is overwritten");
     assert!(complaint(|plan| plan.new_block_ids[0] = BlockId(0)).contains("does not exist"));
     assert!(complaint(|plan| plan.rows[0].new_blocks = 0..0).contains("has no block"));
     assert!(complaint(|plan| plan.rows[0].start += 1).contains("computes 9..10 of 9"));
@@ -108,7 +112,7 @@ fn a_false_hit_is_found() {
     assert_eq!(plan.admitted[0].block_ids.len(), 2);
     plan.admitted[0].adapter = Some("other".into());
     let error = runner.submit(&plan).expect_err("a wrong hit is found");
-    assert!(error.reason.contains("does not hold positions 0.."), "{}", error.reason);
+    assert!(error.reason.contains("does not hold position 0"), "{}", error.reason);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The production scheduler, driven through hundreds of seeded lives.
 //!
-//! One seed alone: `QUIRE_SIM_SEED=7 cargo test --release -p quire-scheduler --test simulator`.
+//! One seed alone: `QUIRE_SIM_SEED=7 cargo test --release -p quire-scheduler --test simulator`. More of them:
+//! `QUIRE_SIM_SEEDS=20000`.
 #![allow(clippy::disallowed_types, reason = "the threads of a test share a sum")]
 
 use std::sync::Mutex;
@@ -27,12 +28,14 @@ fn invariant_5_6_8_hold_in_every_step_of_every_life() {
         println!("{:#?}", run(seed.parse().expect("QUIRE_SIM_SEED is a number")));
         return;
     }
+    let num_seeds =
+        std::env::var("QUIRE_SIM_SEEDS").map_or(NUM_SEEDS, |seeds| seeds.parse().expect("a number"));
     let next = AtomicU64::new(0);
     let total = Mutex::new(SimReport::default());
     let worker = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= NUM_SEEDS {
+            if seed >= num_seeds {
                 return;
             }
             let report = run(seed);
@@ -45,6 +48,8 @@ fn invariant_5_6_8_hold_in_every_step_of_every_life() {
             total.preempted += report.preempted;
             total.cache_hits += report.cache_hits;
             total.deferrals += report.deferrals;
+            total.skipped += report.skipped;
+            total.window_hits += report.window_hits;
             total.forced += report.forced;
             total.stuck += report.stuck;
         }
@@ -55,12 +60,13 @@ fn invariant_5_6_8_hold_in_every_step_of_every_life() {
         }
     });
     let total = total.into_inner().unwrap();
-    println!("{NUM_SEEDS} seeds: {total:?}");
+    println!("{num_seeds} seeds: {total:?}");
     assert!(total.steps >= 1_000_000, "only {} steps", total.steps);
     // A simulation in which nothing happens proves nothing.
     assert!(total.finished > 100_000, "{total:?}");
     assert!(total.aborted > 1_000 && total.failed > 1_000, "{total:?}");
     assert!(total.preempted > 10_000, "{total:?}");
+    assert!(total.skipped > 1_000_000 && total.window_hits > 10_000, "{total:?}");
     assert!(total.forced > 10_000 && total.stuck > 1_000, "{total:?}");
     assert!(total.cache_hits > 100_000 && total.deferrals > 1_000, "{total:?}");
 }

@@ -110,6 +110,11 @@ pub(super) struct ModelArgs {
     /// of the object of that name
     #[arg(long, value_name = "JSON")]
     pub(super) hf_overrides: Option<String>,
+    /// Quantise full-precision weights when they are loaded: int8 or fp8 (a scale a row), nf4, q8_0, q4_k;
+    /// embeddings, lm_head and routers of experts stay. Quantised checkpoints are known by themselves; naming their
+    /// method (gptq, awq, ...) refuses all others
+    #[arg(long, short, value_name = "METHOD")]
+    pub(super) quantization: Option<String>,
     /// Where weights come from; dummy = random numbers of the right shape, for measurements
     #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto)]
     pub(super) load_format: LoadFormatArg,
@@ -209,6 +214,9 @@ pub(super) struct SchedulingArgs {
     #[arg(long, value_name = "BOOL", default_value = "true", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set)]
     pub(super) enable_prefix_caching: bool,
+    /// All layers keep all tokens: layers with a sliding window do not free the blocks that fell out of it
+    #[arg(long)]
+    pub(super) disable_hybrid_kv_cache_manager: bool,
     /// Who goes first: in order of arrival, or by the request's priority (lower first)
     #[arg(long, value_enum, default_value_t = PolicyArg::Fcfs)]
     pub(super) scheduling_policy: PolicyArg,

@@ -128,7 +128,6 @@ const NO_COMPILER: &str = "there is no compiler to configure";
 const NO_TRACES: &str = "traces are not exported";
 
 const REFUSED: &[(&str, &str)] = &[
-    ("quantization", "weights are used as stored in the folder"),
     ("revision", NO_DOWNLOAD),
     ("tokenizer-revision", NO_DOWNLOAD),
     ("code-revision", NO_DOWNLOAD),
@@ -368,7 +367,7 @@ mod tests {
         assert_eq!(long_form("-tp").as_deref(), Some("--tensor-parallel-size"));
         assert_eq!(long_form("-tp=2").as_deref(), Some("--tensor-parallel-size=2"));
         assert_eq!(long_form("-q"), None);
-        for flag in ["--quantization", "--no-enable-dbo", "--compilation-config.mode", "--middleware=x"] {
+        for flag in ["--revision", "--no-enable-dbo", "--compilation-config.mode", "--middleware=x"] {
             assert!(refusal(flag).is_some(), "{flag}");
         }
         assert_eq!(refusal("--max-num-sqes"), None);

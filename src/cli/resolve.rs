@@ -107,6 +107,7 @@ pub(super) fn engine_config(
         kv_cache_memory_bytes,
         gpu_memory_utilization: share,
         enable_prefix_caching: s.enable_prefix_caching,
+        hybrid_kv_cache: !s.disable_hybrid_kv_cache_manager,
         scheduling_policy: match s.scheduling_policy {
             PolicyArg::Fcfs => SchedulingPolicy::Fcfs,
             PolicyArg::Priority => SchedulingPolicy::Priority,
@@ -132,6 +133,7 @@ pub(super) fn engine_config(
             KvCacheDtypeArg::Fp8PerTokenHead => Some(KvDtype::Fp8PerTokenHead),
         },
         hf_overrides: hf_overrides(m.hf_overrides.as_deref())?,
+        quantization: m.quantization,
         load_format: match m.load_format {
             LoadFormatArg::Auto => LoadFormat::Auto,
             LoadFormatArg::Safetensors => LoadFormat::Safetensors,

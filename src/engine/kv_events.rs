@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use quire_scheduler::TokenId;
-use quire_scheduler::kv::{BlockHash, KvEvent};
+use quire_scheduler::kv::{BlockHash, BlockKey, KvEvent};
 use tokio::sync::watch;
 
 /// Tokens of stored blocks that the ring keeps at most, whatever the number of batches: 16 MiB.
@@ -44,18 +44,19 @@ struct State {
     last: u64,
     /// By the order in which they came.
     blocks: BTreeMap<u64, Block>,
-    order: HashMap<BlockHash, u64>,
+    order: HashMap<BlockKey, u64>,
     num_stored: u64,
 }
 
 /// A block that can be hit.
 #[derive(Debug, Clone)]
 struct Block {
-    hash: BlockHash,
+    key: BlockKey,
     parent: Option<BlockHash>,
     token_ids: Vec<TokenId>,
     adapter: Option<Arc<str>>,
     cache_salt: Option<Arc<str>>,
+    sliding_window: Option<u32>,
 }
 
 /// The batch that should come next is no longer, or not yet, there.
@@ -170,22 +171,26 @@ impl State {
                 block_size,
                 adapter,
                 cache_salt,
+                group,
+                sliding_window,
             } => {
                 let mut parent = *parent_block_hash;
                 for (&hash, tokens) in block_hashes.iter().zip(token_ids.chunks(*block_size as usize)) {
                     let (adapter, cache_salt) = (adapter.clone(), cache_salt.clone());
-                    let block = Block { hash, parent, token_ids: tokens.to_vec(), adapter, cache_salt };
+                    let (key, token_ids) = (BlockKey { hash, group: *group }, tokens.to_vec());
+                    let sliding_window = *sliding_window;
+                    let block = Block { key, parent, token_ids, adapter, cache_salt, sliding_window };
                     self.num_stored += 1;
-                    if let Some(old) = self.order.insert(hash, self.num_stored) {
+                    if let Some(old) = self.order.insert(key, self.num_stored) {
                         self.blocks.remove(&old);
                     }
                     self.blocks.insert(self.num_stored, block);
                     parent = Some(hash);
                 }
             }
-            KvEvent::Removed { block_hashes } => {
-                for hash in block_hashes {
-                    if let Some(order) = self.order.remove(hash) {
+            KvEvent::Removed { block_hashes, group } => {
+                for &hash in block_hashes {
+                    if let Some(order) = self.order.remove(&BlockKey { hash, group: *group }) {
                         self.blocks.remove(&order);
                     }
                 }
@@ -203,12 +208,14 @@ impl State {
         }
         let mut events = vec![KvEvent::Cleared];
         events.extend(self.parents_first().into_iter().map(|block| KvEvent::Stored {
-            block_hashes: vec![block.hash],
+            block_hashes: vec![block.key.hash],
             parent_block_hash: block.parent,
             block_size: block.token_ids.len() as u32,
             token_ids: block.token_ids.clone(),
             adapter: block.adapter.clone(),
             cache_salt: block.cache_salt.clone(),
+            group: block.key.group,
+            sliding_window: block.sliding_window,
         }));
         // As many batches as there have been at most, so that their numbers can be consecutive.
         let num_batches = (events.len().div_ceil(SNAPSHOT_BLOCKS) as u64).min(self.last);
@@ -226,9 +233,10 @@ impl State {
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for mut block in self.blocks.values() {
             let mut chain = Vec::new();
-            while seen.insert(block.hash) {
+            while seen.insert(block.key) {
                 chain.push(block);
-                let parent = block.parent.and_then(|hash| self.order.get(&hash));
+                let parent = block.parent.map(|hash| BlockKey { hash, group: block.key.group });
+                let parent = parent.and_then(|key| self.order.get(&key));
                 let Some(parent) = parent.and_then(|order| self.blocks.get(order)) else { break };
                 block = parent;
             }
@@ -241,7 +249,7 @@ impl State {
 fn num_tokens(events: &[KvEvent]) -> usize {
     let tokens = |event: &KvEvent| match event {
         KvEvent::Stored { token_ids, .. } => token_ids.len(),
-        KvEvent::Removed { block_hashes } => block_hashes.len(),
+        KvEvent::Removed { block_hashes, .. } => block_hashes.len(),
         KvEvent::Cleared => 0,
     };
     events.iter().map(tokens).sum()
@@ -258,7 +266,7 @@ mod tests {
         BlockHash([n; 32])
     }
 
-    fn stored(parent: Option<u8>, blocks: &[u8]) -> KvEvent {
+    fn stored(parent: Option<u8>, blocks: &[u8], group: u32) -> KvEvent {
         KvEvent::Stored {
             block_hashes: blocks.iter().map(|&n| hash(n)).collect(),
             parent_block_hash: parent.map(hash),
@@ -266,14 +274,16 @@ mod tests {
             block_size: 2,
             adapter: None,
             cache_salt: None,
+            group,
+            sliding_window: None,
         }
     }
 
     /// What a subscriber who applies these knows: the parents of blocks.
-    fn known(events: &[KvEvent]) -> HashMap<BlockHash, Option<BlockHash>> {
+    fn known(events: &[KvEvent]) -> HashMap<BlockKey, Option<BlockHash>> {
         let mut state = State { max_batches: 1, ..State::default() };
         events.iter().for_each(|event| state.apply(event));
-        state.blocks.values().map(|block| (block.hash, block.parent)).collect()
+        state.blocks.values().map(|block| (block.key, block.parent)).collect()
     }
 
     #[tokio::test]
@@ -285,12 +295,13 @@ mod tests {
         let mut all = Vec::new();
         let mut live = events.subscribe_to_next();
         for step in 1..200u64 {
+            let group = rng.random_range(0..2);
             let event = match rng.random_range(0..20) {
                 0 => KvEvent::Cleared,
-                1..8 => KvEvent::Removed { block_hashes: vec![hash(rng.random_range(0..40))] },
+                1..8 => KvEvent::Removed { block_hashes: vec![hash(rng.random_range(0..40))], group },
                 _ => {
                     let block: u8 = rng.random_range(0..40);
-                    stored(block.checked_sub(1), &[block])
+                    stored(block.checked_sub(1), &[block], group)
                 }
             };
             all.push(event.clone());
@@ -302,12 +313,14 @@ mod tests {
             assert_eq!(snapshot.last().unwrap().sequence_number, step);
             let listed: Vec<_> = snapshot.iter().flat_map(|batch| batch.events.clone()).collect();
             assert_eq!(known(&listed), known(&all));
-            let mut before = HashSet::<BlockHash>::new();
+            let mut before = HashSet::<BlockKey>::new();
             for event in &listed {
-                let KvEvent::Stored { block_hashes, parent_block_hash, .. } = event else { continue };
-                let parent = parent_block_hash.filter(|parent| known(&all).contains_key(parent));
+                let KvEvent::Stored { block_hashes, parent_block_hash, group, .. } = event else { continue };
+                let key = |hash: &BlockHash| BlockKey { hash: *hash, group: *group };
+                let parent =
+                    parent_block_hash.as_ref().map(key).filter(|parent| known(&all).contains_key(parent));
                 assert!(parent.is_none_or(|parent| before.contains(&parent)), "parents come first");
-                before.extend(block_hashes);
+                before.extend(block_hashes.iter().map(key));
             }
         }
     }
@@ -317,7 +330,7 @@ mod tests {
         let events = Arc::new(KvEvents::new(3));
         let mut slow = events.subscribe_to_next();
         for n in 0..5 {
-            events.publish(vec![stored(None, &[n])]);
+            events.publish(vec![stored(None, &[n], 0)]);
         }
         let gone = BatchGone { asked: 1, oldest: 3, last: 5 };
         assert_eq!(slow.next().await.unwrap_err(), gone);
@@ -347,6 +360,8 @@ mod tests {
                 block_size: 1,
                 adapter: None,
                 cache_salt: None,
+                group: 0,
+                sliding_window: None,
             }]);
         }
         let numbers: Vec<_> =

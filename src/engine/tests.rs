@@ -35,6 +35,7 @@ fn scheduler_config() -> SchedulerConfig {
         max_model_len: 512,
         block_size: 4,
         num_blocks: 400,
+        kv_groups: vec![quire_scheduler::kv::KvGroup::FULL],
         enable_prefix_caching: true,
         enable_kv_events: false,
         policy: SchedulingPolicy::Fcfs,

@@ -28,6 +28,11 @@ pub(super) fn lost(gone: BatchGone) -> Status {
     Status::data_loss(format!("this subscriber is too slow: {gone}; subscribe again"))
 }
 
+/// vLLM's name for the layers of a group: those with a sliding window, or those without.
+pub(super) fn spec_kind(sliding_window: Option<u32>) -> &'static str {
+    if sliding_window.is_some() { "sliding_window" } else { "full_attention" }
+}
+
 /// These messages first, then what is subscribed to, until the server shuts down. A subscriber that is too slow
 /// gets what `ended` makes of its status as the last.
 pub(super) fn stream<T: Send + 'static>(

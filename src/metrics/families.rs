@@ -131,7 +131,9 @@ pub(super) fn register<C: Collector + Clone + 'static>(
 pub(super) fn cache_config_info(registry: &Registry, info: &MetricsInfo, num_blocks: u32) -> Gauge {
     let CacheInfo { block_size, enable_prefix_caching, cache_dtype, gpu_memory_utilization, .. } =
         &info.cache;
-    let size_tokens = u64::from(num_blocks) * u64::from(*block_size);
+    // As vLLM counts: where layers have windows, a sequence takes fewer blocks than its tokens fill.
+    let concurrency = f64::from(num_blocks) / f64::from(info.cache.blocks_per_sequence.max(1));
+    let size_tokens = (concurrency * f64::from(info.max_model_len)) as u64;
     let memory_bytes = info.cache.kv_cache_memory_bytes;
     let opts = Opts::new("vllm:cache_config_info", "The KV cache as configured.")
         .const_label("engine", ENGINE)
@@ -143,10 +145,7 @@ pub(super) fn cache_config_info(registry: &Registry, info: &MetricsInfo, num_blo
         .const_label("gpu_memory_utilization", gpu_memory_utilization.to_string())
         .const_label("kv_cache_memory_bytes", memory_bytes.map_or("None".into(), |b| b.to_string()))
         .const_label("kv_cache_size_tokens", size_tokens.to_string())
-        .const_label(
-            "kv_cache_max_concurrency",
-            format!("{:.2}", size_tokens as f64 / f64::from(info.max_model_len)),
-        );
+        .const_label("kv_cache_max_concurrency", format!("{concurrency:.2}"));
     let gauge = register(registry, Gauge::with_opts(opts));
     gauge.set(1.0);
     gauge

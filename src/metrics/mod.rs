@@ -39,6 +39,8 @@ pub struct MetricsInfo {
 pub struct CacheInfo {
     /// Tokens in a KV block.
     pub block_size: u32,
+    /// Blocks that a sequence of the greatest length holds at a time.
+    pub blocks_per_sequence: u32,
     /// Whether full blocks are kept for others.
     pub enable_prefix_caching: bool,
     /// Element type of the cache, in vLLM's words (`auto`, `bfloat16`, ...).

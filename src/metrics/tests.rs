@@ -11,6 +11,7 @@ impl Metrics {
     pub(crate) fn for_tests() -> Self {
         let cache = CacheInfo {
             block_size: 16,
+            blocks_per_sequence: 16,
             enable_prefix_caching: true,
             cache_dtype: "auto".into(),
             gpu_memory_utilization: 0.9,

@@ -37,6 +37,7 @@ pub(crate) fn config(block_size: usize, num_blocks: u32, max_num_batched_tokens:
         max_model_len: MAX_LEN as u32,
         block_size: block_size as u32,
         num_blocks,
+        kv_groups: vec![quire_scheduler::kv::KvGroup::FULL],
         enable_prefix_caching: true,
         enable_kv_events: false,
         policy: SchedulingPolicy::Fcfs,

@@ -83,6 +83,7 @@ impl<'a> KernelBench<'a> {
             max_logits_rows: sizes.max_batch(),
             vocab_size: spec.vocab_size,
             heads_per_group: spec.layers[0].attention.num_heads / spec.layers[0].attention.num_kv_heads,
+            num_kv_groups: 1,
         };
         // As many rows as in whole steps, so that these find the algorithms chosen.
         let announced = StepLimits { max_num_batched_tokens: sizes.step_tokens.max(max_rows), ..limits };

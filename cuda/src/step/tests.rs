@@ -23,6 +23,7 @@ const LIMITS: StepLimits = StepLimits {
     max_logits_rows: 9,
     vocab_size: 50,
     heads_per_group: 1,
+    num_kv_groups: 1,
 };
 
 /// Words of another's section at the beginning of each packet, at most.

@@ -61,6 +61,7 @@ impl Device {
             max_logits_rows,
             vocab_size,
             heads_per_group: 1,
+            num_kv_groups: 1,
         };
         let context = Context::new(0).unwrap();
         let stream = Stream::new(&context).unwrap();

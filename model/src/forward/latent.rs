@@ -58,7 +58,15 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Result<(), BackendError> {
         let Self { backend, model, rows, workspace } = self;
         let Workspace {
-            residual, normed, qkv, attended, kv_cache, rope_tables, latent: Some(buffers), ..
+            residual,
+            normed,
+            qkv,
+            attended,
+            kv_cache,
+            kv_groups,
+            rope_tables,
+            latent: Some(buffers),
+            ..
         } = &mut **workspace
         else {
             unreachable!("latent attention has its buffers")
@@ -84,7 +92,7 @@ impl<B: Backend> Pass<'_, B> {
         backend.head_linear(rows, into, q, &of_latent.into_latent, &mut buffers.queries)?;
         let norm = LatentNorm { weight: &of_latent.kv_norm, eps };
         let input = LatentInput { q, kv: &buffers.kv };
-        let (table, cache) = (&rope_tables[rope], &mut kv_cache[index]);
+        let (table, cache) = (&rope_tables[rope], &mut kv_cache[kv_groups.place(index).buffer]);
         backend.latent_and_cache(&shape, norm, table, input, &mut buffers.queries, cache)?;
         backend.latent_attention(&shape, &buffers.queries, cache, &mut buffers.attended)?;
         let out_of = heads(latent.kv_lora_rank, latent.v_head_dim);

@@ -73,7 +73,9 @@ impl Settings<'_> {
         set("torch_dtype", self.dtype().into());
         set("vocab_size", self.vocab_size()?.into());
         set("hidden_size", self.need("embedding_length")?.into());
-        set("intermediate_size", self.need("feed_forward_length")?.into());
+        // Where every layer is a mixture, some files have only the width of an expert.
+        let inner = self.size("feed_forward_length")?.or(self.size("expert_feed_forward_length")?);
+        set("intermediate_size", inner.ok_or_else(|| self.missing("feed_forward_length"))?.into());
         set("num_hidden_layers", self.need("block_count")?.into());
         set("num_attention_heads", head_count.into());
         set("num_key_value_heads", self.size("attention.head_count_kv")?.unwrap_or(head_count).into());
@@ -106,6 +108,10 @@ impl Settings<'_> {
         let mut config = Map::new();
         let window = self.size("attention.sliding_window")?.filter(|window| *window > 0);
         match (self.architecture.kind, self.architecture.name) {
+            (Kind::Llama, _) if self.architecture.num_experts > 0 => {
+                config.insert("num_local_experts".into(), self.architecture.num_experts.into());
+                config.insert("num_experts_per_tok".into(), self.need("expert_used_count")?.into());
+            }
             (Kind::Llama, _) => {
                 config.insert("attention_bias".into(), self.has("blk.0.attn_q.bias").into());
                 config.insert("mlp_bias".into(), self.has("blk.0.ffn_gate.bias").into());
@@ -114,11 +120,14 @@ impl Settings<'_> {
                     config.insert("sliding_window".into(), window.into());
                 }
             }
-            (Kind::Plain, _) => {
+            (Kind::Plain, name) => {
                 config.insert("use_sliding_window".into(), window.is_some().into());
                 if let Some(window) = window {
                     config.insert("sliding_window".into(), window.into());
                     config.insert("max_window_layers".into(), 0.into());
+                }
+                if self.architecture.num_experts > 0 {
+                    config.extend(self.of_qwen_experts(name == "qwen3moe")?);
                 }
             }
             (Kind::Phi3, _) => {
@@ -131,6 +140,26 @@ impl Settings<'_> {
                 config.insert("hidden_act".into(), "gelu_pytorch_tanh".into());
             }
             (Kind::Gemma2, name) => config.extend(self.of_gemma(name == "gemma3", window)?),
+        }
+        Ok(config)
+    }
+
+    fn of_qwen_experts(&self, third: bool) -> Result<Map<String, Value>, String> {
+        let mut config = Map::new();
+        let mut set = |field: &str, value: Value| config.insert(field.into(), value);
+        set("num_experts", self.architecture.num_experts.into());
+        set("num_experts_per_tok", self.need("expert_used_count")?.into());
+        // Older files do not say it: it is then what the second projection takes.
+        let own = |key: &str, tensor: &str| -> Result<Value, String> {
+            let of_tensor = || Some(*self.file.tensor(tensor)?.0.shape.last()? as u64);
+            self.size(key)?.or_else(of_tensor).map(Value::from).ok_or_else(|| self.missing(key))
+        };
+        set("moe_intermediate_size", own("expert_feed_forward_length", "blk.0.ffn_down_exps.weight")?);
+        set("norm_topk_prob", third.into());
+        if !third {
+            let shared = own("expert_shared_feed_forward_length", "blk.0.ffn_down_shexp.weight")?;
+            set("shared_expert_intermediate_size", shared);
+            set("qkv_bias", self.has("blk.0.attn_q.bias").into());
         }
         Ok(config)
     }

@@ -87,13 +87,8 @@ pub fn read_matrix<'a>(
         Quantization::BitsAndBytes => bitsandbytes::read(&mut module)?,
         // Only experts are packed, under names of their own.
         Quantization::Mxfp4 => None,
-        Quantization::AtLoad(to) => {
-            let view = module.plain()?;
-            Some(
-                quantize(&view, *to)
-                    .map_err(|reason| ModelError::PackedTensor { name: format!("{name}.weight"), reason })?,
-            )
-        }
+        Quantization::AtLoad(to) => quantize(&module.plain()?, *to)
+            .map_err(|reason| ModelError::PackedTensor { name: format!("{name}.weight"), reason })?,
     };
     match packed {
         Some(matrix) => Ok(MatrixView::Packed(matrix)),

@@ -7,7 +7,7 @@ use crate::request::TokenId;
 
 /// A change of the set of blocks that can be hit (vLLM's KV events).
 ///
-/// A hash held by two blocks is stored once and removed when the last of them goes.
+/// A hash held by two blocks of a group is stored once and removed when the last of them goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KvEvent {
     /// These blocks, a chain, can be hit from now on.
@@ -24,11 +24,17 @@ pub enum KvEvent {
         adapter: Option<Arc<str>>,
         /// Cache salt, part of the first block's hash.
         cache_salt: Option<Arc<str>>,
+        /// Of layers: which keys and values these blocks hold.
+        group: u32,
+        /// The group's window, if it has one.
+        sliding_window: Option<u32>,
     },
     /// These can no longer be hit.
     Removed {
         /// In order of eviction.
         block_hashes: Vec<BlockHash>,
+        /// Of layers; the same hashes may still be hit in other groups.
+        group: u32,
     },
     /// Nothing can be hit any more.
     Cleared,

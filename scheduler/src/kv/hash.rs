@@ -1,4 +1,5 @@
-//! [`BlockHash`]: the identity of a full block's content, given everything before it.
+//! [`BlockHash`]: the identity of a full block's content, given everything before it; and [`BlockKey`],
+//! with the layers it is for.
 //!
 //! Blocks of different tenants are told apart by this hash alone, so it is a cryptographic one (SHA-256):
 //! nobody can craft a prompt that hits another's blocks. Every part of the input has a tag or a length, so
@@ -11,6 +12,15 @@ use crate::request::TokenId;
 /// Identity of a full block's content, given everything before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockHash(pub [u8; 32]);
+
+/// What the prefix cache knows a block by: the same tokens have a block in each group of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockKey {
+    /// What it holds.
+    pub hash: BlockHash,
+    /// For the layers of which group.
+    pub group: u32,
+}
 
 /// What makes two blocks differ though their tokens are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

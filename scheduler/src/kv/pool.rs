@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::{BlockHash, BlockId, FreeList, KvEvent};
+use super::{BlockId, BlockKey, FreeList, KvEvent};
 
 /// `same_*` link the blocks of equal content; block 0 has none, so 0 ends the chain.
 #[derive(Debug, Default, Clone)]
 struct Block {
     ref_count: u32,
-    hash: Option<BlockHash>,
+    key: Option<BlockKey>,
     same_prev: u32,
     same_next: u32,
 }
@@ -25,7 +25,7 @@ pub struct BlockPool {
     /// Free blocks that are registered.
     num_free_cached: u32,
     /// The first of the blocks of a content. Only looked up, never walked: its order decides nothing.
-    cached: HashMap<BlockHash, BlockId, BuildHasherDefault<LeadingBytes>>,
+    cached: HashMap<BlockKey, BlockId, BuildHasherDefault<LeadingBytes>>,
     record_events: bool,
     events: Vec<KvEvent>,
 }
@@ -66,16 +66,16 @@ impl BlockPool {
     }
 
     /// What the block is registered as.
-    pub fn hash(&self, block: BlockId) -> Option<&BlockHash> {
-        self.blocks[block.0 as usize].hash.as_ref()
+    pub fn key(&self, block: BlockId) -> Option<&BlockKey> {
+        self.blocks[block.0 as usize].key.as_ref()
     }
 
     /// A block with this content; the one registered first if there are several.
-    pub fn get(&self, hash: &BlockHash) -> Option<BlockId> {
-        self.cached.get(hash).copied()
+    pub fn get(&self, key: &BlockKey) -> Option<BlockId> {
+        self.cached.get(key).copied()
     }
 
-    /// Number of different contents that can be hit.
+    /// Number of different keys that can be hit.
     pub fn num_cached(&self) -> usize {
         self.cached.len()
     }
@@ -98,7 +98,7 @@ impl BlockPool {
         let entry = &mut self.blocks[block.0 as usize];
         if entry.ref_count == 0 {
             self.free.remove(block);
-            self.num_free_cached -= u32::from(entry.hash.is_some());
+            self.num_free_cached -= u32::from(entry.key.is_some());
         }
         entry.ref_count += 1;
     }
@@ -110,7 +110,7 @@ impl BlockPool {
         assert!(entry.ref_count > 0, "block {} is released but nobody holds it", block.0);
         entry.ref_count -= 1;
         if entry.ref_count == 0 {
-            if entry.hash.is_some() {
+            if entry.key.is_some() {
                 self.free.push_back(block);
                 self.num_free_cached += 1;
             } else {
@@ -119,14 +119,14 @@ impl BlockPool {
         }
     }
 
-    /// The block, held and not registered, can be hit as `hash` from now on. True if nothing could be hit
+    /// The block, held and not registered, can be hit as `key` from now on. True if nothing could be hit
     /// as that before.
-    pub fn register(&mut self, block: BlockId, hash: BlockHash) -> bool {
+    pub fn register(&mut self, block: BlockId, key: BlockKey) -> bool {
         let entry = &self.blocks[block.0 as usize];
-        assert!(entry.ref_count > 0 && entry.hash.is_none(), "block {} cannot be registered", block.0);
-        self.blocks[block.0 as usize].hash = Some(hash);
-        let Some(&first) = self.cached.get(&hash) else {
-            self.cached.insert(hash, block);
+        assert!(entry.ref_count > 0 && entry.key.is_none(), "block {} cannot be registered", block.0);
+        self.blocks[block.0 as usize].key = Some(key);
+        let Some(&first) = self.cached.get(&key) else {
+            self.cached.insert(key, block);
             return true;
         };
         let second = std::mem::replace(&mut self.blocks[first.0 as usize].same_next, block.0);
@@ -138,10 +138,10 @@ impl BlockPool {
         false
     }
 
-    /// The block can no longer be hit as `hash`: what should have been computed into it never was. Does
+    /// The block can no longer be hit as `key`: what should have been computed into it never was. Does
     /// nothing if it is not registered as that (it may have been given out since).
-    pub fn unregister(&mut self, block: BlockId, hash: &BlockHash) {
-        if self.hash(block) != Some(hash) {
+    pub fn unregister(&mut self, block: BlockId, key: &BlockKey) {
+        if self.key(block) != Some(key) {
             return;
         }
         self.forget(block);
@@ -184,7 +184,7 @@ impl BlockPool {
 
     fn forget(&mut self, block: BlockId) {
         let entry = &mut self.blocks[block.0 as usize];
-        let Some(hash) = entry.hash.take() else { return };
+        let Some(key) = entry.key.take() else { return };
         self.num_free_cached -= u32::from(entry.ref_count == 0);
         let (prev, next) = (std::mem::take(&mut entry.same_prev), std::mem::take(&mut entry.same_next));
         if next != 0 {
@@ -193,25 +193,25 @@ impl BlockPool {
         if prev != 0 {
             self.blocks[prev as usize].same_next = next;
         } else if next != 0 {
-            self.cached.insert(hash, BlockId(next));
+            self.cached.insert(key, BlockId(next));
         } else {
-            self.cached.remove(&hash);
-            self.record_removed(hash);
+            self.cached.remove(&key);
+            self.record_removed(key);
         }
     }
 
-    fn record_removed(&mut self, hash: BlockHash) {
+    fn record_removed(&mut self, BlockKey { hash, group }: BlockKey) {
         if !self.record_events {
             return;
         }
         match self.events.last_mut() {
-            Some(KvEvent::Removed { block_hashes }) => block_hashes.push(hash),
-            _ => self.events.push(KvEvent::Removed { block_hashes: vec![hash] }),
+            Some(KvEvent::Removed { block_hashes, group: of }) if *of == group => block_hashes.push(hash),
+            _ => self.events.push(KvEvent::Removed { block_hashes: vec![hash], group }),
         }
     }
 }
 
-/// The key is a SHA-256: its first eight bytes are as good a hash as any.
+/// A key has a SHA-256: its first eight bytes are as good a hash as any.
 #[derive(Debug, Default)]
 pub(crate) struct LeadingBytes(u64);
 
@@ -224,6 +224,11 @@ impl Hasher for LeadingBytes {
         if let Some(first) = bytes.first_chunk::<8>() {
             self.0 = u64::from_le_bytes(*first);
         }
+    }
+
+    /// The group of a [`BlockKey`].
+    fn write_u32(&mut self, group: u32) {
+        self.0 ^= u64::from(group).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 
     /// The length prefix of an array says nothing.

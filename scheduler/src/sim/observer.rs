@@ -7,7 +7,7 @@ use super::model::SimModel;
 use super::rng::fold;
 use super::toy_grammar::ToyGrammar;
 use crate::config::SchedulerConfig;
-use crate::kv::{BlockHash, BlockId, KvEvent};
+use crate::kv::{BlockId, BlockKey, KvEvent};
 use crate::matching::NOTHING_LEFT;
 use crate::output::{RequestUpdate, SchedulerOutput, StepOutputs, TokenLogprob};
 use crate::request::{FinishReason, Request, RequestId, TokenId};
@@ -35,7 +35,7 @@ pub(super) struct Observer {
     /// Who was given each block last.
     tenants: Vec<Tenant>,
     /// What can be hit, by the events.
-    cached: BTreeSet<BlockHash>,
+    cached: BTreeSet<BlockKey>,
     /// Ended as they should have, with what they generated: for conversations that go on.
     pub(super) finished: Vec<(Request, Vec<TokenId>)>,
     pub(super) trace: u64,
@@ -130,9 +130,11 @@ impl Observer {
             let tenant = request.map(|of| (of.adapter.clone(), of.cache_salt.clone()));
             if let Some(entry) = admitted.next_if(|entry| entry.id == row.id) {
                 ensure!(entry.slot == row.slot, "admitted to one slot, planned in another");
-                let cached = entry.block_ids.len() as u32 * config.block_size;
+                let num_groups = config.kv_groups.len();
+                let cached = (entry.block_ids.len() / num_groups) as u32 * config.block_size;
+                ensure!(entry.block_ids.len().is_multiple_of(num_groups), "a hit not in every group");
                 ensure!(row.start == cached, "{cached} tokens cached, but the row starts at {}", row.start);
-                for block in &entry.block_ids {
+                for block in entry.block_ids.iter().filter(|block| !block.is_null()) {
                     let of = &self.tenants[block.0 as usize];
                     ensure!(Some(of) == tenant.as_ref(), "a block of tenant {of:?} is hit by {tenant:?}");
                 }
@@ -279,17 +281,21 @@ impl Observer {
 
     fn see_event(&mut self, event: &KvEvent) -> Result<(), String> {
         match event {
-            KvEvent::Stored { block_hashes, parent_block_hash, token_ids, .. } => {
+            KvEvent::Stored { block_hashes, parent_block_hash, token_ids, group, sliding_window, .. } => {
                 let num_tokens = block_hashes.len() * self.config.block_size as usize;
                 ensure!(token_ids.len() == num_tokens, "stored blocks of another size");
+                let of = self.config.kv_groups.get(*group as usize);
+                let is_known = of.is_some_and(|of| of.sliding_window == *sliding_window);
+                ensure!(is_known, "group {group} with a window of {sliding_window:?}");
                 ensure!(parent_block_hash.is_none_or(|parent| parent != block_hashes[0]), "its own parent");
-                for hash in block_hashes {
-                    ensure!(self.cached.insert(*hash), "a block is stored twice");
+                for &hash in block_hashes {
+                    ensure!(self.cached.insert(BlockKey { hash, group: *group }), "a block is stored twice");
                 }
             }
-            KvEvent::Removed { block_hashes } => {
-                for hash in block_hashes {
-                    ensure!(self.cached.remove(hash), "a block is removed that was not stored");
+            KvEvent::Removed { block_hashes, group } => {
+                for &hash in block_hashes {
+                    let was_there = self.cached.remove(&BlockKey { hash, group: *group });
+                    ensure!(was_there, "a block is removed that was not stored");
                 }
             }
             KvEvent::Cleared => self.cached.clear(),

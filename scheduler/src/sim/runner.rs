@@ -16,7 +16,7 @@ use super::memory::SimMemory;
 use super::model::SimModel;
 use super::rng::{fold, mix};
 use crate::grammar::GrammarError;
-use crate::kv::BlockId;
+use crate::kv::{BlockId, KvGroup};
 use crate::matching::{Matching, NOTHING_ALLOWED, NOTHING_LEFT};
 use crate::output::{AdmittedRequest, ModelRunnerOutput, ScheduledRow, SchedulerOutput, TokenLogprob};
 use crate::request::{FinishReason, RequestId, SamplingParams, TokenId};
@@ -35,12 +35,14 @@ pub struct StepCost {
 }
 
 /// The KV cache that the checking mode keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SimCheck {
     /// The padding block included.
     pub num_blocks: u32,
     /// Tokens in a block.
     pub block_size: u32,
+    /// The groups of layers.
+    pub kv_groups: Vec<KvGroup>,
 }
 
 /// How often things fail, out of 10 000; which ones follows from the model's seed and the step.
@@ -129,6 +131,8 @@ struct Submitted {
     step: u64,
     output: ModelRunnerOutput,
     failure: Option<RunnerError>,
+    /// The scheduler has heard of a failure since, and plans nothing that reads what this writes.
+    written_off: bool,
     done_at: Option<Instant>,
 }
 
@@ -150,7 +154,10 @@ impl SimRunner {
     pub fn new(config: SimRunnerConfig) -> Self {
         Self {
             slots: (0..config.max_num_seqs).map(|_| None).collect(),
-            memory: config.check.map(|check| SimMemory::new(check.num_blocks, check.block_size)),
+            memory: config
+                .check
+                .as_ref()
+                .map(|check| SimMemory::new(check.num_blocks, check.block_size, check.kv_groups.clone())),
             in_flight: VecDeque::new(),
             collected: ModelRunnerOutput::default(),
             mask: vec![0; Matching::mask_words(config.model.vocab.end as usize)],
@@ -184,7 +191,7 @@ impl SimRunner {
         if let Some(memory) = &self.memory {
             for row in &plan.rows {
                 let new = &plan.new_block_ids[row.new_blocks.start as usize..row.new_blocks.end as usize];
-                if new.iter().any(|block| block.0 == 0 || block.0 as usize >= memory.num_blocks()) {
+                if new.iter().any(|block| block.is_null() || block.0 as usize >= memory.num_blocks()) {
                     return Err(format!("request {} gets a block that does not exist", row.id.0));
                 }
                 let slot = self.slots[row.slot as usize].as_mut();
@@ -240,7 +247,7 @@ impl SimRunner {
             let slot = self.slots[row.slot as usize].as_ref().expect("checked by change_slots");
             let end = (row.start + row.num_tokens) as usize;
             memory
-                .verify(&slot.table, &slot.prefix[..end])
+                .verify(&slot.table, row.start, &slot.prefix[..end])
                 .map_err(|wrong| format!("request {}, row {}..{end}: {wrong}", row.id.0, row.start))?;
         }
         Ok(())
@@ -294,6 +301,11 @@ impl SimRunner {
         }
     }
 
+    /// What the scheduler does with steps in flight when it hears of a failure.
+    fn write_off(&mut self) {
+        self.in_flight.iter_mut().for_each(|earlier| earlier.written_off = true);
+    }
+
     fn account(&mut self, plan: &SchedulerOutput) -> Option<Instant> {
         let cost = self.config.cost?;
         let us = cost.step_us + cost.token_us * f64::from(plan.num_tokens);
@@ -321,9 +333,10 @@ impl ModelRunner for SimRunner {
         let refused = happens(seed, step, u64::MAX, failures.submit);
         let fails = happens(seed, step, u64::MAX - 1, failures.collect);
         // What follows a failed step computes on garbage; nobody may use its results, so they are garbage too.
-        let doomed = self.in_flight.iter().any(|earlier| earlier.failure.is_some());
+        let doomed = self.in_flight.iter().any(|earlier| earlier.failure.is_some() && !earlier.written_off);
         self.touch_memory(plan, refused || fails || doomed).map_err(|wrong| error(wrong.into(), true))?;
         if refused {
+            self.write_off();
             return Err(error("injected failure to submit".into(), false));
         }
         let mut output = std::mem::take(&mut self.collected);
@@ -338,7 +351,7 @@ impl ModelRunner for SimRunner {
         self.sample(plan, &mut output);
         let failure = fails.then(|| error("injected failure of a step".into(), false));
         let done_at = self.account(plan);
-        self.in_flight.push_back(Submitted { step, output, failure, done_at });
+        self.in_flight.push_back(Submitted { step, output, failure, written_off: false, done_at });
         Ok(StepTicket(step))
     }
 
@@ -350,7 +363,10 @@ impl ModelRunner for SimRunner {
         }
         self.collected = submitted.output;
         match submitted.failure {
-            Some(failure) => Err(failure),
+            Some(failure) => {
+                self.write_off();
+                Err(failure)
+            }
             None => Ok(&self.collected),
         }
     }

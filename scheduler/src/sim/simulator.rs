@@ -11,6 +11,7 @@ use super::rng::Rng;
 use super::runner::SimRunner;
 use super::workload::Workload;
 use crate::config::SchedulingPolicy;
+use crate::kv::BlockId;
 use crate::output::{SchedulerOutput, StepOutputs};
 use crate::runner::{ModelRunner, RunnerError, StepTicket};
 use crate::scheduler::Scheduler;
@@ -32,6 +33,10 @@ pub struct SimReport {
     pub preempted: u64,
     /// Prompt tokens taken from the prefix cache.
     pub cache_hits: u64,
+    /// Blocks that windows had left behind, summed over all plans.
+    pub skipped: u64,
+    /// Requests that hit what is in the window before the end of a prefix, and not all before it.
+    pub window_hits: u64,
     /// Calls after which a request was waiting for another's blocks.
     pub deferrals: u64,
     /// Tokens that a grammar forced.
@@ -147,6 +152,11 @@ impl Simulation {
         self.report.deferrals += u64::from(self.scheduler.stats().num_waiting_deferred > 0);
         let Some(plan) = plan else { return Ok(false) };
         self.report.steps += 1;
+        let num_null = |blocks: &[BlockId]| blocks.iter().filter(|block| block.is_null()).count();
+        let tables = self.scheduler.running.iter().map(|&i| self.scheduler.requests[i].table.blocks());
+        self.report.skipped += tables.map(num_null).sum::<usize>() as u64;
+        let hits = plan.admitted.iter().filter(|request| num_null(&request.block_ids) > 0);
+        self.report.window_hits += hits.count() as u64;
         self.observer.see_plan(&plan)?;
         self.check_oldest(&plan)?;
         match self.runner.submit(&plan) {

@@ -8,6 +8,7 @@ use super::runner::{SimCheck, SimFailures, SimRunnerConfig};
 use super::toy_grammar::ToyGrammar;
 use crate::config::{SchedulerConfig, SchedulingPolicy};
 use crate::grammar::Grammar;
+use crate::kv::KvGroup;
 use crate::repetition::RepetitionDetection;
 use crate::request::{Pooling, Request, RequestId, SamplingParams, TimeUs, TokenId};
 
@@ -50,7 +51,11 @@ impl Workload {
             max_num_seqs: scheduler.max_num_seqs,
             max_in_flight: rng.between(1, 3) as usize,
             cost: None,
-            check: Some(SimCheck { num_blocks: scheduler.num_blocks, block_size: scheduler.block_size }),
+            check: Some(SimCheck {
+                num_blocks: scheduler.num_blocks,
+                block_size: scheduler.block_size,
+                kv_groups: scheduler.kv_groups.clone(),
+            }),
             failures,
         };
         let prefixes = (0..rng.between(1, 4)).map(|_| draw_tokens(rng, scheduler.max_model_len)).collect();
@@ -138,19 +143,18 @@ impl Workload {
 fn draw_config(rng: &mut Rng) -> SchedulerConfig {
     let block_size = *rng.pick(&[1, 2, 3, 4, 8, 16]);
     let max_model_len = rng.between(4, 16 + 6 * block_size);
-    let least = max_model_len.div_ceil(block_size);
-    let num_blocks = 1 + least + rng.below(4 * least + 2);
     let max_num_seqs = rng.between(1, 10);
     let policy = if rng.percent(50) { SchedulingPolicy::Fcfs } else { SchedulingPolicy::Priority };
     let enable_prefix_caching = rng.percent(85);
-    let config = SchedulerConfig {
+    let mut config = SchedulerConfig {
         max_num_seqs,
         // Small budgets make prefills take many steps: more is in flight, shared and preempted half-way.
         max_num_batched_tokens: max_num_seqs
             + if rng.percent(50) { rng.below(3 * block_size) } else { rng.below(3 * max_model_len) },
         max_model_len,
         block_size,
-        num_blocks,
+        num_blocks: 0,
+        kv_groups: draw_groups(rng, max_model_len),
         enable_prefix_caching,
         enable_kv_events: enable_prefix_caching && rng.percent(50),
         policy,
@@ -161,17 +165,34 @@ fn draw_config(rng: &mut Rng) -> SchedulerConfig {
         },
         whole_prompts: false,
     };
-    if !rng.percent(10) {
-        return config;
+    if rng.percent(10) {
+        config = SchedulerConfig {
+            max_num_batched_tokens: config.max_num_batched_tokens.max(config.max_model_len),
+            long_prefill_token_threshold: 0,
+            enable_prefix_caching: false,
+            enable_kv_events: false,
+            whole_prompts: true,
+            ..config
+        };
     }
-    SchedulerConfig {
-        max_num_batched_tokens: config.max_num_batched_tokens.max(config.max_model_len),
-        long_prefill_token_threshold: 0,
-        enable_prefix_caching: false,
-        enable_kv_events: false,
-        whole_prompts: true,
-        ..config
+    let least = config.kv_cache().max_blocks(max_model_len) as u32;
+    config.num_blocks = 1 + least + rng.below(4 * least + 2);
+    config
+}
+
+/// Half of the models have one kind of layers; windows are of all sizes, one token and more than a sequence
+/// among them.
+fn draw_groups(rng: &mut Rng, max_model_len: u32) -> Vec<KvGroup> {
+    if rng.percent(35) {
+        return vec![KvGroup::FULL];
     }
+    let longest = *rng.pick(&[2, 8, max_model_len / 2 + 1, max_model_len + 3]);
+    let mut windows = [rng.between(1, longest), rng.between(1, longest)].map(Some);
+    if rng.percent(70) {
+        windows[0] = None;
+    }
+    let num_groups = *rng.pick(&[1, 1, 2, 2, 3, 6]);
+    (0..num_groups).map(|_| KvGroup { sliding_window: *rng.pick(&windows) }).collect()
 }
 
 fn draw_tokens(rng: &mut Rng, most: u32) -> Vec<TokenId> {

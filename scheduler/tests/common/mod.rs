@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use quire_scheduler::kv::KvGroup;
 use quire_scheduler::*;
 
 pub const BLOCK: u32 = 4;
@@ -16,6 +17,7 @@ pub fn config() -> SchedulerConfig {
         max_model_len: 100,
         block_size: BLOCK,
         num_blocks: 101,
+        kv_groups: vec![KvGroup::FULL],
         enable_prefix_caching: true,
         enable_kv_events: false,
         policy: SchedulingPolicy::Fcfs,

@@ -10,7 +10,7 @@ use quire_scheduler::kv::{BlockHash, KvEvent as Change};
 use tonic::Status;
 
 use super::super::call::{Messages, check_rank_number};
-use super::super::kv_events::{published, stream};
+use super::super::kv_events::{published, spec_kind, stream};
 use crate::app::App;
 use crate::engine::KvEventBatch as Batch;
 
@@ -55,7 +55,16 @@ fn wire(batch: &Batch) -> SubscribeKvEventsResponse {
 
 fn event(change: &Change) -> KvEvent {
     let event = match change {
-        Change::Stored { block_hashes, parent_block_hash, token_ids, block_size, adapter, cache_salt } => {
+        Change::Stored {
+            block_hashes,
+            parent_block_hash,
+            token_ids,
+            block_size,
+            adapter,
+            cache_salt,
+            group,
+            sliding_window,
+        } => {
             let text = |key: &Option<Arc<str>>| key.as_ref().map(|text| text.to_string());
             // The salt is part of the first block of a sequence; the others inherit it.
             let keys = |at: usize| OpaqueKeyTuple {
@@ -73,14 +82,16 @@ fn event(change: &Change) -> KvEvent {
                 lora_name: text(adapter).unwrap_or_default(),
                 medium: StorageMedium::Gpu.into(),
                 extra_keys: (0..block_hashes.len()).filter(|_| has_keys).map(keys).collect(),
-                kv_cache_spec_kind: "full_attention".into(),
+                group_idx: *group,
+                kv_cache_spec_kind: spec_kind(*sliding_window).into(),
+                kv_cache_spec_sliding_window: sliding_window.unwrap_or_default(),
                 ..BlockStored::default()
             })
         }
-        Change::Removed { block_hashes } => Event::BlockRemoved(BlockRemoved {
+        Change::Removed { block_hashes, group } => Event::BlockRemoved(BlockRemoved {
             block_hashes: block_hashes.iter().map(name).collect(),
             medium: StorageMedium::Gpu.into(),
-            ..BlockRemoved::default()
+            group_idx: *group,
         }),
         Change::Cleared => Event::AllBlocksCleared(AllBlocksCleared {}),
     };

@@ -135,6 +135,7 @@ fn app(options: Options) -> App {
         max_model_len: MAX_MODEL_LEN,
         block_size: 16,
         num_blocks: 1001,
+        kv_groups: vec![quire_scheduler::kv::KvGroup::FULL],
         enable_prefix_caching: true,
         enable_kv_events: true,
         policy: SchedulingPolicy::Fcfs,

@@ -9,7 +9,7 @@ use quire_scheduler::kv::{BlockHash, KvEvent};
 use tonic::Status;
 
 use super::super::call::Messages;
-use super::super::kv_events::{published, stream};
+use super::super::kv_events::{published, spec_kind, stream};
 use crate::app::App;
 use crate::engine::KvEventBatch as Batch;
 
@@ -49,7 +49,16 @@ fn wire(batch: &Batch) -> KvEventBatch {
 
 fn event(event: &KvEvent) -> KvCacheEvent {
     let data = match event {
-        KvEvent::Stored { block_hashes, parent_block_hash, token_ids, block_size, adapter, cache_salt } => {
+        KvEvent::Stored {
+            block_hashes,
+            parent_block_hash,
+            token_ids,
+            block_size,
+            adapter,
+            cache_salt,
+            group,
+            sliding_window,
+        } => {
             let keys = |key: &Option<std::sync::Arc<str>>| {
                 key.as_ref().map(|text| KvBlockExtraKey { key: Some(Key::Text(text.to_string())) })
             };
@@ -71,12 +80,16 @@ fn event(event: &KvEvent) -> KvCacheEvent {
                 tier: Some(KvCacheTier::Device.into()),
                 lora_name: adapter.as_ref().map(|name| name.to_string()),
                 cache_salt: cache_salt.as_ref().map(|salt| salt.to_string()),
+                group_idx: Some(*group),
+                kv_cache_spec_kind: Some(spec_kind(*sliding_window).into()),
+                kv_cache_spec_sliding_window: *sliding_window,
                 ..KvBlocksStored::default()
             })
         }
-        KvEvent::Removed { block_hashes } => Data::Removed(KvBlocksRemoved {
+        KvEvent::Removed { block_hashes, group } => Data::Removed(KvBlocksRemoved {
             block_hashes: block_hashes.iter().map(number).collect(),
             tier: Some(KvCacheTier::Device.into()),
+            group_idx: Some(*group),
             ..KvBlocksRemoved::default()
         }),
         KvEvent::Cleared => Data::Cleared(KvCacheCleared { ownership: None }),

@@ -141,6 +141,7 @@ fn app(settings: Settings) -> Arc<App> {
         max_model_len: MAX_MODEL_LEN,
         block_size: 16,
         num_blocks: 1025,
+        kv_groups: vec![quire_scheduler::kv::KvGroup::FULL],
         enable_prefix_caching: true,
         enable_kv_events: false,
         policy: SchedulingPolicy::Fcfs,
