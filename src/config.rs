@@ -9,6 +9,8 @@ use quire_model::KvDtype;
 use quire_scheduler::{Pooling, SchedulingPolicy};
 use serde_json::{Map, Value};
 
+use crate::adapters::AdapterLimits;
+
 /// Where the model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
@@ -98,6 +100,28 @@ pub struct PoolerOverrides {
     pub normalize: Option<bool>,
 }
 
+/// LoRA adapters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraConfig {
+    /// What adapters may be.
+    pub limits: AdapterLimits,
+    /// Ends of the names of the layers that they may change; `None` = all there are.
+    pub target_modules: Option<Vec<String>>,
+    /// Those to load at the start.
+    pub modules: Vec<LoraModule>,
+}
+
+/// An adapter to load at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraModule {
+    /// What clients call it.
+    pub name: String,
+    /// Its folder.
+    pub path: String,
+    /// Which of the model's names is its parent's; `None` = the first.
+    pub base_model_name: Option<String>,
+}
+
 /// Model, memory and scheduling.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -139,15 +163,12 @@ pub struct EngineConfig {
     pub seed: u64,
     /// Precision of weights.
     pub dtype: WeightDtype,
-<<<<<<< HEAD
     /// What the KV cache keeps of a number; `None` = as the device likes.
     pub kv_cache_dtype: Option<KvDtype>,
     /// Fields of config.json that the operator wants otherwise.
     pub hf_overrides: Map<String, Value>,
-=======
     /// What full-precision weights are made at load, or how those of the checkpoint must be quantised.
     pub quantization: Option<String>,
->>>>>>> h-quant
     /// Source of weights.
     pub load_format: LoadFormat,
     /// No recorded decode steps on a GPU.
@@ -168,6 +189,8 @@ pub struct EngineConfig {
     pub tokenizer: Option<PathBuf>,
     /// Tools and reasoning.
     pub chat: ChatConfig,
+    /// Adapters; `None` = there are none.
+    pub lora: Option<LoraConfig>,
 }
 
 /// Whence the defaults of sampling parameters come.

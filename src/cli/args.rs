@@ -11,6 +11,7 @@ use super::bench::BenchCommand;
 #[cfg(feature = "cuda")]
 use super::compile_kernels::CompileKernelsArgs;
 use super::kv_events::{KvEventsArg, parse_kv_events};
+use super::lora_args::LoraArgs;
 use super::numbers::{parse_bytes, parse_count};
 use super::pooler_config::parse_pooler_config;
 use super::reasoning_config::parse_reasoning_config;
@@ -65,6 +66,9 @@ pub(super) struct ServeArgs {
     /// Everything about memory and steps.
     #[command(flatten)]
     pub(super) scheduling: SchedulingArgs,
+    /// Everything about adapters.
+    #[command(flatten)]
+    pub(super) lora: LoraArgs,
     /// Everything about what answers tell.
     #[command(flatten)]
     pub(super) answers: AnswerArgs,
@@ -76,7 +80,8 @@ pub(super) struct ServeArgs {
 const SERVE_AFTER_HELP: &str = "\
 Every flag can come from the environment as QUIRE_ and its name (QUIRE_MAX_NUM_SEQS=64) or from --config; the \
 command line wins over the environment, the environment over the file. vLLM's own variables are read too: \
-VLLM_API_KEY, VLLM_LOGGING_LEVEL, VLLM_CPU_KVCACHE_SPACE, VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS. Underscores in flag \
+VLLM_API_KEY, VLLM_LOGGING_LEVEL, VLLM_CPU_KVCACHE_SPACE, VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS, \
+VLLM_ALLOW_RUNTIME_LORA_UPDATING. Underscores in flag \
 names are accepted, and --no-X turns a switch off.";
 
 /// What to load, and how.
@@ -102,7 +107,6 @@ pub(super) struct ModelArgs {
     /// Precision of the weights; auto = as stored
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(super) dtype: DtypeArg,
-<<<<<<< HEAD
     /// What the KV cache keeps of a number; auto = float32 on the CPU, on a GPU what the model computes in. fp8 is
     /// fp8_e4m3; int8 and fp8_per_token_head scale each token's keys and values by their own greatest
     #[arg(long, value_enum, default_value_t = KvCacheDtypeArg::Auto)]
@@ -111,13 +115,11 @@ pub(super) struct ModelArgs {
     /// of the object of that name
     #[arg(long, value_name = "JSON")]
     pub(super) hf_overrides: Option<String>,
-=======
     /// Quantise full-precision weights when they are loaded: int8 or fp8 (a scale a row), nf4, q8_0, q4_k;
     /// embeddings, lm_head and routers of experts stay. Quantised checkpoints are known by themselves; naming their
     /// method (gptq, awq, ...) refuses all others
     #[arg(long, short, value_name = "METHOD")]
     pub(super) quantization: Option<String>,
->>>>>>> h-quant
     /// Where weights come from; dummy = random numbers of the right shape, for measurements
     #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto)]
     pub(super) load_format: LoadFormatArg,

@@ -62,7 +62,11 @@ pub(super) fn resolve(
 ) -> Result<(EngineConfig, ServerConfig), ConfigError> {
     let server = ServerConfig { answers: args.answers.resolve()?, ..server_config(&args.listen)? };
     let chat = chat_config(args.chat)?;
-    Ok((EngineConfig { chat, ..engine_config(args.model_tag, args.model, args.scheduling, env)? }, server))
+    let lora = args.lora.resolve()?;
+    Ok((
+        EngineConfig { chat, lora, ..engine_config(args.model_tag, args.model, args.scheduling, env)? },
+        server,
+    ))
 }
 
 /// The part without sockets. `positional` is the model if it was named without a flag.
@@ -122,7 +126,6 @@ pub(super) fn engine_config(
             DtypeArg::Bfloat16 => WeightDtype::Bf16,
             DtypeArg::Float32 => WeightDtype::F32,
         },
-<<<<<<< HEAD
         kv_cache_dtype: match m.kv_cache_dtype {
             KvCacheDtypeArg::Auto => None,
             KvCacheDtypeArg::Float32 => Some(KvDtype::F32),
@@ -134,9 +137,7 @@ pub(super) fn engine_config(
             KvCacheDtypeArg::Fp8PerTokenHead => Some(KvDtype::Fp8PerTokenHead),
         },
         hf_overrides: hf_overrides(m.hf_overrides.as_deref())?,
-=======
         quantization: m.quantization,
->>>>>>> h-quant
         load_format: match m.load_format {
             LoadFormatArg::Auto => LoadFormat::Auto,
             LoadFormatArg::Safetensors => LoadFormat::Safetensors,
@@ -156,6 +157,7 @@ pub(super) fn engine_config(
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
         chat: ChatConfig::default(),
+        lora: None,
     })
 }
 
