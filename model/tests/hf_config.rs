@@ -121,7 +121,7 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}), "factor"),
         (json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}), "rope_scaling"),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"), // 3 of 6
-        (json!({"quantization_config": {"quant_method": "awq"}}), "awq"),
+        (json!({"quantization_config": {"quant_method": "hqq"}}), "hqq"),
         (json!({"num_key_value_heads": 3}), "num_key_value_heads"),
         (json!({"head_dim": 7}), "head_dim"),
         (json!({"num_attention_heads": 5, "num_key_value_heads": 5}), "head_dim"),
