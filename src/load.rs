@@ -9,8 +9,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quire_model::gguf::GgufFile;
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvDtype, KvGroups, KvLayout, LmHead, ModelError, ModelSpec, PoolerSpec,
-    Progress, RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
+    BackendError, Checkpoint, KvDtype, KvGroups, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
+    RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
 };
 use quire_scheduler::kv::KvCacheConfig;
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
@@ -113,12 +113,8 @@ pub fn start(
     log_requests: bool,
     mut progress: impl FnMut(Progress) + Send + 'static,
 ) -> Result<Loaded, LoadError> {
-<<<<<<< HEAD
     let mut files = Files::read(config)?;
     files.config = with_overrides(&files.config, &config.hf_overrides)?;
-    let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
-=======
-    let files = Files::read(config)?;
     let mut spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
     if let Some(asked) = &config.quantization {
         spec.quantization = match (&files.gguf, &**asked) {
@@ -127,7 +123,6 @@ pub fn start(
             (Some(_), _) => return Err(LoadError::Quantization { asked: asked.clone() }),
         };
     }
->>>>>>> h-quant
     let (spec, pooler) = task(config, &files.config, spec)?;
     let defaults = sampling_defaults(config, files.generation_config.as_deref())?;
     let tokenizer = files.tokenizer;

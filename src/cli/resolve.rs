@@ -122,7 +122,6 @@ pub(super) fn engine_config(
             DtypeArg::Bfloat16 => WeightDtype::Bf16,
             DtypeArg::Float32 => WeightDtype::F32,
         },
-<<<<<<< HEAD
         kv_cache_dtype: match m.kv_cache_dtype {
             KvCacheDtypeArg::Auto => None,
             KvCacheDtypeArg::Float32 => Some(KvDtype::F32),
@@ -134,9 +133,7 @@ pub(super) fn engine_config(
             KvCacheDtypeArg::Fp8PerTokenHead => Some(KvDtype::Fp8PerTokenHead),
         },
         hf_overrides: hf_overrides(m.hf_overrides.as_deref())?,
-=======
         quantization: m.quantization,
->>>>>>> h-quant
         load_format: match m.load_format {
             LoadFormatArg::Auto => LoadFormat::Auto,
             LoadFormatArg::Safetensors => LoadFormat::Safetensors,

@@ -44,6 +44,8 @@ fn gemma2(config: &Config) -> Result<ModelSpec, ModelError> {
 
 /// Norms of heads, and layers with a window have a rotation of their own.
 fn gemma3(config: &Config) -> Result<ModelSpec, ModelError> {
+    // transformers reads a cap on scores and does not apply it.
+    config.only("attn_logit_softcapping", Value::Null, "null")?;
     let mut spec = second(config, None, None)?;
     let pattern = config.positive_or("sliding_window_pattern", Some(6))?;
     set_windows(config, &mut spec.layers, window(config)?, |index| (index + 1) % pattern != 0)?;
