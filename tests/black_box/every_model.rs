@@ -141,7 +141,7 @@ impl Fixture {
         let vocab = logprobs.len() / token_ids.len();
         Self {
             name: folder.file_name().expect("a name").to_string_lossy().into_owned(),
-            model: folder.to_owned(),
+            model: model_in(folder),
             logprobs: logprobs.chunks_exact(vocab).map(<[f32]>::to_vec).collect(),
             greedy_ids: ids("greedy_ids"),
             greedy_margins: tensors.f32s("greedy_margins"),
@@ -191,6 +191,13 @@ fn folders() -> Vec<PathBuf> {
     folders.retain(|path| path.is_dir());
     folders.sort();
     folders
+}
+
+/// The folder, or its GGUF file (the first part of a split one), which is a whole model.
+fn model_in(folder: &Path) -> PathBuf {
+    let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let is_gguf = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "gguf");
+    files.filter(is_gguf).min().unwrap_or_else(|| folder.to_owned())
 }
 
 /// A safetensors file: the length of its header, the header, and the numbers that it points into.
