@@ -62,7 +62,11 @@ pub(super) fn resolve(
 ) -> Result<(EngineConfig, ServerConfig), ConfigError> {
     let server = ServerConfig { answers: args.answers.resolve()?, ..server_config(&args.listen)? };
     let chat = chat_config(args.chat)?;
-    Ok((EngineConfig { chat, ..engine_config(args.model_tag, args.model, args.scheduling, env)? }, server))
+    let lora = args.lora.resolve()?;
+    Ok((
+        EngineConfig { chat, lora, ..engine_config(args.model_tag, args.model, args.scheduling, env)? },
+        server,
+    ))
 }
 
 /// The part without sockets. `positional` is the model if it was named without a flag.
@@ -153,6 +157,7 @@ pub(super) fn engine_config(
         chat_template: m.chat_template.map(chat_template).transpose()?,
         tokenizer: m.tokenizer.map(|path| folder("tokenizer", path)).transpose()?,
         chat: ChatConfig::default(),
+        lora: None,
     })
 }
 
