@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use quire_scheduler::Adapter;
+
+use crate::adapters::{AdapterError, Adapters};
 use crate::chat::ChatSetup;
 use crate::config::ServerConfig;
 use crate::embed::Pooler;
@@ -28,6 +31,8 @@ pub struct App {
     pub grammars: GrammarCompiler,
     /// How the model is pooled, if that is what it is served for; else it generates.
     pub pooler: Option<Pooler>,
+    /// Adapters that requests may name; `None` = the server was started without.
+    pub adapters: Option<Adapters>,
     /// What is served.
     pub model: ModelInfo,
     /// What requests may ask for.
@@ -42,6 +47,28 @@ pub struct App {
     pub shutdown: tokio::sync::Notify,
     /// Keys, names, limits of the listeners.
     pub server: ServerConfig,
+}
+
+impl App {
+    /// Whose weights a request for this model runs with besides the model's; `None` if that is the model itself.
+    pub async fn adapter_of(&self, model: &str) -> Result<Option<Adapter>, AdapterError> {
+        match &self.adapters {
+            _ if self.model.is_served(model) => Ok(None),
+            Some(adapters) => adapters.get(model).await.map(Some),
+            None => Err(AdapterError::Unknown(model.to_owned())),
+        }
+    }
+
+    /// Whether a request may name this model.
+    pub fn serves(&self, model: &str) -> bool {
+        self.model.is_served(model) || self.adapters.as_ref().is_some_and(|adapters| adapters.has(model))
+    }
+
+    /// All names that requests may use: the model's, then the adapters'.
+    pub fn all_names(&self) -> Vec<String> {
+        let adapters = self.adapters.iter().flat_map(Adapters::list).map(|adapter| adapter.name);
+        self.model.served_names.iter().cloned().chain(adapters).collect()
+    }
 }
 
 /// Facts about the model for `/v1/models` and `vllm.Control`.

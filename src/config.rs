@@ -9,6 +9,8 @@ use quire_model::KvDtype;
 use quire_scheduler::{Pooling, SchedulingPolicy};
 use serde_json::{Map, Value};
 
+use crate::adapters::AdapterLimits;
+
 /// Where the model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
@@ -98,6 +100,28 @@ pub struct PoolerOverrides {
     pub normalize: Option<bool>,
 }
 
+/// LoRA adapters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraConfig {
+    /// What adapters may be.
+    pub limits: AdapterLimits,
+    /// Ends of the names of the layers that they may change; `None` = all there are.
+    pub target_modules: Option<Vec<String>>,
+    /// Those to load at the start.
+    pub modules: Vec<LoraModule>,
+}
+
+/// An adapter to load at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraModule {
+    /// What clients call it.
+    pub name: String,
+    /// Its folder.
+    pub path: String,
+    /// Which of the model's names is its parent's; `None` = the first.
+    pub base_model_name: Option<String>,
+}
+
 /// Model, memory and scheduling.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -165,6 +189,8 @@ pub struct EngineConfig {
     pub tokenizer: Option<PathBuf>,
     /// Tools and reasoning.
     pub chat: ChatConfig,
+    /// Adapters; `None` = there are none.
+    pub lora: Option<LoraConfig>,
 }
 
 /// Whence the defaults of sampling parameters come.

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use quire_cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use quire_cuda::{CudaBackend, CudaOptions, MemoryPlan, Unavailable, driver::Context, open_gpu};
-use quire_model::{Checkpoint, Dtype, KvDtype, KvGroups, Model, ModelSpec, Progress, Runner, RunnerConfig};
-
+use quire_model::{
+    Backend, Checkpoint, Dtype, KvDtype, KvGroups, LoraTargets, Model, ModelSpec, Progress, Runner,
+    RunnerConfig,
+};
 use quire_scheduler::ModelRunner;
 
 use crate::config::{DeviceChoice, EngineConfig, ModelSource, WeightDtype};
@@ -178,7 +180,7 @@ impl Device {
         }
     }
 
-    /// Loads the model and takes all memory. Called on the thread that will own the runner.
+    /// Loads the model and takes all memory; gives the layers that adapters may change, too. Called on the thread that will own the runner.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only a GPU has a choice"))]
     pub fn runner(
         self,
@@ -187,13 +189,13 @@ impl Device {
         checkpoint: &Checkpoint,
         limits: RunnerConfig,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Box<dyn ModelRunner>, LoadError> {
+    ) -> Result<(Box<dyn ModelRunner>, LoraTargets), LoadError> {
         match self {
             Self::Cpu => {
                 let (kv_dtype, groups) = (self.kv_dtype(config, &spec)?, self.kv_groups(config, &spec));
                 let mut backend = CpuBackend::new(CpuOptions::default())?.with_kv_dtype(kv_dtype);
                 let model = Model::load(&mut backend, spec, checkpoint, progress)?;
-                Ok(Box::new(Runner::with_kv_groups(backend, model, limits, groups)?))
+                boxed(Runner::with_kv_groups(backend, model, limits, groups)?, config)
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(ref context) => {
@@ -201,10 +203,23 @@ impl Device {
                     CudaBackend::new(context, cuda_options(config, compute_dtype(config, &spec)))?;
                 tracing::info!("kernels: {}", backend.kernels().origin());
                 let model = Model::load(&mut backend, spec, checkpoint, progress)?;
-                Ok(Box::new(Runner::new(backend, model, limits)?))
+                boxed(Runner::new(backend, model, limits)?, config)
             }
         }
     }
+}
+
+/// With room for adapters, if there are to be any.
+fn boxed<B: Backend + 'static>(
+    runner: Runner<B>,
+    config: &EngineConfig,
+) -> Result<(Box<dyn ModelRunner>, LoraTargets), LoadError> {
+    let runner = match &config.lora {
+        Some(lora) => runner.with_adapters(lora.limits.max_rank)?,
+        None => runner,
+    };
+    let targets = runner.lora_targets().clone();
+    Ok((Box::new(runner), targets))
 }
 
 /// `--dtype`; `None` = as stored.

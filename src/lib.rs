@@ -3,6 +3,7 @@
 //! This crate is the program; `main.rs` only calls [`cli::run`]. The way of a request goes through
 //! [`http`] or [`grpc`], [`text`], [`engine`] and back. See ARCHITECTURE.md.
 
+pub mod adapters;
 pub mod api_keys;
 pub mod app;
 pub mod chat;

@@ -4,21 +4,23 @@
 //! limits, and the KV cache gets what was asked for.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quire_model::gguf::GgufFile;
 use quire_model::{
-    BackendError, Checkpoint, KvDtype, KvGroups, LmHead, ModelError, ModelSpec, PoolerSpec, Progress,
-    RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
+    BackendError, Checkpoint, KvDtype, KvGroups, LmHead, LoraTargets, ModelError, ModelSpec, PoolerSpec,
+    Progress, RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
 };
 use quire_scheduler::kv::KvCacheConfig;
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
 
+use crate::adapters::{AdapterError, Adapters};
 use crate::app::{App, ModelInfo};
 use crate::chat::{ChatSetup, ChatSetupError};
 use crate::config::{
-    EngineConfig, GenerationConfig, LoadFormat, MaxModelLen, ModelSource, RunnerChoice, ServerConfig,
+    EngineConfig, GenerationConfig, LoadFormat, LoraConfig, MaxModelLen, ModelSource, RunnerChoice,
+    ServerConfig,
 };
 use crate::demo;
 use crate::device::{Device, DeviceError, KvMemory, weight_dtype};
@@ -63,6 +65,10 @@ pub enum LoadError {
          larger device"
     )]
     NoRoom { available_bytes: u64, max_model_len: u32, needed_bytes: u64 },
+    #[error("--lora-target-modules {unknown}: the model has no such layers; adapters can change {known}")]
+    LoraTargets { unknown: String, known: String },
+    #[error("--lora-modules: {0}")]
+    Adapter(#[from] AdapterError),
     #[error("--load-format {asked}: the model is not stored so")]
     LoadFormat { asked: &'static str },
     #[error(
@@ -105,6 +111,8 @@ pub struct Loaded {
     pub tokenizer_files: TokenizerFiles,
     /// Where the changes of its prefix cache go.
     pub kv_events: Option<Arc<KvEvents>>,
+    /// Adapters that requests may name, if there are to be any.
+    pub adapters: Option<Adapters>,
 }
 
 /// Loads the model and starts the engine. `progress` is called from the engine thread.
@@ -153,7 +161,13 @@ pub fn start(
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_cache_memory_bytes: config.kv_cache_memory_bytes,
     };
-    let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
+    let max_loras = config.lora.as_ref().map(|lora| lora.limits.max_loras);
+    let info = MetricsInfo {
+        model_name: model.name().into(),
+        max_model_len: scheduler.max_model_len,
+        max_loras,
+        cache,
+    };
     let metrics = Arc::new(Metrics::new(&info));
     let tokenizer_files = TokenizerFiles {
         model: config.model.path().map(Path::to_path_buf),
@@ -169,7 +183,9 @@ pub fn start(
         log_requests,
         kv_events: kv_events.clone(),
     };
-    let (checkpoint, config) = (open_checkpoint(config, files.gguf, &spec)?, config.clone());
+    let checkpoint = open_checkpoint(config, files.gguf, &spec)?;
+    let (own_config, lora_targets) = (config.clone(), Arc::new(OnceLock::new()));
+    let told = lora_targets.clone();
     let engine = Engine::start(options, move || -> Result<_, LoadError> {
         let limits = runner_config(&scheduler);
         let (start, mut weight_bytes) = (Instant::now(), 0);
@@ -177,11 +193,14 @@ pub fn start(
             weight_bytes = now.loaded_bytes;
             progress(now);
         };
-        let runner = device.runner(&config, spec, &checkpoint, limits, &mut progress)?;
+        let (runner, targets) = device.runner(&own_config, spec, &checkpoint, limits, &mut progress)?;
+        let _ = told.set(targets);
         let seconds = start.elapsed().as_secs_f64();
         tracing::info!(weight_mib = weight_bytes >> 20, seconds = format!("{seconds:.1}"), "loaded");
         Ok((runner, Scheduler::new(scheduler)?))
     })?;
+    let targets = lora_targets.get().cloned().unwrap_or_default();
+    let adapters = config.lora.as_ref().map(|lora| adapters(lora, targets, &model)).transpose()?;
     Ok(Loaded {
         engine,
         tokenizer,
@@ -193,6 +212,7 @@ pub fn start(
         metrics,
         kv_events,
         tokenizer_files,
+        adapters,
     })
 }
 
@@ -208,6 +228,7 @@ impl Loaded {
             chat_template: self.chat_template,
             chat: self.chat,
             pooler: self.pooler,
+            adapters: self.adapters,
             model: self.model,
             limits: self.limits,
             metrics: self.metrics,
@@ -218,6 +239,19 @@ impl Loaded {
         };
         (self.engine, app)
     }
+}
+
+/// The adapters that are there from the start.
+fn adapters(lora: &LoraConfig, mut targets: LoraTargets, model: &ModelInfo) -> Result<Adapters, LoadError> {
+    if let Some(kinds) = &lora.target_modules {
+        let known = targets.kinds();
+        targets.restrict_to(kinds).map_err(|unknown| LoadError::LoraTargets { unknown, known })?;
+    }
+    let adapters = Adapters::new(lora.limits.clone(), targets, &model.served_names);
+    for module in &lora.modules {
+        adapters.load_now(&module.name, &module.path, module.base_model_name.as_deref())?;
+    }
+    Ok(adapters)
 }
 
 /// What sampling parameters are where a request does not say.
@@ -408,6 +442,8 @@ fn scheduler_config(
             quire_scheduler::SchedulingPolicy::Fcfs => 0,
         },
         whole_prompts: !spec.causal,
+        max_loras: config.lora.as_ref().map_or(1, |lora| lora.limits.max_loras),
+        adapter_patience_us: ADAPTER_PATIENCE_US,
     })
 }
 
@@ -425,6 +461,9 @@ const DEFAULT_MAX_NUM_SEQS: u32 = 256;
 
 /// A waiting request gains a priority every ten seconds, so that none waits for ever.
 const PRIORITY_AGEING_US: u64 = 10_000_000;
+
+/// How long requests for the adapters that run may go before one whose adapter has no place.
+const ADAPTER_PATIENCE_US: u64 = 1_000_000;
 
 /// The memory for the KV cache, and what it holds.
 struct KvRoom {

@@ -57,7 +57,12 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         gpu_memory_utilization: 0.0,
         kv_cache_memory_bytes: None,
     };
-    let info = MetricsInfo { model_name: model.name().into(), max_model_len: scheduler.max_model_len, cache };
+    let info = MetricsInfo {
+        model_name: model.name().into(),
+        max_model_len: scheduler.max_model_len,
+        max_loras: None,
+        cache,
+    };
     let metrics = Arc::new(Metrics::new(&info));
     let options = EngineOptions {
         tokenizer: tokenizer.clone(),
@@ -91,6 +96,7 @@ pub fn start(simulation: &Simulation) -> Result<(Engine, App), LoadError> {
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: None,
+        adapters: None,
         model,
         limits,
         metrics,
@@ -117,6 +123,8 @@ fn scheduler_config(simulation: &Simulation) -> SchedulerConfig {
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     }
 }
 

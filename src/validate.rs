@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use quire_model::SamplingDefaults;
-use quire_scheduler::{ALL_LOGPROBS, Grammar, RepetitionDetection, SamplingParams, TokenId};
+use quire_scheduler::{ALL_LOGPROBS, Adapter, Grammar, RepetitionDetection, SamplingParams, TokenId};
 
 use crate::engine::{GenerateRequest, TextOptions};
 use crate::grammar::{self, ThinkingMarks, ThinkingStart};
@@ -146,6 +146,7 @@ pub struct RequestFields {
     pub priority: i32,
     pub cache_salt: Option<String>,
     pub bypass_prefix_cache: bool,
+    pub adapter: Option<Adapter>,
 }
 
 /// Checks a request against the limits.
@@ -172,6 +173,7 @@ pub fn generate_request(
         priority: fields.priority,
         cache_salt: fields.cache_salt.map(check_cache_salt).transpose()?,
         bypass_prefix_cache: fields.bypass_prefix_cache,
+        adapter: fields.adapter,
         text,
     })
 }

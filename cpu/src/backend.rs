@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use quire_model::{
     Activation, AttentionShape, Backend, BackendError, BufferRole, Experts, Heads, KvScales, LatentInput,
-    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, MAX_KV_GROUPS, MoeSpec,
-    PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits,
-    TensorView, sample_row,
+    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, LoraTargets, MAX_KV_GROUPS,
+    MoeSpec, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs,
+    StepLimits, TensorView, sample_row,
 };
 
 use crate::activation::activate_row;
@@ -17,7 +17,8 @@ use crate::kv_cache::{CpuKvCache, StoredScales, with_elements};
 use crate::lanes::Element;
 use crate::latent::{LatentToken, attend_latents, head_linear};
 use crate::linear::linear;
-use crate::moe::moe;
+use crate::lora::LoraBatch;
+use crate::moe::{Threads, moe};
 use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
 use crate::weight::{CpuWeight, WeightData};
@@ -94,9 +95,10 @@ impl Backend for CpuBackend {
         &mut self,
         inputs: &StepInputs,
         _rows: &[LogitsRow],
-        _slots: &[Slot],
+        slots: &[Slot],
     ) -> Result<(), BackendError> {
         self.step.copy_from(inputs);
+        self.lora.group(inputs, slots);
         self.num_results = 0;
         self.pooled.clear();
         for [table, index, block] in inputs.block_writes() {
@@ -172,6 +174,22 @@ impl Backend for CpuBackend {
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         linear(&mut self.pool, &mut self.unpacked, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
+        Ok(())
+    }
+
+    fn prepare_adapters(&mut self, max_rank: usize, targets: &LoraTargets) -> Result<(), BackendError> {
+        self.lora = LoraBatch::new(&self.limits, max_rank, targets);
+        Ok(())
+    }
+
+    fn add_lora(
+        &mut self,
+        projection: usize,
+        width: usize,
+        x: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BackendError> {
+        self.lora.add(&mut self.pool, self.isa, projection, width, x, out);
         Ok(())
     }
 
@@ -416,7 +434,8 @@ impl Backend for CpuBackend {
     ) -> Result<(), BackendError> {
         let (hidden, num_experts) = (experts.down[0].rows, experts.spec.router.num_experts);
         let (x, logits) = (&x[..rows * hidden], &logits[..rows * num_experts]);
-        moe(&mut self.pool, self.isa, &mut self.moe, &mut self.unpacked, experts, x, logits, out);
+        let mut threads = Threads { pool: &mut self.pool, isa: self.isa, unpacked: self.unpacked.share() };
+        moe(&mut threads, &mut self.moe, experts, x, logits, out);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use quire_model::{
 use crate::elementwise::norm_spans;
 use crate::lanes::{Element, Isa};
 use crate::linear::UnpackScratch;
+use crate::lora::LoraBatch;
 use crate::moe::MoeScratch;
 use crate::pool::Pool;
 use crate::shared::SharedSlice;
@@ -45,6 +46,7 @@ pub struct CpuBackend {
     pub(crate) moe: MoeScratch,
     /// One token's latent and shared key, on their way into the cache.
     pub(crate) latent_row: Vec<f32>,
+    pub(crate) lora: LoraBatch,
 }
 
 /// Memory of one thread.
@@ -92,6 +94,7 @@ impl CpuBackend {
             pooled: Vec::new(),
             moe: MoeScratch::default(),
             latent_row: Vec::new(),
+            lora: LoraBatch::default(),
         })
     }
 

@@ -13,6 +13,7 @@ mod kv_cache;
 mod lanes;
 mod latent;
 mod linear;
+mod lora;
 mod moe;
 mod pool;
 mod pooling;

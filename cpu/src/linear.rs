@@ -74,6 +74,21 @@ pub(crate) fn linear(
     });
 }
 
+/// The product with a matrix of f32 that is no weight of the model: `weight` is `[n][k]`, `x` `[rows][k]`, `out`
+/// `[rows][n]`.
+pub(crate) fn linear_f32(pool: &mut Pool, isa: Isa, x: &[f32], k: usize, weight: &[f32], out: &mut [f32]) {
+    let (rows, n) = (x.len() / k, weight.len() / k);
+    let out = SharedSlice::new(&mut out[..rows * n]);
+    let chunk_columns = chunk_columns(n, num_chunks(pool, rows * n * k));
+    pool.run(n.div_ceil(chunk_columns), &|_, chunk| {
+        let columns = chunk * chunk_columns..n.min((chunk + 1) * chunk_columns);
+        let first_column = columns.start;
+        let (out_at, out_stride) = (first_column, n);
+        let product = Product { rows, x, x_stride: k, bias: None, columns, out, out_at, out_stride };
+        run(isa, Args { k, first_column, product }, weight);
+    });
+}
+
 /// Into how many chunks to cut so many products of two numbers.
 pub(crate) fn num_chunks(pool: &Pool, num_products: usize) -> usize {
     (num_products / MIN_PRODUCTS_PER_CHUNK).clamp(1, pool.num_threads() * CHUNKS_PER_THREAD)

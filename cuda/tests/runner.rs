@@ -123,6 +123,8 @@ fn scheduler_config(block_size: usize) -> SchedulerConfig {
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     }
 }
 

@@ -13,6 +13,7 @@ use std::ops::Range;
 use crate::checkpoint::TensorView;
 use crate::kv_dtype::KvScales;
 use crate::latent_spec::LatentShape;
+use crate::lora::LoraTargets;
 use crate::moe_spec::{Experts, MoeSpec};
 use crate::quantization::PackedMatrix;
 use crate::slot::Slot;
@@ -278,6 +279,28 @@ pub trait Backend: Send {
         eps: f32,
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
+
+    /// Allocates what [`Self::add_lora`] needs for adapters of up to `max_rank` on these layers. Called once, before the
+    /// first step, if requests may have adapters.
+    fn prepare_adapters(&mut self, max_rank: usize, targets: &LoraTargets) -> Result<(), BackendError> {
+        let _ = (max_rank, targets);
+        Err(self.not_built("adapters (LoRA)"))
+    }
+
+    /// Adds to `out[T][width]`, which is product number `projection` of `x[T][k]`, what the adapters of the step's rows
+    /// add: for each of their [`LoraPart`](crate::LoraPart)s `out[token][columns] += scaling * (x[token]·aᵀ)·bᵀ`. A row's
+    /// adapter is that of its slot ([`Slot::adapter`]) as [`Self::upload`] was given it. Called only for steps that have
+    /// such rows.
+    fn add_lora(
+        &mut self,
+        projection: usize,
+        width: usize,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    ) -> Result<(), BackendError> {
+        let _ = (projection, width, x, out);
+        Err(self.not_built("adapters (LoRA)"))
+    }
 
     /// `out[rows][n] = x[rows][k] · weight[n][k]ᵀ + bias[n]`.
     fn linear(

@@ -12,7 +12,7 @@ use crate::rope::rope_table;
 use crate::runner::RunnerConfig;
 use crate::spec::{DenseSpec, LayerSpec, LmHead, MlpSpec, ModelSpec, Norms};
 use crate::step_inputs::PoolRow;
-use crate::weights::{DenseWeights, LayerWeights, MlpWeights, Model, Norm};
+use crate::weights::{DenseWeights, LayerWeights, MlpWeights, Model, Norm, Projection};
 
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
@@ -102,12 +102,14 @@ impl<B: Backend> Workspace<B> {
         })
     }
 
-    /// Computes the uploaded step's `num_tokens` tokens through all layers, writing the cache.
+    /// Computes the uploaded step's `num_tokens` tokens through all layers, writing the cache. `adapted`: some are of requests with
+    /// adapters.
     pub(crate) fn forward(
         &mut self,
         backend: &mut B,
         model: &Model<B>,
         num_tokens: usize,
+        adapted: bool,
     ) -> Result<(), BackendError> {
         let spec = &model.spec;
         backend.embed(&model.embedding, &mut self.residual)?;
@@ -118,7 +120,7 @@ impl<B: Backend> Workspace<B> {
         if let Some(table) = &model.positions {
             backend.add_positions(table, &mut self.residual)?;
         }
-        let mut pass = Pass { backend, model, rows: num_tokens, workspace: self };
+        let mut pass = Pass { backend, model, rows: num_tokens, adapted, workspace: self };
         let first = model.layers.first().and_then(|layer| layer.norms.attention.as_ref());
         if let Some(norm) = model.embedding_norm.as_ref().or(first) {
             pass.norm_residual(norm)?;
@@ -167,6 +169,8 @@ struct Pass<'a, B: Backend> {
     model: &'a Model<B>,
     /// Tokens of the step.
     rows: usize,
+    /// Whether some of them are of requests with adapters.
+    adapted: bool,
     workspace: &'a mut Workspace<B>,
 }
 
@@ -220,7 +224,7 @@ impl<B: Backend> Pass<'_, B> {
     /// Adds what a block gave to the residual stream, normalised by `output` if that is there, and normalises the sum
     /// by `next` for whoever reads it.
     fn add(&mut self, output: Option<&Norm<B>>, next: Option<&Norm<B>>) -> Result<(), BackendError> {
-        let Self { backend, model, rows, workspace } = self;
+        let Self { backend, model, rows, workspace, .. } = self;
         let Workspace { residual, normed, projected, normed_output, .. } = &mut **workspace;
         let (rows, spec) = (*rows, &model.spec);
         let (len, eps) = (rows * spec.hidden_size, spec.norm.eps);
@@ -250,18 +254,17 @@ impl<B: Backend> Pass<'_, B> {
         layer: &LayerSpec,
         weights: &LayerWeights<B>,
     ) -> Result<(), BackendError> {
-        let Self { backend, model, rows, workspace } = self;
+        let Self { backend, model, rows, adapted, workspace } = self;
         let Workspace { residual, normed, qkv, .. } = &mut **workspace;
         let input = if model.spec.norms == Norms::After { residual } else { normed };
-        backend.linear(*rows, input, &weights.qkv.weight, weights.qkv.bias.as_ref(), qkv)?;
+        project(*backend, *rows, *adapted, &weights.qkv, input, qkv)?;
         match &layer.attention.latent {
             None => self.grouped_attention(index, layer, weights)?,
             Some(latent) => self.latent_attention(index, layer, latent, weights)?,
         }
-        let Self { backend, rows, workspace, .. } = self;
+        let Self { backend, rows, adapted, workspace, .. } = self;
         let Workspace { attended, projected, .. } = &mut **workspace;
-        let output = &weights.output;
-        backend.linear(*rows, attended, &output.weight, output.bias.as_ref(), projected)
+        project(*backend, *rows, *adapted, &weights.output, attended, projected)
     }
 
     /// What attention makes of `qkv`, into `attended`.
@@ -303,15 +306,29 @@ impl<B: Backend> Pass<'_, B> {
 
     /// An MLP that all tokens use, into `projected`.
     fn dense(&mut self, mlp: &DenseSpec, weights: &DenseWeights<B>) -> Result<(), BackendError> {
-        let Self { backend, model, rows, workspace } = self;
+        let Self { backend, model, rows, adapted, workspace } = self;
         let Workspace { residual, normed, projected, mlp_input, activated, .. } = &mut **workspace;
         let DenseWeights { input, output } = weights;
         let x = if model.spec.norms == Norms::After { residual } else { normed };
         let (rows, inner) = (*rows, mlp.intermediate_size);
-        backend.linear(rows, x, &input.weight, input.bias.as_ref(), mlp_input)?;
+        project(*backend, rows, *adapted, input, x, mlp_input)?;
         backend.activate(rows, inner, mlp.activation, mlp.gated, mlp_input, activated)?;
-        backend.linear(rows, activated, &output.weight, output.bias.as_ref(), projected)
+        project(*backend, rows, *adapted, output, activated, projected)
     }
+}
+
+/// A product, and what adapters add to it.
+fn project<B: Backend>(
+    backend: &mut B,
+    rows: usize,
+    adapted: bool,
+    projection: &Projection<B>,
+    x: &B::Buffer,
+    out: &mut B::Buffer,
+) -> Result<(), BackendError> {
+    let Projection { number, width, weight, bias } = projection;
+    backend.linear(rows, x, weight, bias.as_ref(), out)?;
+    if adapted { backend.add_lora(*number, *width, x, out) } else { Ok(()) }
 }
 
 fn run_norm<B: Backend>(

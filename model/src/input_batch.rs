@@ -82,6 +82,11 @@ impl InputBatch {
         &self.slots
     }
 
+    /// Whether a row of the last plan has an adapter.
+    pub fn has_adapters(&self) -> bool {
+        self.inputs.row_slots().iter().any(|slot| self.slots[*slot as usize].adapter().is_some())
+    }
+
     /// After the last plan's work was handed over: every sampled row's sequence is one token longer, though
     /// the token is not known yet.
     pub fn expect_tokens(&mut self) {

@@ -23,6 +23,7 @@ mod labels;
 mod latent_spec;
 mod loader;
 mod logprobs;
+mod lora;
 mod mapped_file;
 mod masks;
 mod moe_spec;
@@ -55,6 +56,7 @@ pub use kv_layout::{KvLayout, KvOfToken};
 pub use labels::{LabelActivation, Labels};
 pub use latent_spec::{LatentShape, LatentSpec};
 pub use logprobs::{RankedLogprob, capture_logprob, capture_logprobs_of};
+pub use lora::{AdapterConfig, LoraError, LoraPart, LoraTarget, LoraTargets, LoraWeights};
 pub use mapped_file::MappedFile;
 pub use moe_spec::{
     ExpertActivation, ExpertGroups, Experts, GroupScore, MoeSpec, RouterScores, RouterSpec, SharedExpertSpec,
@@ -62,8 +64,8 @@ pub use moe_spec::{
 pub use philox::{philox4x32, uniform};
 pub use pooler::{Matryoshka, PoolerSpec, is_sentence_transformer};
 pub use quantization::{MatrixView, PackedMatrix, Quantization};
-pub use quire_scheduler::Pooling;
 pub use quire_scheduler::kv::MAX_KV_GROUPS;
+pub use quire_scheduler::{Adapter, Pooling};
 pub use rope::{alibi_slope, rope_table};
 pub use runner::{Runner, RunnerConfig};
 pub use safetensors::{RawTensor, StoredDtype};

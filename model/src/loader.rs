@@ -14,6 +14,7 @@ use crate::classifier::{Classifier, Dense};
 use crate::error::ModelError;
 use crate::families::family_of;
 use crate::families::names::{NamesIn, Stack};
+use crate::lora::LoraTargets;
 use crate::quantization::{MatrixView, PackedMatrix, Quantization, read_matrix};
 use crate::row_order::{grouped, halves, ungrouped};
 use crate::spec::{
@@ -30,6 +31,8 @@ pub(crate) struct Loader<'a, B: Backend> {
     names: NamesIn,
     unused: BTreeSet<String>,
     loaded_bytes: usize,
+    /// The projections so far.
+    lora_targets: LoraTargets,
 }
 
 /// A part of a stacked projection: a module, how many rows it has, and which of them are wanted in which order.
@@ -53,7 +56,15 @@ impl<'a, B: Backend> Loader<'a, B> {
             return Err(ModelError::Config { field, reason });
         }
         unused.retain(|name| !names.is_redundant(name, spec) && !spec.quantization.passes_over(name));
-        Ok(Self { backend, spec, checkpoint, names, unused, loaded_bytes: 0 })
+        Ok(Self {
+            backend,
+            spec,
+            checkpoint,
+            names,
+            unused,
+            loaded_bytes: 0,
+            lora_targets: LoraTargets::default(),
+        })
     }
 
     /// Bytes read so far.
@@ -61,10 +72,10 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.loaded_bytes
     }
 
-    /// Fails if the checkpoint has something that nobody asked for.
-    pub(crate) fn finish(self) -> Result<(), ModelError> {
+    /// The layers that adapters may change. Fails if the checkpoint has something that nobody asked for.
+    pub(crate) fn finish(self) -> Result<LoraTargets, ModelError> {
         match self.unused.first() {
-            None => Ok(()),
+            None => Ok(self.lora_targets),
             Some(example) => {
                 Err(ModelError::UnmappedTensors { count: self.unused.len(), example: example.clone() })
             }
@@ -202,10 +213,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = *attention;
         let rows = [num_heads, num_kv_heads, num_kv_heads].map(|heads| heads * head_dim);
         let rotated = self.interleaved_dim(attention);
-        let turned = |rows: Vec<usize>| match rotated {
-            Some(dim) => Some(halves(&rows, head_dim, dim)),
-            None => None,
-        };
+        let turned = |rows: Vec<usize>| rotated.map(|dim| halves(&rows, head_dim, dim));
         match &self.names.of.qkv {
             Stack::Separate(names) => {
                 let parts = names.iter().zip(rows).enumerate();
@@ -299,7 +307,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         })
     }
 
-    /// The matrices of modules of the same input, stacked, and their biases.
+    /// A product of the forward pass, which adapters may change.
     fn projection(
         &mut self,
         parts: &[Part],
@@ -309,7 +317,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         self.projection_in(&self.spec.quantization, parts, columns, has_bias)
     }
 
-    /// The same in another form.
+    /// The same where the checkpoint has it in another form.
     fn projection_in(
         &mut self,
         quantization: &Quantization,
@@ -317,6 +325,20 @@ impl<'a, B: Backend> Loader<'a, B> {
         columns: usize,
         has_bias: bool,
     ) -> Result<Projection<B>, ModelError> {
+        let (weight, bias) = self.stacked(quantization, parts, columns, has_bias)?;
+        let layers = parts.iter().map(|part| (&*part.module, part.rows, part.order.clone()));
+        let (number, width) = self.lora_targets.add_projection(columns, layers);
+        Ok(Projection { number, width, weight, bias })
+    }
+
+    /// The matrices of modules of the same input, stacked, and their biases.
+    fn stacked(
+        &mut self,
+        quantization: &Quantization,
+        parts: &[Part],
+        columns: usize,
+        has_bias: bool,
+    ) -> Result<(B::Weight, Option<B::Weight>), ModelError> {
         let mut matrices = Vec::with_capacity(parts.len());
         for part in parts {
             let shape = (part.rows, columns);
@@ -327,7 +349,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         parts.iter().for_each(|part| self.checkpoint.give_back(&format!("{}.weight", part.module)));
         if !has_bias {
             parts.iter().try_for_each(|part| self.zero_bias(&part.module))?;
-            return Ok(Projection { weight, bias: None });
+            return Ok((weight, None));
         }
         let mut vectors = Vec::with_capacity(parts.len());
         for part in parts {
@@ -337,7 +359,7 @@ impl<'a, B: Backend> Loader<'a, B> {
                 None => bias,
             });
         }
-        Ok(Projection { weight, bias: Some(self.backend.load(&vectors)?) })
+        Ok((weight, Some(self.backend.load(&vectors)?)))
     }
 
     /// The weight of a module in the form it is stored in, or in the one that it shall have.

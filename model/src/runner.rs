@@ -15,6 +15,7 @@ use crate::forward::Workspace;
 use crate::input_batch::InputBatch;
 use crate::kv_groups::KvGroups;
 use crate::kv_layout::KvLayout;
+use crate::lora::{LoraTargets, LoraWeights};
 use crate::masks::{Masks, SampledToken};
 use crate::spec::{LmHead, ModelSpec};
 use crate::step_inputs::{LogitsRow, LogitsTask};
@@ -65,6 +66,8 @@ pub struct Runner<B: Backend> {
     sampled: Vec<SampledToken>,
     limits: StepLimits,
     num_blocks: usize,
+    /// `None` = requests have no adapters.
+    max_adapter_rank: Option<usize>,
     in_flight: VecDeque<PendingStep>,
     /// Collected steps, whose memory the next ones use.
     spare: Vec<PendingStep>,
@@ -119,10 +122,23 @@ impl<B: Backend> Runner<B> {
             sampled: Vec::with_capacity(limits.max_num_seqs),
             limits,
             num_blocks: config.num_blocks,
+            max_adapter_rank: None,
             in_flight: VecDeque::with_capacity(max_in_flight),
             spare: (0..max_in_flight).map(|_| PendingStep::default()).collect(),
             output: ModelRunnerOutput::default(),
         })
+    }
+
+    /// Allocates what adapters of up to this rank need: without, requests must have none.
+    pub fn with_adapters(mut self, max_rank: usize) -> Result<Self, ModelError> {
+        self.backend.prepare_adapters(max_rank, &self.model.lora_targets)?;
+        self.max_adapter_rank = Some(max_rank);
+        Ok(self)
+    }
+
+    /// The layers that adapters may change.
+    pub fn lora_targets(&self) -> &LoraTargets {
+        &self.model.lora_targets
     }
 
     /// The layout of this runner's KV cache.
@@ -135,9 +151,10 @@ impl<B: Backend> Runner<B> {
         let inputs = self.batch.inputs();
         let num_rows = self.batch.logits_rows().len();
         self.backend.upload(inputs, self.batch.logits_rows(), self.batch.slots())?;
-        let is_recorded = self.backend.replay()?;
+        let adapted = self.batch.has_adapters();
+        let is_recorded = !adapted && self.backend.replay()?;
         if !is_recorded {
-            self.workspace.forward(&mut self.backend, &self.model, inputs.num_tokens())?;
+            self.workspace.forward(&mut self.backend, &self.model, inputs.num_tokens(), adapted)?;
             self.workspace.pool(&mut self.backend, &self.model.spec, self.batch.pool_rows())?;
         }
         // Prompt log-probabilities can need more rows than the logits buffer has.
@@ -154,6 +171,19 @@ impl<B: Backend> Runner<B> {
             self.backend.sample(&mut self.workspace.logits, rows, self.batch.slots())?;
         }
         self.backend.end_step()
+    }
+
+    /// Adapters are those that this runner was made for.
+    fn check_adapters(&self, plan: &SchedulerOutput) -> Result<(), Arc<str>> {
+        for request in &plan.admitted {
+            let Some(adapter) = &request.adapter else { continue };
+            let weights = adapter.weights::<LoraWeights>();
+            let most = self.max_adapter_rank.unwrap_or(0);
+            if weights.is_none_or(|weights| weights.max_rank() > most) {
+                return Err(format!("{:?}: {adapter:?} does not fit this runner", request.id).into());
+            }
+        }
+        Ok(())
     }
 
     /// A model with a head generates, one without is pooled.
@@ -199,6 +229,7 @@ impl<B: Backend> ModelRunner for Runner<B> {
         {
             return Err(refuse(format!("{block:?} of {} blocks", self.num_blocks).into()));
         }
+        self.check_adapters(plan).map_err(refuse)?;
         self.batch.apply(plan).map_err(refuse)?;
         self.check_outputs().map_err(refuse)?;
         self.masks.apply(plan);
@@ -311,7 +342,7 @@ fn record_decode_steps<B: Backend>(
     }
     for size in backend.capture_sizes().into_iter().filter(|size| *size <= largest) {
         backend.begin_capture(size)?;
-        workspace.forward(backend, model, size)?;
+        workspace.forward(backend, model, size, false)?;
         workspace.compute_logits(backend, model, 0..size)?;
         backend.end_capture()?;
     }

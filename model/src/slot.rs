@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, TokenId};
+use quire_scheduler::{Adapter, AdmittedRequest, RequestId, SamplingParams, TokenId};
 
 /// Stands in [`Slot::tokens`] for a token that is being sampled in a step not yet collected.
 pub const UNKNOWN_TOKEN: TokenId = TokenId::MAX;
@@ -16,6 +16,7 @@ pub struct Slot {
     prompt_len: usize,
     resumed: bool,
     params: Arc<SamplingParams>,
+    adapter: Option<Adapter>,
     counts: TokenCounts,
     mask: Vec<u32>,
     is_masked: bool,
@@ -28,6 +29,7 @@ impl Slot {
         self.id = Some(request.id);
         self.generation += 1;
         self.params = request.sampling.clone();
+        self.adapter.clone_from(&request.adapter);
         self.prompt_len = request.prompt_token_ids.len();
         self.resumed = !request.output_token_ids.is_empty();
         self.num_blocks = 0;
@@ -49,6 +51,7 @@ impl Slot {
     /// Forgets the request; the memory stays for the next.
     pub fn release(&mut self) {
         self.id = None;
+        self.adapter = None;
         self.tokens.clear();
         self.counts.clear();
         self.num_blocks = 0;
@@ -83,6 +86,11 @@ impl Slot {
     /// How its tokens are chosen.
     pub fn params(&self) -> &SamplingParams {
         &self.params
+    }
+
+    /// Whose weights are added to the model's.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
     }
 
     /// Whether a penalty is in force, which needs to know what occurred.

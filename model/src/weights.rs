@@ -5,6 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::classifier::Classifier;
 use crate::error::ModelError;
 use crate::loader::Loader;
+use crate::lora::LoraTargets;
 use crate::spec::ModelSpec;
 
 /// A model on a device.
@@ -22,6 +23,7 @@ pub struct Model<B: Backend> {
     /// Weights of its own, or a bias.
     pub(crate) lm_head: LmHeadWeights<B>,
     pub(crate) classifier: Option<Classifier>,
+    pub(crate) lora_targets: LoraTargets,
 }
 
 /// One layer's weights. Projections of the same input are stacked: one product instead of three.
@@ -89,6 +91,10 @@ pub(crate) struct DenseWeights<B: Backend> {
 }
 
 pub(crate) struct Projection<B: Backend> {
+    /// What adapters know it by.
+    pub(crate) number: usize,
+    /// Columns of the result.
+    pub(crate) width: usize,
     pub(crate) weight: B::Weight,
     pub(crate) bias: Option<B::Weight>,
 }
@@ -118,6 +124,11 @@ pub struct Progress {
 }
 
 impl<B: Backend> Model<B> {
+    /// The layers that adapters may change.
+    pub fn lora_targets(&self) -> &LoraTargets {
+        &self.lora_targets
+    }
+
     /// Brings all weights to the device. Fails if the checkpoint lacks one, has one of another shape, or has
     /// one that the model does not use.
     pub fn load(
@@ -140,7 +151,17 @@ impl<B: Backend> Model<B> {
         let final_norm = loader.final_norm()?;
         let lm_head = loader.lm_head()?;
         let classifier = loader.classifier()?;
-        loader.finish()?;
-        Ok(Self { spec, embedding, positions, embedding_norm, layers, final_norm, lm_head, classifier })
+        let lora_targets = loader.finish()?;
+        Ok(Self {
+            lora_targets,
+            spec,
+            embedding,
+            positions,
+            embedding_norm,
+            layers,
+            final_norm,
+            lm_head,
+            classifier,
+        })
     }
 }

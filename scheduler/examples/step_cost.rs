@@ -36,6 +36,8 @@ fn measure(rows: u32) {
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     };
     let mut scheduler = Scheduler::new(config).expect("the limits are valid");
     let mut runner = SimRunner::new(SimRunnerConfig {

@@ -18,9 +18,17 @@
 //! request is looked at before anyone behind it, and none of those can have become the owner of a block of
 //! the same chain meanwhile, since they would have been deferred on it as well. (Requests that do not read
 //! the cache are not deferred, so they own nothing.)
+//!
+//! # Places for adapters
+//!
+//! The running requests have at most `max_loras` different adapters between them. A waiting request whose adapter
+//! would be one more is passed over, as in vLLM, and those behind it go ahead, also with the adapters that run.
+//! That alone could keep it out for ever. So once it has been passed over for `adapter_patience_us`, nobody behind
+//! it gets in with an adapter, and a place becomes free when the last of those that run has ended.
 
 use std::cmp::Reverse;
 
+use crate::adapter::Adapter;
 use crate::in_flight::Draft;
 use crate::output::{AdmittedRequest, FirstScheduled};
 use crate::request::TimeUs;
@@ -35,6 +43,27 @@ enum Verdict {
     Stop,
 }
 
+/// Who has the places for adapters while a plan is made.
+struct AdapterPlaces {
+    /// Different ones.
+    taken: Vec<Adapter>,
+    most: usize,
+    /// Somebody has waited long enough for a place: nobody behind may take or keep one.
+    is_closed: bool,
+}
+
+impl AdapterPlaces {
+    fn take(&mut self, adapter: &Adapter) {
+        if !self.taken.contains(adapter) {
+            self.taken.push(adapter.clone());
+        }
+    }
+
+    fn has_room_for(&self, adapter: &Adapter) -> bool {
+        !self.is_closed && (self.taken.len() < self.most || self.taken.contains(adapter))
+    }
+}
+
 impl Scheduler {
     /// Admits waiting requests in order, while there are slots and budget.
     pub(crate) fn plan_waiting(&mut self, draft: &mut Draft, now_us: TimeUs) {
@@ -43,17 +72,48 @@ impl Scheduler {
         }
         let mut hits = std::mem::take(&mut self.spare_hits);
         let mut promised = self.blocks_promised();
+        let mut places = self.adapter_places();
         let mut place = None;
         while draft.budget > 0 && !self.free_slots.is_empty() {
             let Some((rank, index)) = self.waiting.after(place) else { break };
             place = Some(rank);
+            if !self.finds_place(index, &mut places, now_us) {
+                continue;
+            }
             match self.judge(index, promised, draft.budget, &mut hits) {
-                Verdict::Admit => promised += self.admit(draft, index, &hits, now_us),
+                Verdict::Admit => {
+                    promised += self.admit(draft, index, &hits, now_us);
+                    self.requests[index].request.adapter.iter().for_each(|adapter| places.take(adapter));
+                }
                 Verdict::Defer => {}
                 Verdict::Stop => break,
             }
         }
         self.spare_hits = hits;
+        places.taken.clear();
+        self.spare_adapters = places.taken;
+    }
+
+    /// The places as the running requests have them.
+    fn adapter_places(&mut self) -> AdapterPlaces {
+        let taken = std::mem::take(&mut self.spare_adapters);
+        let mut places = AdapterPlaces { taken, most: self.config.max_loras as usize, is_closed: false };
+        let adapters = self.running.iter().filter_map(|&index| self.requests[index].request.adapter.as_ref());
+        adapters.for_each(|adapter| places.take(adapter));
+        places
+    }
+
+    /// Whether a waiting request's adapter, if it has one, may be among those that run.
+    fn finds_place(&mut self, index: u32, places: &mut AdapterPlaces, now_us: TimeUs) -> bool {
+        let state = &mut self.requests[index];
+        let Some(adapter) = &state.request.adapter else { return true };
+        if places.has_room_for(adapter) {
+            state.passed_over_at_us = None;
+            return true;
+        }
+        let since_us = *state.passed_over_at_us.get_or_insert(now_us);
+        places.is_closed |= now_us.saturating_sub(since_us) >= self.config.adapter_patience_us;
+        false
     }
 
     /// Another request no longer needs to wait for the blocks below `num_blocks` of this one's prefill.

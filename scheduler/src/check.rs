@@ -138,6 +138,10 @@ impl Scheduler {
         ensure!(running.len() == self.running.len(), "a request runs twice");
         ensure!(running.is_disjoint(&waiting), "a request runs and waits");
         ensure!(running.len() + waiting.len() == self.requests.len(), "a request neither runs nor waits");
+        let adapters = running.iter().filter_map(|&index| self.requests[index].request.adapter.as_ref());
+        let adapters: BTreeSet<&str> = adapters.map(|adapter| adapter.key()).collect();
+        let most = self.config.max_loras as usize;
+        ensure!(adapters.len() <= most, "{} adapters run, of at most {most}", adapters.len());
         let mut slots: BTreeSet<u32> = self.free_slots.iter().map(|&Reverse(slot)| slot).collect();
         ensure!(slots.len() == self.free_slots.len(), "a slot is free twice");
         for &index in &self.running {

@@ -42,6 +42,11 @@ pub struct SchedulerConfig {
     /// Every prompt is computed in one step: the model's attention looks ahead, so that a part of a prompt has
     /// no hidden states of its own (and no block can be shared).
     pub whole_prompts: bool,
+    /// Different adapters among the requests that run at once, at least 1.
+    pub max_loras: u32,
+    /// After having been passed over for so long because all places for adapters were taken, a request is the next to
+    /// get one: those behind it no longer go ahead.
+    pub adapter_patience_us: u64,
 }
 
 impl SchedulerConfig {
@@ -51,6 +56,7 @@ impl SchedulerConfig {
             ("max_num_seqs", self.max_num_seqs),
             ("max_num_batched_tokens", self.max_num_batched_tokens),
             ("block_size", self.block_size),
+            ("max_loras", self.max_loras),
         ] {
             if value == 0 {
                 return Err(ConfigError::Zero { field });

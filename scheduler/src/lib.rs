@@ -2,13 +2,14 @@
 //!
 //! Nothing here knows a device, a clock, a socket or a thread. Same calls, same plans, everywhere.
 //!
-//! * What is asked: [`Request`], [`SamplingParams`], a [`Grammar`] perhaps; how it ends: [`FinishReason`].
+//! * What is asked: [`Request`], [`SamplingParams`], a [`Grammar`] and an [`Adapter`] perhaps; how it ends: [`FinishReason`].
 //! * The decisions: [`Scheduler`] within a [`SchedulerConfig`], over the blocks of [`kv`].
 //! * The messages of a step: [`SchedulerOutput`] to a [`ModelRunner`], [`ModelRunnerOutput`] back,
 //!   [`StepOutputs`] to the world.
 //! * The proof: [`sim`], a runner without a model and the simulator that drives the scheduler with it.
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod admission;
 mod check;
 mod config;
@@ -27,6 +28,7 @@ pub mod sim;
 mod state;
 mod update;
 
+pub use adapter::Adapter;
 pub use config::{ConfigError, SchedulerConfig, SchedulingPolicy};
 pub use grammar::{Grammar, GrammarError, GrammarMatcher};
 pub use matching::{Matching, NOTHING_ALLOWED, NOTHING_LEFT};

@@ -7,6 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::adapter::Adapter;
 use crate::kv::{BlockId, KvEvent};
 use crate::request::{FinishReason, RequestId, SamplingParams, TimeUs, TokenId};
 
@@ -62,7 +63,7 @@ pub struct AdmittedRequest {
     /// Parameters.
     pub sampling: Arc<SamplingParams>,
     /// Adapter whose weights apply.
-    pub adapter: Option<Arc<str>>,
+    pub adapter: Option<Adapter>,
     /// Blocks that hold the KV of the first `row.start` tokens, `[hit][groups]`. [`BlockId::NULL`] where a group's
     /// window does not reach.
     pub block_ids: Vec<BlockId>,

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::adapter::Adapter;
 use crate::grammar::Grammar;
 use crate::repetition::RepetitionDetection;
 
@@ -31,8 +32,8 @@ pub struct Request {
     pub priority: i32,
     /// When the request entered the engine; orders requests of equal priority.
     pub arrival_us: TimeUs,
-    /// Name of the adapter (LoRA) whose weights apply; part of the prefix-cache key.
-    pub adapter: Option<Arc<str>>,
+    /// The adapter (LoRA) whose weights apply; what it is, is part of the prefix-cache key.
+    pub adapter: Option<Adapter>,
     /// Isolates the prefix cache: only requests with the same salt share blocks.
     pub cache_salt: Option<Arc<str>>,
     /// Do not read the prefix cache (blocks are still written to it).

@@ -19,6 +19,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 
+use crate::adapter::Adapter;
 use crate::config::{ConfigError, SchedulerConfig};
 use crate::in_flight::{Draft, InFlightRow, InFlightStep, Registered, RowOutcome};
 use crate::kv::{BlockHash, BlockId, BlockKey, KvCacheManager, LeadingBytes};
@@ -55,6 +56,7 @@ pub struct Scheduler {
     spare_plans: Vec<SchedulerOutput>,
     spare_steps: Vec<InFlightStep>,
     pub(crate) spare_hits: Vec<BlockId>,
+    pub(crate) spare_adapters: Vec<Adapter>,
 }
 
 /// Counts since the scheduler was made; see [`SchedulerStats`].
@@ -89,6 +91,7 @@ impl Scheduler {
             spare_plans: Vec::new(),
             spare_steps: Vec::new(),
             spare_hits: Vec::new(),
+            spare_adapters: Vec::new(),
             config,
         })
     }
@@ -143,7 +146,8 @@ impl Scheduler {
 
     /// The plan of the next step, or nothing if nothing can be computed now (there is no request, or all that
     /// is left depends on steps in flight). The plan must be handed back to [`Scheduler::update`] once, and in
-    /// the order of planning. `now_us` only dates [`crate::FirstScheduled`].
+    /// the order of planning. `now_us` dates [`crate::FirstScheduled`] and says how long adapters have waited for a
+    /// place; it must not go backwards.
     pub fn schedule(&mut self, now_us: TimeUs) -> Option<SchedulerOutput> {
         self.calls += 1;
         let mut draft = Draft {

@@ -8,7 +8,7 @@ use crate::kv::{BlockHash, BlockTable, Sequence};
 use crate::output::FirstScheduled;
 use crate::queue::Rank;
 use crate::repetition::RepetitionWatch;
-use crate::request::{FinishReason, Request, RequestId, TokenId};
+use crate::request::{FinishReason, Request, RequestId, TimeUs, TokenId};
 
 /// A request that has not ended. With a slot it is running and holds blocks; without, it is waiting and
 /// holds none.
@@ -33,6 +33,8 @@ pub(crate) struct RequestState {
     pub(crate) expected: Range<usize>,
     /// The block that this waiting request leaves to another to compute.
     pub(crate) waits_for: Option<BlockHash>,
+    /// When there was first no place for this waiting request's adapter.
+    pub(crate) passed_over_at_us: Option<TimeUs>,
     pub(crate) times_preempted: u32,
     pub(crate) was_scheduled: bool,
     /// Facts not yet told.
@@ -64,6 +66,7 @@ impl RequestState {
             hashes: Vec::new(),
             expected: 0..0,
             waits_for: None,
+            passed_over_at_us: None,
             times_preempted: 0,
             was_scheduled: false,
             first_scheduled: None,

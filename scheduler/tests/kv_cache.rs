@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use quire_scheduler::Adapter;
 use quire_scheduler::kv::*;
 use quire_scheduler::sim::Rng;
 
@@ -292,7 +293,9 @@ fn adapters_mark_every_block_and_salts_only_the_first() {
     let tokens: Vec<u32> = (0..6).collect();
     let name: Arc<str> = "x".into();
     let plain = hashes_of(&sequence(&tokens), 2);
-    let adapted = hashes_of(&Sequence { adapter: Some(&name), ..sequence(&tokens) }, 2);
+    // Of what it is called nothing is in the hash.
+    let adapter = Adapter::new("another name", "x", ());
+    let adapted = hashes_of(&Sequence { adapter: Some(&adapter), ..sequence(&tokens) }, 2);
     let salted = hashes_of(&Sequence { cache_salt: Some(&name), ..sequence(&tokens) }, 2);
     for block in 0..3 {
         let three = BTreeSet::from([plain[block], adapted[block], salted[block]]);

@@ -48,7 +48,7 @@ fn generated_tokens_are_cached_too() {
 #[test]
 fn adapters_and_salts_do_not_share_and_the_same_ones_do() {
     let make = |id, adapter: Option<&str>, salt: Option<&str>| Request {
-        adapter: adapter.map(Arc::from),
+        adapter: adapter.map(|name| Adapter::new(name, name, ())),
         cache_salt: salt.map(Arc::from),
         ..with_prompt(id, prompt(12), 1)
     };

@@ -110,7 +110,7 @@ fn a_false_hit_is_found() {
     driver.add([Request { id: RequestId(2), ..request(1, 9, 1) }]);
     let mut plan = driver.schedule().unwrap();
     assert_eq!(plan.admitted[0].block_ids.len(), 2);
-    plan.admitted[0].adapter = Some("other".into());
+    plan.admitted[0].adapter = Some(Adapter::new("other", "other", ()));
     let error = runner.submit(&plan).expect_err("a wrong hit is found");
     assert!(error.reason.contains("does not hold position 0"), "{}", error.reason);
 }

@@ -11,6 +11,7 @@ use super::bench::BenchCommand;
 #[cfg(feature = "cuda")]
 use super::compile_kernels::CompileKernelsArgs;
 use super::kv_events::{KvEventsArg, parse_kv_events};
+use super::lora_args::LoraArgs;
 use super::numbers::{parse_bytes, parse_count};
 use super::pooler_config::parse_pooler_config;
 use super::reasoning_config::parse_reasoning_config;
@@ -65,6 +66,9 @@ pub(super) struct ServeArgs {
     /// Everything about memory and steps.
     #[command(flatten)]
     pub(super) scheduling: SchedulingArgs,
+    /// Everything about adapters.
+    #[command(flatten)]
+    pub(super) lora: LoraArgs,
     /// Everything about what answers tell.
     #[command(flatten)]
     pub(super) answers: AnswerArgs,
@@ -76,7 +80,8 @@ pub(super) struct ServeArgs {
 const SERVE_AFTER_HELP: &str = "\
 Every flag can come from the environment as QUIRE_ and its name (QUIRE_MAX_NUM_SEQS=64) or from --config; the \
 command line wins over the environment, the environment over the file. vLLM's own variables are read too: \
-VLLM_API_KEY, VLLM_LOGGING_LEVEL, VLLM_CPU_KVCACHE_SPACE, VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS. Underscores in flag \
+VLLM_API_KEY, VLLM_LOGGING_LEVEL, VLLM_CPU_KVCACHE_SPACE, VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS, \
+VLLM_ALLOW_RUNTIME_LORA_UPDATING. Underscores in flag \
 names are accepted, and --no-X turns a switch off.";
 
 /// What to load, and how.

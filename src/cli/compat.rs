@@ -113,12 +113,13 @@ const ACCEPTED: &[Accepted] = &[
         &["auto", "string"],
         "templates get the content of a message as one text, its parts joined",
     ),
-    off("enable-lora", "there are no adapters"),
+    off("fully-sharded-loras", ONE_DEVICE),
+    off("specialize-active-lora", "there are no graphs to make for numbers of adapters"),
+    off("enable-tower-connector-lora", TEXT_ONLY),
     off("enable-sleep-mode", "there is no sleep mode"),
     off("enable-expert-parallel", ONE_DEVICE),
 ];
 
-const NO_ADAPTERS: &str = "adapters (LoRA) are not supported";
 const NO_PARALLEL: &str = "the model runs on one device, in one process; run several servers behind a router";
 const NO_DOWNLOAD: &str = "nothing is downloaded; give the model's folder";
 const NO_TRANSFER: &str = "KV blocks stay in this process";
@@ -155,10 +156,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("performance-mode", "set --max-num-seqs and --max-num-batched-tokens"),
     ("attention-backend", "the device decides"),
     ("speculative-config", "speculative decoding is not supported"),
-    ("lora-modules", NO_ADAPTERS),
-    ("max-loras", NO_ADAPTERS),
-    ("max-lora-rank", NO_ADAPTERS),
-    ("max-cpu-loras", NO_ADAPTERS),
+    ("default-mm-loras", TEXT_ONLY),
+    ("lora-extra-vocab-size", "adapters do not add to the vocabulary"),
     ("task", "give --runner generate or --runner pooling"),
     ("override-pooler-config", "give --pooler-config"),
     ("tool-server", "the server calls no tools; clients do"),

@@ -152,6 +152,7 @@ fn env_name(flag: &str) -> String {
 fn vllm_env_name(flag: &str) -> Option<&'static str> {
     match flag {
         "api-key" => Some("VLLM_API_KEY"),
+        "allow-runtime-lora-updating" => Some("VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
         "stall-timeout" => Some("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"),
         _ => None,
     }

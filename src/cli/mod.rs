@@ -15,6 +15,7 @@ mod config_file;
 mod kv_events;
 mod layers;
 mod logging;
+mod lora_args;
 mod numbers;
 mod pooler_config;
 mod reasoning_config;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use quire_model::{LabelActivation, Labels, Matryoshka, PoolerSpec};
-use quire_scheduler::{SamplingParams, TokenId};
+use quire_scheduler::{Adapter, SamplingParams, TokenId};
 
 use crate::app::App;
 use crate::engine::{FinishError, FinishKind, GenerateRequest, OutputStream, SubmitError, TextOptions};
@@ -81,6 +81,8 @@ pub struct EmbedOptions {
     pub priority: i32,
     /// Isolates the prefix cache, in which causal models leave the prompt's blocks.
     pub cache_salt: Option<String>,
+    /// The adapter to run with.
+    pub adapter: Option<Adapter>,
 }
 
 /// What to keep of an input.
@@ -107,6 +109,7 @@ impl Default for EmbedOptions {
             use_activation: None,
             priority: 0,
             cache_salt: None,
+            adapter: None,
         }
     }
 }
@@ -190,6 +193,7 @@ pub async fn embed(
         priority: options.priority,
         cache_salt: salt.clone(),
         bypass_prefix_cache: true,
+        adapter: options.adapter.clone(),
         text: TextOptions { detokenize: false, ..TextOptions::default() },
     };
     let mut streams = Vec::with_capacity(prompts.len());

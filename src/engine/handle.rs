@@ -122,6 +122,7 @@ impl EngineHandle {
                 sampling.clone(),
                 text.clone(),
                 request.n,
+                request.adapter.as_ref().map(|adapter| adapter.name().clone()),
                 mailbox.clone(),
             );
             // Before the command: so the output thread knows the sequence when its first step arrives.
@@ -132,7 +133,7 @@ impl EngineHandle {
                 sampling,
                 priority: request.priority,
                 arrival_us,
-                adapter: None,
+                adapter: request.adapter.clone(),
                 cache_salt: request.cache_salt.clone(),
                 bypass_prefix_cache: request.bypass_prefix_cache,
             };

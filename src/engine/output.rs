@@ -45,6 +45,8 @@ pub(super) struct SequenceOutput {
     sampling: Arc<SamplingParams>,
     options: Arc<TextOptions>,
     n: u32,
+    /// Name of its adapter.
+    adapter: Option<Arc<str>>,
     mailbox: Arc<Mailbox>,
     text: Option<Text>,
     prompt: PromptOutput,
@@ -75,6 +77,7 @@ impl SequenceOutput {
         sampling: Arc<SamplingParams>,
         options: Arc<TextOptions>,
         n: u32,
+        adapter: Option<Arc<str>>,
         mailbox: Arc<Mailbox>,
     ) -> Self {
         let prompt_logprobs = sampling.prompt_logprobs.map(|_| vec![None]);
@@ -86,6 +89,7 @@ impl SequenceOutput {
             sampling,
             options,
             n,
+            adapter,
             mailbox,
             text: None,
             prompt: PromptOutput { num_cached_tokens: 0, logprobs: prompt_logprobs },
@@ -166,6 +170,9 @@ impl OutputThread {
     }
 
     fn begin(&mut self, mut sequence: Box<SequenceOutput>) {
+        if let Some(adapter) = &sequence.adapter {
+            self.ledger.metrics.on_adapter_begin(adapter);
+        }
         if sequence.options.detokenize {
             let o = &sequence.options;
             let detokenizer = Detokenizer::new(
@@ -255,6 +262,9 @@ impl Ledger {
             finished_s: since(now),
         };
         self.metrics.on_finish(&finished);
+        if let Some(adapter) = &s.adapter {
+            self.metrics.on_adapter_end(adapter, s.scheduled.is_some());
+        }
         if self.log_requests || finish.kind == FinishKind::Error {
             tracing::info!(
                 request_id = &*s.external_id,
@@ -278,6 +288,7 @@ impl SequenceOutput {
     fn apply(&mut self, update: &RequestUpdate, step: &StepOutputs, now: Instant, ledger: &Ledger) -> bool {
         if let Some(first) = update.first_scheduled {
             self.prompt.num_cached_tokens = first.num_cached_tokens;
+            self.adapter.iter().for_each(|adapter| ledger.metrics.on_adapter_schedule(adapter));
             ledger.metrics.on_prompt(self.prompt_token_ids.len() as u32, first.num_cached_tokens);
         }
         let tokens = &step.tokens[update.tokens.start as usize..update.tokens.end as usize];

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use quire_scheduler::{SamplingParams, TokenId};
+use quire_scheduler::{Adapter, SamplingParams, TokenId};
 
 /// One prompt and how to continue it, `n` times. Made by [`crate::validate`], which has checked every
 /// field against the model and the server's limits.
@@ -25,6 +25,8 @@ pub struct GenerateRequest {
     pub cache_salt: Option<Arc<str>>,
     /// Do not read the prefix cache.
     pub bypass_prefix_cache: bool,
+    /// The adapter it runs with.
+    pub adapter: Option<Adapter>,
     /// What becomes of the tokens.
     pub text: TextOptions,
 }

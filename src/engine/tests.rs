@@ -42,6 +42,8 @@ fn scheduler_config() -> SchedulerConfig {
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     }
 }
 
@@ -88,6 +90,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
         priority: 0,
         cache_salt: None,
         bypass_prefix_cache: false,
+        adapter: None,
         text: TextOptions::default(),
     }
 }

@@ -29,8 +29,3 @@ pub(super) async fn pause(app: &App, mode: PauseMode, clear_cache: Option<bool>)
     }
     Ok(())
 }
-
-/// There are no adapters.
-pub(super) fn no_lora() -> Status {
-    Status::failed_precondition("LoRA adapters are not supported by this server")
-}

@@ -8,8 +8,10 @@ use quire_proto::vllm::control_server;
 use quire_proto::vllm::*;
 use tonic::{Request, Response, Status};
 
-use super::admin::{self, no_lora, permit};
+use super::admin::{self, permit};
+use super::lora;
 use super::status::invalid_field;
+use crate::adapters::AdapterInfo;
 use crate::app::App;
 use crate::engine::PauseMode;
 
@@ -52,7 +54,7 @@ impl control_server::Control for Control {
             total_kv_blocks: model.num_blocks.into(),
             max_running_requests: model.max_num_seqs.into(),
             max_batched_tokens: model.max_num_batched_tokens.into(),
-            max_loras: 0,
+            max_loras: lora::max_loras(&self.app),
             rl_capabilities: Some(RlCapabilities::default()),
             proto_version: VLLM_PROTO_VERSION.into(),
             effective_attention_block_size: Some(model.block_size.into()),
@@ -67,7 +69,7 @@ impl control_server::Control for Control {
             served_model_aliases: model.served_names[1..].to_vec(),
             supports_text_input: true,
             supports_token_ids_input: true,
-            supports_lora: false,
+            supports_lora: self.app.adapters.is_some(),
             supports_multimodal: false,
             reasoning_parser: self.app.chat.reasoning_parser().into(),
             tool_call_parser: self.app.chat.tool_call_parser().into(),
@@ -87,16 +89,20 @@ impl control_server::Control for Control {
         Ok(Response::new(AbortResponse {}))
     }
 
-    async fn load_lora(&self, _: Request<LoadLoraRequest>) -> Answer<LoadLoraResponse> {
-        Err(no_lora())
+    async fn load_lora(&self, request: Request<LoadLoraRequest>) -> Answer<LoadLoraResponse> {
+        let LoadLoraRequest { lora_name, source_path } = request.into_inner();
+        let info = lora::load(&self.app, ("lora_name", &lora_name), ("source_path", &source_path)).await?;
+        Ok(Response::new(LoadLoraResponse { adapter: Some(lora_adapter(info)) }))
     }
 
-    async fn unload_lora(&self, _: Request<UnloadLoraRequest>) -> Answer<UnloadLoraResponse> {
-        Err(no_lora())
+    async fn unload_lora(&self, request: Request<UnloadLoraRequest>) -> Answer<UnloadLoraResponse> {
+        let info = lora::unload(&self.app, "lora_name", &request.get_ref().lora_name).await?;
+        Ok(Response::new(UnloadLoraResponse { adapter: Some(lora_adapter(info)) }))
     }
 
     async fn list_loras(&self, _: Request<ListLorasRequest>) -> Answer<ListLorasResponse> {
-        Ok(Response::new(ListLorasResponse { adapters: Vec::new() }))
+        let adapters = lora::list(&self.app).into_iter().map(lora_adapter).collect();
+        Ok(Response::new(ListLorasResponse { adapters }))
     }
 
     async fn get_kv_event_sources(
@@ -203,6 +209,10 @@ impl control_server::Control for Control {
         // Nobody has named the weights: they are those that were loaded at the start.
         Ok(Response::new(GetWeightVersionResponse { weight_version: String::new() }))
     }
+}
+
+fn lora_adapter(info: AdapterInfo) -> LoraAdapter {
+    LoraAdapter { lora_id: info.id, lora_name: info.name, source_path: info.path }
 }
 
 fn pause_mode(mode: WirePauseMode) -> PauseMode {

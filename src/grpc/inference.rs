@@ -9,11 +9,13 @@ use quire_proto::vllm::{GenerateRequest, GenerateResponse, inference_server};
 use tonic::{Request, Response, Status};
 
 use super::call::{Caller, Generation, Messages, checked, guarded, messages, tokenize};
-use super::status::{invalid_field, no_such_model};
+use super::lora;
+use super::status::invalid_field;
 use super::structured;
 use super::translate::{self, Shape};
 use crate::app::App;
 use crate::engine::PromptOutput;
+use crate::validate::RequestFields;
 
 /// The service.
 #[derive(Debug)]
@@ -62,9 +64,7 @@ async fn accept(app: &App, request: Request<GenerateRequest>) -> Result<(Call, C
 }
 
 async fn submit(app: &App, mut request: GenerateRequest, caller: &Caller) -> Result<Call, Status> {
-    if !app.model.is_served(&request.model) {
-        return Err(no_such_model(app, &request.model));
-    }
+    let adapter = lora::adapter_of(app, &request.model, &request.lora_name).await?;
     translate::refuse_unsupported(&request)?;
     let kind = request.decoding.as_mut().and_then(|decoding| decoding.structured_output.take());
     let constraint = structured::constraint(kind)?;
@@ -76,6 +76,7 @@ async fn submit(app: &App, mut request: GenerateRequest, caller: &Caller) -> Res
         None => return Err(invalid_field("prompt", "one of text and token_ids is needed")),
     };
     let fields = translate::request_fields(request, caller.request_id.clone(), prompt);
+    let fields = RequestFields { adapter, ..fields };
     let request = checked(app, fields, sampling, translate::field_path)?;
     let num_cached_tokens = vec![0; request.n as usize];
     let generation = caller.submit(app, request)?;

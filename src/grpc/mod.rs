@@ -11,6 +11,7 @@ mod health;
 mod inference;
 mod kv_events;
 mod load_report;
+mod lora;
 mod openengine;
 mod status;
 mod structured;

@@ -33,9 +33,6 @@ pub(super) struct Shape {
 
 /// Refuses what Quire does not do, by the name of the field.
 pub(super) fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status> {
-    if !request.lora_name.is_empty() {
-        return Err(Status::failed_precondition("lora_name: LoRA adapters are not supported by this server"));
-    }
     let kv = request.kv.as_ref();
     let refusals = [
         ("media", !request.media.is_empty(), "this model takes text only"),
@@ -144,6 +141,7 @@ pub(super) fn request_fields(
         priority: request.priority,
         cache_salt: Some(kv.cache_salt).filter(|salt| !salt.is_empty()),
         bypass_prefix_cache: kv.bypass_prefix_cache,
+        adapter: None,
     }
 }
 

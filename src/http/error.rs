@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::adapters::AdapterError;
 use crate::embed::EmbedError;
 use crate::engine::SubmitError;
 use crate::text::TextError;
@@ -167,6 +168,21 @@ struct ErrorDetail<'a> {
     param: Option<&'a str>,
     /// The status.
     code: u16,
+}
+
+impl From<AdapterError> for ApiError {
+    fn from(error: AdapterError) -> Self {
+        match error {
+            AdapterError::AlreadyLoaded(_) | AdapterError::NameTaken(_) | AdapterError::TooMany => {
+                Self::invalid_user_input(error.to_string())
+            }
+            AdapterError::Unknown(_) | AdapterError::Missing { .. } => Self::not_found(error.to_string()),
+            // As in vLLM: the folder is the server's.
+            AdapterError::Unusable { .. } | AdapterError::Changed(_) | AdapterError::Panicked(_) => {
+                Self::internal(error.to_string())
+            }
+        }
+    }
 }
 
 impl From<ParamError> for ApiError {

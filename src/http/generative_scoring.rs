@@ -148,7 +148,7 @@ pub(crate) async fn generative_scoring(
 ) -> Result<Response, ApiError> {
     let request = ScoringRequest::read(&mut fields);
     fields.finish()?;
-    let model = state.served_name(request.model.clone())?;
+    let served = state.served(request.model.clone()).await?;
     let field = request.request_id.clone().or(name.given);
     let id = choose_id("generative-scoring", name.sent.as_deref(), field)?;
     let labels = request.label_token_ids.clone();
@@ -173,6 +173,7 @@ pub(crate) async fn generative_scoring(
             priority: rank,
             cache_salt: salt.clone(),
             bypass_prefix_cache: false,
+            adapter: served.adapter.clone(),
         };
         let checked = generate_request(fields, sampling.clone(), &state.app.limits).map_err(rename)?;
         requests.push(checked);
@@ -188,7 +189,7 @@ pub(crate) async fn generative_scoring(
         let score = probability(entry, &labels, softmax);
         data.push(ItemScore { index, object: "score", score });
     }
-    Ok(json(&ScoringResponse { id, object: "list", created: now(), model: &model, data, usage }))
+    Ok(json(&ScoringResponse { id, object: "list", created: now(), model: &served.name, data, usage }))
 }
 
 /// The client's name for what the engine calls otherwise.

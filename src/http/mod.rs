@@ -57,6 +57,8 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
+use quire_scheduler::Adapter;
+
 use self::error::ApiError;
 use self::prompt::Encoder;
 use self::reply::ReplyStyle;
@@ -97,6 +99,13 @@ pub fn router(app: Arc<App>) -> Router {
     routes::under(&state.app.server.root_path, router.with_state(state.clone()))
 }
 
+/// What a request runs with.
+struct Served {
+    /// The name to answer with.
+    name: String,
+    adapter: Option<Adapter>,
+}
+
 /// What handlers share.
 #[derive(Debug)]
 pub(crate) struct HttpState {
@@ -110,12 +119,21 @@ pub(crate) struct HttpState {
 }
 
 impl HttpState {
-    /// The name to answer with, if the client may use it.
-    fn served_name(&self, asked: Option<String>) -> Result<String, ApiError> {
-        let model = &self.app.model;
+    /// What a request's `model` names, if there is such a thing.
+    async fn served(&self, asked: Option<String>) -> Result<Served, ApiError> {
+        self.check_model(asked.as_deref())?;
+        let asked = asked.unwrap_or_default();
+        match self.app.adapter_of(&asked).await? {
+            None => Ok(Served { name: self.app.model.name().to_owned(), adapter: None }),
+            adapter => Ok(Served { name: asked, adapter }),
+        }
+    }
+
+    /// Refuses the name of what is not served.
+    fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
         match asked {
-            Some(name) if !model.is_served(&name) => Err(ApiError::unknown_model(&name, &model.served_names)),
-            _ => Ok(model.name().to_owned()),
+            Some(name) if !self.app.serves(name) => Err(ApiError::unknown_model(name, &self.app.all_names())),
+            _ => Ok(()),
         }
     }
 

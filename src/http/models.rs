@@ -11,6 +11,7 @@ use super::HttpState;
 use super::error::ApiError;
 use super::openapi::Operation;
 use super::reply::json;
+use crate::adapters::{AdapterInfo, Adapters};
 
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "ModelList")]
@@ -29,7 +30,8 @@ struct Card<'a> {
     owned_by: &'static str,
     root: &'a str,
     parent: Option<&'a str>,
-    max_model_len: u32,
+    /// Of the model itself.
+    max_model_len: Option<u32>,
     permission: [Permission; 1],
 }
 
@@ -51,10 +53,12 @@ struct Permission {
     is_blocking: bool,
 }
 
-/// All names of the model.
+/// All names of the model, and the adapters.
 pub(crate) async fn list(State(state): State<Arc<HttpState>>) -> Response {
-    let names = &state.app.model.served_names;
-    json(&List { object: "list", data: names.iter().map(|name| card(&state, name)).collect() })
+    let adapters = adapters(&state);
+    let names = state.app.model.served_names.iter().map(|name| card(&state, name));
+    let data = names.chain(adapters.iter().map(|adapter| adapter_card(&state, adapter))).collect();
+    json(&List { object: "list", data })
 }
 
 /// One name, which may have slashes in it.
@@ -62,10 +66,12 @@ pub(crate) async fn get(
     State(state): State<Arc<HttpState>>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let names = &state.app.model.served_names;
-    let name = names.iter().find(|name| **name == id);
-    let name = name.ok_or_else(|| ApiError::unknown_model(&id, names))?;
-    Ok(json(&card(&state, name)))
+    if let Some(name) = state.app.model.served_names.iter().find(|name| **name == id) {
+        return Ok(json(&card(&state, name)));
+    }
+    let adapter = adapters(&state).into_iter().find(|adapter| adapter.name == id);
+    let adapter = adapter.ok_or_else(|| ApiError::unknown_model(&id, &state.app.all_names()))?;
+    Ok(json(&adapter_card(&state, &adapter)))
 }
 
 /// How `/v1/models` tells of itself.
@@ -80,6 +86,15 @@ pub(crate) fn describe_get(op: &mut Operation<'_>) {
         .answers::<Card<'_>>()
         .refuses(400, "The path is not UTF-8")
         .refuses(404, "The model is not served");
+}
+
+fn adapters(state: &HttpState) -> Vec<AdapterInfo> {
+    state.app.adapters.as_ref().map(Adapters::list).unwrap_or_default()
+}
+
+fn adapter_card<'a>(state: &'a HttpState, adapter: &'a AdapterInfo) -> Card<'a> {
+    let parent = Some(&*adapter.parent);
+    Card { root: &adapter.path, parent, max_model_len: None, ..card(state, &adapter.name) }
 }
 
 fn card<'a>(state: &'a HttpState, name: &'a str) -> Card<'a> {
@@ -105,7 +120,7 @@ fn card<'a>(state: &'a HttpState, name: &'a str) -> Card<'a> {
         owned_by: "vllm",
         root: &model.root,
         parent: None,
-        max_model_len: state.app.limits.max_model_len,
+        max_model_len: Some(state.app.limits.max_model_len),
         permission: [permission],
     }
 }

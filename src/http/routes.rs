@@ -46,10 +46,10 @@ pub(crate) fn routes(app: &App) -> Vec<Route> {
         get("/load", ops::load, ops::describe_load),
         get("/metrics", ops::metrics, ops::describe_metrics),
         get("/kv_event_sources", ops::kv_event_sources, ops::describe_kv_event_sources),
-        plain(Method::POST, "/v1/load_lora_adapter", lora::load),
-        plain(Method::POST, "/v1/unload_lora_adapter", lora::unload),
     ]);
     routes.extend(admin_routes(server.enable_admin));
+    routes
+        .extend(lora_routes(app.adapters.as_ref().is_some_and(|adapters| adapters.limits().runtime_updates)));
     routes.extend(ollama_routes());
     routes.extend(scale_out_routes(server.enable_scale_out));
     if server.ui {
@@ -131,6 +131,21 @@ fn admin_routes(enabled: bool) -> Vec<Route> {
     if !enabled {
         for route in &mut routes {
             route.handler = any(admin::forbidden);
+            route.describe = None;
+        }
+    }
+    routes
+}
+
+/// Those that change which adapters there are.
+fn lora_routes(enabled: bool) -> Vec<Route> {
+    let mut routes = vec![
+        post("/v1/load_lora_adapter", lora::load, lora::describe_load),
+        post("/v1/unload_lora_adapter", lora::unload, lora::describe_unload),
+    ];
+    if !enabled {
+        for route in &mut routes {
+            route.handler = any(lora::closed);
             route.describe = None;
         }
     }

@@ -161,7 +161,7 @@ pub(crate) fn describe(fields: &Fields) {
         Some(_) => json!({ "minimum": -1 }),
         None => json!({ "const": -1 }),
     });
-    fields.describe("model", |app| json!({ "enum": app.model.served_names }));
+    fields.describe("model", |app| json!({ "enum": app.all_names() }));
     fields.describe("request_id", |_| json!({ "minLength": 1, "maxLength": MAX_REQUEST_ID_CHARS }));
     fields.describe("prompt_logprobs", logprobs_schema);
     fields.describe("truncation_side", |_| json!({ "enum": ["left", "right"] }));

@@ -121,7 +121,7 @@ pub(crate) async fn tokenize(
     let request = TokenizeRequest::read(&mut fields);
     fields.finish()?;
     let TokenizeRequest { model, return_token_strs, add_special_tokens, source } = request;
-    state.served_name(model)?;
+    state.check_model(model.as_deref())?;
     let shared = state.clone();
     let work = move || -> Result<_, ApiError> {
         let text = match source {
@@ -149,7 +149,7 @@ pub(crate) async fn detokenize(
     let request = DetokenizeRequest::read(&mut fields);
     fields.finish()?;
     let DetokenizeRequest { model, tokens } = request;
-    state.served_name(model)?;
+    state.check_model(model.as_deref())?;
     let vocab_size = state.app.limits.vocab_size;
     if let Some(id) = tokens.iter().find(|&&id| id >= vocab_size) {
         let message = format!("token id {id} is out of vocabulary; ids go from 0 to {}", vocab_size - 1);

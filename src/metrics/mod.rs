@@ -5,19 +5,21 @@
 //! atomic operations on a series that was looked up at start, so that it costs tens of nanoseconds. What
 //! the scheduler counts itself is copied from [`EngineStats`] when rendering.
 //!
-//! Series that vLLM has only with features that Quire lacks (adapters, speculative decoding, media, KV
+//! Series that vLLM has only with features that Quire lacks (speculative decoding, media, KV
 //! transfer) do not exist here; a series that is always zero would say that the feature is there.
 
+mod adapters;
 mod families;
 mod process;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::{Counter, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, Registry, TextEncoder};
 use quire_scheduler::Preemption;
 
+use self::adapters::AdapterSeries;
 use self::families::{Families, HTTP_BUCKETS, INTER_TOKEN_BUCKETS, ITERATION_TOKENS_BUCKETS};
 use self::families::{PARAMS_N_BUCKETS, PREEMPTION_BUCKETS, REQUEST_BUCKETS, TTFT_BUCKETS, token_buckets};
 use self::process::ProcessMetrics;
@@ -30,6 +32,8 @@ pub struct MetricsInfo {
     pub model_name: String,
     /// Upper end of the buckets that count tokens.
     pub max_model_len: u32,
+    /// Different adapters in a step at most; `None` = there are none.
+    pub max_loras: Option<u32>,
     /// Labels of `vllm:cache_config_info`.
     pub cache: CacheInfo,
 }
@@ -59,6 +63,7 @@ pub struct Metrics {
     scheduler: SchedulerSeries,
     requests: RequestSeries,
     finished: FinishedSeries,
+    adapters: Option<AdapterSeries>,
     http_requests: IntCounterVec,
     http_duration: HistogramVec,
     process: ProcessMetrics,
@@ -157,6 +162,7 @@ impl Metrics {
             scheduler: SchedulerSeries::new(&families),
             requests: RequestSeries::new(&families),
             finished: FinishedSeries::new(&families, info.max_model_len),
+            adapters: info.max_loras.map(|max_loras| AdapterSeries::new(&registry, max_loras)),
             http_requests: families.http_counters(),
             http_duration: families.http_histograms(HTTP_BUCKETS),
             process: ProcessMetrics::new(&registry),
@@ -182,6 +188,21 @@ impl Metrics {
         r.prompt_tokens_cached.inc_by(cached);
         r.prompt_tokens_cache_hit.inc_by(cached);
         r.prompt_tokens_cached_on_device.inc_by(cached);
+    }
+
+    /// A sequence with an adapter was taken.
+    pub fn on_adapter_begin(&self, adapter: &Arc<str>) {
+        self.adapters.iter().for_each(|series| series.begin(adapter));
+    }
+
+    /// It was scheduled for the first time.
+    pub fn on_adapter_schedule(&self, adapter: &Arc<str>) {
+        self.adapters.iter().for_each(|series| series.schedule(adapter));
+    }
+
+    /// It ended.
+    pub fn on_adapter_end(&self, adapter: &Arc<str>, was_scheduled: bool) {
+        self.adapters.iter().for_each(|series| series.end(adapter, was_scheduled));
     }
 
     /// A sequence got `num_tokens` (at least 1) new tokens, `gap_s` after its previous ones. Called once
@@ -251,6 +272,7 @@ impl Metrics {
         let _one_at_a_time = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         self.scheduler.set(stats);
         self.process.read();
+        self.adapters.iter().for_each(AdapterSeries::set);
         self.cache_config_info.get_or_init(|| {
             let num_blocks = stats.scheduler().num_blocks_total;
             families::cache_config_info(&self.registry, &self.info, num_blocks)

@@ -17,7 +17,12 @@ impl Metrics {
             gpu_memory_utilization: 0.9,
             kv_cache_memory_bytes: None,
         };
-        Self::new(&MetricsInfo { model_name: "a \"model\"\\".into(), max_model_len: 256, cache })
+        Self::new(&MetricsInfo {
+            model_name: "a \"model\"\\".into(),
+            max_model_len: 256,
+            max_loras: None,
+            cache,
+        })
     }
 }
 

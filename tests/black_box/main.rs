@@ -30,6 +30,7 @@ mod golden;
 mod inference;
 mod invariance;
 mod lifecycle;
+mod lora;
 mod ollama;
 mod overload;
 mod pooled_requests;

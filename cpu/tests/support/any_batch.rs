@@ -228,7 +228,8 @@ pub(crate) fn run_mixed(
 fn hit_prefix(sequences: &mut [Sequence], index: usize, block_size: usize, shared: &mut HashSet<u32>) {
     let tokens = |s: &Sequence| -> Vec<TokenId> { s.prompt.iter().chain(&s.output).copied().collect() };
     let own = tokens(&sequences[index]);
-    let hit = sequences.iter().filter(|other| other.admitted).map(|other| {
+    let same = |other: &&Sequence| other.admitted && other.adapter == sequences[index].adapter;
+    let hit = sequences.iter().filter(same).map(|other| {
         let common = own.iter().zip(&tokens(other)).take_while(|(a, b)| a == b).count();
         // What this very step computes is not there yet, so at most what a sampled token follows.
         let usable = if other.computed == other.len() { 0 } else { other.computed };

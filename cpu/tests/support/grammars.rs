@@ -44,6 +44,8 @@ pub(crate) fn config(block_size: usize, num_blocks: u32, max_num_batched_tokens:
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use quire_cpu::{CpuBackend, CpuOptions};
 use quire_model::{Checkpoint, Model, ModelSpec, Runner, RunnerConfig};
 use quire_scheduler::{
-    AdmittedRequest, ModelRunner, ModelRunnerOutput, RequestId, SamplingParams, ScheduledRow,
+    Adapter, AdmittedRequest, ModelRunner, ModelRunnerOutput, RequestId, SamplingParams, ScheduledRow,
     SchedulerOutput, TokenId,
 };
 
@@ -44,6 +44,7 @@ pub(crate) struct Sequence {
     pub(crate) prompt: Arc<[TokenId]>,
     pub(crate) output: Vec<TokenId>,
     pub(crate) sampling: Arc<SamplingParams>,
+    pub(crate) adapter: Option<Adapter>,
     /// Tokens whose keys and values are in the cache.
     pub(crate) computed: usize,
     pub(crate) blocks: Vec<u32>,
@@ -59,6 +60,7 @@ impl Sequence {
             prompt,
             output: Vec::new(),
             sampling,
+            adapter: None,
             computed: 0,
             blocks: Vec::new(),
             admitted: false,
@@ -99,7 +101,7 @@ impl Planner {
                 prompt_token_ids: sequence.prompt.clone(),
                 output_token_ids: sequence.output.clone(),
                 sampling: sequence.sampling.clone(),
-                adapter: None,
+                adapter: sequence.adapter.clone(),
                 block_ids: sequence.blocks.iter().map(|block| quire_scheduler::kv::BlockId(*block)).collect(),
             });
         }

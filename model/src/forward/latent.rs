@@ -1,7 +1,7 @@
 //! Latent attention in the forward pass, in the absorbed form: queries go into the latent's space and results come out
 //! of it, and the cache is never decompressed.
 
-use super::{Pass, Workspace};
+use super::{Pass, Workspace, project};
 use crate::backend::{Backend, BackendError, BufferRole, Heads, LatentInput, LatentNorm};
 use crate::latent_spec::{LatentShape, LatentSpec};
 use crate::spec::{LayerSpec, ModelSpec, Norms};
@@ -56,7 +56,7 @@ impl<B: Backend> Pass<'_, B> {
         latent: &LatentSpec,
         weights: &LayerWeights<B>,
     ) -> Result<(), BackendError> {
-        let Self { backend, model, rows, workspace } = self;
+        let Self { backend, model, rows, adapted, workspace } = self;
         let Workspace {
             residual,
             normed,
@@ -81,12 +81,11 @@ impl<B: Backend> Pass<'_, B> {
             None => &*qkv,
             Some((norm, second)) => {
                 backend.rms_norm(rows, qkv, norm, eps, &mut buffers.compressed)?;
-                backend.linear(rows, &buffers.compressed, &second.weight, None, &mut buffers.q)?;
+                project(*backend, rows, *adapted, second, &buffers.compressed, &mut buffers.q)?;
                 &buffers.q
             }
         };
-        let kv = &of_latent.kv;
-        backend.linear(rows, x, &kv.weight, kv.bias.as_ref(), &mut buffers.kv)?;
+        project(*backend, rows, *adapted, &of_latent.kv, x, &mut buffers.kv)?;
         let heads = |x_width, out_width| Heads { num_heads: shape.num_heads, x_width, out_width };
         let into = heads(latent.query_dim(), latent.cached_dim());
         backend.head_linear(rows, into, q, &of_latent.into_latent, &mut buffers.queries)?;

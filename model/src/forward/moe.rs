@@ -1,6 +1,6 @@
 //! A mixture of experts in the forward pass.
 
-use super::{Pass, Workspace};
+use super::{Pass, Workspace, project};
 use crate::backend::{Backend, BackendError, BufferRole};
 use crate::moe_spec::{Experts, MoeSpec};
 use crate::spec::{ModelSpec, Norms};
@@ -48,14 +48,13 @@ impl<B: Backend> Pass<'_, B> {
         if let Some((spec, weights)) = shared {
             self.dense(&spec.mlp, weights)?;
         }
-        let Self { backend, model, rows, workspace } = self;
+        let Self { backend, model, rows, adapted, workspace } = self;
         let Workspace { residual, normed, projected, moe: Some(buffers), .. } = &mut **workspace else {
             unreachable!("a mixture has its buffers")
         };
         let (rows, hidden) = (*rows, model.spec.hidden_size);
         let x = if model.spec.norms == Norms::After { residual } else { normed };
-        let router = &weights.router;
-        backend.linear(rows, x, &router.weight, router.bias.as_ref(), &mut buffers.logits)?;
+        project(*backend, rows, *adapted, &weights.router, x, &mut buffers.logits)?;
         let experts = Experts {
             spec: moe,
             correction_bias: weights.correction_bias.as_ref(),

@@ -8,7 +8,7 @@ use crate::families::names::ExpertNames;
 use crate::moe_spec::MoeSpec;
 use crate::quantization::{Quantization, quantize, read_experts};
 use crate::row_order::grouped;
-use crate::weights::{MoeWeights, Projection};
+use crate::weights::MoeWeights;
 
 /// The two projections of every expert.
 struct ExpertWeights<W> {
@@ -47,7 +47,7 @@ impl<B: Backend> Loader<'_, B> {
         };
         let gate = Part::whole(self.names.layer(index, names.shared_gate), 1);
         let shared_gate = match moe.shared.is_some_and(|shared| shared.gated) {
-            true => Some(self.projection_in(&full_precision, &[gate], hidden, false)?.weight),
+            true => Some(self.stacked(&full_precision, &[gate], hidden, false)?.0),
             false => None,
         };
         let ExpertWeights { gate_up, gate_up_bias, down, down_bias } = experts;
@@ -78,10 +78,10 @@ impl<B: Backend> Loader<'_, B> {
             };
             let [gate, up, down] = modules;
             let (gate_up, down) = ([part(gate, inner), part(up, inner)], [part(down, hidden)]);
-            let Projection { weight, bias } = self.projection(&gate_up, hidden, moe.bias)?;
+            let (weight, bias) = self.stacked(&self.spec.quantization, &gate_up, hidden, moe.bias)?;
             experts.gate_up.push(weight);
             experts.gate_up_bias.extend(bias);
-            let Projection { weight, bias } = self.projection(&down, inner, moe.bias)?;
+            let (weight, bias) = self.stacked(&self.spec.quantization, &down, inner, moe.bias)?;
             experts.down.push(weight);
             experts.down_bias.extend(bias);
         }

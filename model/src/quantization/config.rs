@@ -134,7 +134,8 @@ fn gptq(config: &Value) -> Result<Quantization, ModelError> {
         return Err(unsupported("is_marlin_format", &config["is_marlin_format"], "false"));
     }
     let v2 = config["checkpoint_format"] == "gptq_v2" || config["format"] == "gptq_v2";
-    Ok(Quantization::Gptq(GptqSpec { group_size: group_size(config, "group_size")?, v2 }))
+    let bits = config["bits"].as_u64().map(|bits| bits as usize);
+    Ok(Quantization::Gptq(GptqSpec { bits, group_size: group_size(config, "group_size")?, v2 }))
 }
 
 fn awq(config: &Value) -> Result<Quantization, ModelError> {

@@ -20,7 +20,7 @@ pub enum KvEvent {
         token_ids: Vec<TokenId>,
         /// Tokens in a block.
         block_size: u32,
-        /// Adapter name, part of the hash.
+        /// Name of the adapter; what it is, is part of the hash.
         adapter: Option<Arc<str>>,
         /// Cache salt, part of the first block's hash.
         cache_salt: Option<Arc<str>>,

@@ -25,7 +25,7 @@ pub struct BlockKey {
 /// What makes two blocks differ though their tokens are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtraKey<'a> {
-    /// Weights that change the KV of every block.
+    /// Weights that change the KV of every block: [`crate::Adapter::key`].
     Adapter(&'a str),
     /// Goes into the first block only: the others inherit it through their parent.
     CacheSalt(&'a str),

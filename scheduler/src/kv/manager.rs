@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::{BlockHash, BlockId, BlockKey, BlockPool, BlockTable, ExtraKey, KvEvent, KvGroup, hash_block};
+use crate::adapter::Adapter;
 use crate::request::TokenId;
 
 /// The known content of a sequence, as far as its blocks are concerned.
@@ -18,7 +19,7 @@ pub struct Sequence<'a> {
     /// Tokens generated so far that the host knows.
     pub output: &'a [TokenId],
     /// Adapter whose weights apply.
-    pub adapter: Option<&'a Arc<str>>,
+    pub adapter: Option<&'a Adapter>,
     /// Isolates the prefix cache.
     pub cache_salt: Option<&'a Arc<str>>,
 }
@@ -40,8 +41,8 @@ impl Sequence<'_> {
             let start = hashes.len() * block_size;
             let mut keys = [ExtraKey::Adapter(""); 2];
             let mut num_keys = 0;
-            if let Some(name) = self.adapter {
-                keys[num_keys] = ExtraKey::Adapter(name);
+            if let Some(adapter) = self.adapter {
+                keys[num_keys] = ExtraKey::Adapter(adapter.key());
                 num_keys += 1;
             }
             if let (Some(salt), true) = (self.cache_salt, hashes.is_empty()) {
@@ -389,7 +390,7 @@ impl KvCacheManager {
             parent_block_hash: blocks.start.checked_sub(1).map(|i| hashes[i]),
             token_ids: (blocks.start * size..blocks.end * size).map(|i| seq.token(i)).collect(),
             block_size: self.config.block_size,
-            adapter: seq.adapter.cloned(),
+            adapter: seq.adapter.map(|adapter| adapter.name().clone()),
             cache_salt: seq.cache_salt.cloned(),
             group: group as u32,
             sliding_window: self.config.groups[group].sliding_window,

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::rng::{fold, mix};
+use crate::adapter::Adapter;
 use crate::matching::{Matching, NOTHING_LEFT};
 use crate::request::{FinishReason, Request, SamplingParams, TokenId};
 
@@ -23,8 +24,11 @@ pub struct SimModel {
 
 impl SimModel {
     /// Hash of the empty sequence.
-    pub(super) fn start(&self, adapter: Option<&str>) -> u64 {
-        adapter.unwrap_or("").bytes().fold(mix(self.seed), |hash, byte| fold(hash, u64::from(byte)))
+    pub(super) fn start(&self, adapter: Option<&Adapter>) -> u64 {
+        adapter
+            .map_or("", Adapter::key)
+            .bytes()
+            .fold(mix(self.seed), |hash, byte| fold(hash, u64::from(byte)))
     }
 
     /// Hash of a sequence and one more token. It stands for the KV of that token, which depends on the same.
@@ -63,7 +67,7 @@ impl SimModel {
     }
 
     fn prompt(&self, request: &Request) -> u64 {
-        let start = self.start(request.adapter.as_deref());
+        let start = self.start(request.adapter.as_ref());
         request.prompt_token_ids.iter().fold(start, |hash, &token| self.extend(hash, token))
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::model::SimModel;
 use super::rng::fold;
 use super::toy_grammar::ToyGrammar;
+use crate::adapter::Adapter;
 use crate::config::SchedulerConfig;
 use crate::kv::{BlockId, BlockKey, KvEvent};
 use crate::matching::NOTHING_LEFT;
@@ -13,7 +14,7 @@ use crate::output::{RequestUpdate, SchedulerOutput, StepOutputs, TokenLogprob};
 use crate::request::{FinishReason, Request, RequestId, TokenId};
 
 /// What makes two requests' blocks different though their tokens are the same.
-type Tenant = (Option<Arc<str>>, Option<Arc<str>>);
+type Tenant = (Option<Adapter>, Option<Arc<str>>);
 
 /// What has been seen of a request.
 #[derive(Debug)]
@@ -117,6 +118,7 @@ impl Observer {
         ensure!(ids.len() == plan.rows.len(), "a request has two rows");
         ensure!(slots.iter().all(|&slot| slot < config.max_num_seqs), "a slot that does not exist");
         let mut blocks_to = 0;
+        let mut adapters = BTreeSet::new();
         let mut admitted = plan.admitted.iter().peekable();
         for row in &plan.rows {
             ensure!(row.new_blocks.start == blocks_to, "new blocks overlap or are left over");
@@ -128,6 +130,7 @@ impl Observer {
                 ensure!(whole, "tokens {}.. of a prompt that must be computed whole", row.start);
             }
             let tenant = request.map(|of| (of.adapter.clone(), of.cache_salt.clone()));
+            adapters.extend(request.and_then(|of| of.adapter.as_ref()).map(Adapter::key));
             if let Some(entry) = admitted.next_if(|entry| entry.id == row.id) {
                 ensure!(entry.slot == row.slot, "admitted to one slot, planned in another");
                 let num_groups = config.kv_groups.len();
@@ -148,6 +151,7 @@ impl Observer {
                 self.trace = fold(self.trace, value);
             }
         }
+        ensure!(adapters.len() <= config.max_loras as usize, "{} adapters in a plan", adapters.len());
         ensure!(admitted.next().is_none(), "an admitted request has no row, or the order differs");
         ensure!(blocks_to as usize == plan.new_block_ids.len(), "new blocks are left over");
         for &BlockId(block) in

@@ -203,7 +203,7 @@ impl SimRunner {
 
     fn new_slot(&self, admitted: &AdmittedRequest) -> Slot {
         let model = &self.config.model;
-        let mut hash = model.start(admitted.adapter.as_deref());
+        let mut hash = model.start(admitted.adapter.as_ref());
         let mut prefix = Vec::new();
         for &token in admitted.prompt_token_ids.iter().chain(&admitted.output_token_ids) {
             hash = model.extend(hash, token);

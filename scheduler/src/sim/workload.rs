@@ -6,6 +6,7 @@ use super::model::SimModel;
 use super::rng::Rng;
 use super::runner::{SimCheck, SimFailures, SimRunnerConfig};
 use super::toy_grammar::ToyGrammar;
+use crate::adapter::Adapter;
 use crate::config::{SchedulerConfig, SchedulingPolicy};
 use crate::grammar::Grammar;
 use crate::kv::KvGroup;
@@ -30,6 +31,10 @@ pub(super) struct Workload {
     grammar_percent: u32,
     /// What they share.
     grammars: Vec<Grammar>,
+    /// Requests with an adapter.
+    adapter_percent: u32,
+    /// What they choose from. One is called as another.
+    adapters: Vec<Adapter>,
     /// Prompts that others begin with; grows by finished conversations.
     prefixes: Vec<Vec<TokenId>>,
     /// Often asked again at once.
@@ -67,6 +72,10 @@ impl Workload {
             max_live: rng.between(2, 40) as usize,
             grammar_percent: *rng.pick(&[0, 30, 100]),
             grammars,
+            adapter_percent: *rng.pick(&[15, 15, 60]),
+            adapters: [("a", "a"), ("b", "b"), ("b", "another b"), ("c", "c")]
+                .map(|(name, key)| Adapter::new(name, key, ()))
+                .into(),
             scheduler,
             runner,
             prefixes,
@@ -116,15 +125,16 @@ impl Workload {
             true => SamplingParams { pooling: Some(Pooling::Mean), ..SamplingParams::default() },
             false => sampling,
         };
-        let name = |rng: &mut Rng, percent| rng.percent(percent).then(|| Arc::from(*rng.pick(&["a", "b"])));
+        let adapter = rng.percent(self.adapter_percent).then(|| rng.pick(&self.adapters).clone());
+        let salt = rng.percent(15).then(|| Arc::from(*rng.pick(&["a", "b"])));
         let request = Request {
             id: RequestId(self.next_id),
             prompt_token_ids: prompt.into(),
             sampling: Arc::new(sampling),
             priority: rng.between(0, 6) as i32 - 3,
             arrival_us: now_us - u64::from(rng.below(50)).min(now_us),
-            adapter: name(rng, 15),
-            cache_salt: name(rng, 15),
+            adapter,
+            cache_salt: salt,
             bypass_prefix_cache: rng.percent(4),
         };
         self.last = Some(request.clone());
@@ -164,6 +174,8 @@ fn draw_config(rng: &mut Rng) -> SchedulerConfig {
             _ => 0,
         },
         whole_prompts: false,
+        max_loras: rng.between(1, 4),
+        adapter_patience_us: u64::from(rng.below(1000)),
     };
     if rng.percent(10) {
         config = SchedulerConfig {

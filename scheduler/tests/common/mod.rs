@@ -24,6 +24,8 @@ pub fn config() -> SchedulerConfig {
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     }
 }
 

@@ -86,6 +86,7 @@ fn engine_request(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
         priority: 0,
         cache_salt: None,
         bypass_prefix_cache: false,
+        adapter: None,
         text: TextOptions::default(),
     }
 }

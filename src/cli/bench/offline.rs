@@ -136,6 +136,7 @@ impl Offline {
             priority: 0,
             cache_salt: None,
             bypass_prefix_cache: false,
+            adapter: None,
             text: TextOptions::default(),
         })
     }

@@ -8,11 +8,13 @@ use quire_proto::openengine::v1::*;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
-use super::super::admin::{no_lora, permit};
+use super::super::admin::permit;
 use super::super::call::{Caller, Messages, checked};
 use super::super::health::health_problem;
+use super::super::lora;
 use super::super::status::{invalid_field, no_such_model};
 use super::kv_events;
+use crate::adapters::AdapterInfo;
 use crate::app::App;
 use crate::validate::{RequestFields, SamplingFields};
 
@@ -47,7 +49,7 @@ impl Control {
     }
 
     fn check_model(&self, model: &str) -> Result<(), Status> {
-        if self.app.model.is_served(model) { Ok(()) } else { Err(no_such_model(&self.app, model)) }
+        if self.app.serves(model) { Ok(()) } else { Err(no_such_model(&self.app, model)) }
     }
 
     /// Whether a token can be had.
@@ -101,7 +103,7 @@ impl control_server::Control for Control {
                 total_kv_blocks: Some(model.num_blocks.into()),
                 max_running_requests: Some(model.max_num_seqs.into()),
                 max_batched_tokens: Some(model.max_num_batched_tokens.into()),
-                max_loras: Some(0),
+                max_loras: Some(lora::max_loras(&self.app)),
             }),
             extra: None,
         }))
@@ -144,7 +146,7 @@ impl control_server::Control for Control {
                 supports_cache_salt: Some(true),
                 supports_prefix_cache_bypass: Some(true),
             }),
-            supports_lora: Some(false),
+            supports_lora: Some(self.app.adapters.is_some()),
             supports_multimodal: Some(false),
             ..Default::default()
         }))
@@ -227,16 +229,30 @@ impl control_server::Control for Control {
         Ok(Response::new(AbortResponse { status: status.into(), message }))
     }
 
-    async fn load_lora(&self, _: Request<LoadLoraRequest>) -> Answer<LoadLoraResponse> {
-        Err(no_lora())
+    /// The number of an adapter is the server's to give.
+    async fn load_lora(&self, request: Request<LoadLoraRequest>) -> Answer<LoadLoraResponse> {
+        let asked = request.into_inner().adapter.unwrap_or_default();
+        if asked.lora_id != 0 {
+            return Err(invalid_field("adapter.lora_id", "must be left out: the server gives it"));
+        }
+        let (name, path) =
+            (("adapter.lora_name", &*asked.lora_name), ("adapter.source_path", &*asked.source_path));
+        let same = |info: &AdapterInfo| info.name == name.1 && info.path == path.1;
+        let (info, already_loaded) = match lora::list(&self.app).into_iter().find(same) {
+            Some(info) => (info, true),
+            None => (lora::load(&self.app, name, path).await?, false),
+        };
+        Ok(Response::new(LoadLoraResponse { adapter: Some(lora_adapter(info)), already_loaded }))
     }
 
-    async fn unload_lora(&self, _: Request<UnloadLoraRequest>) -> Answer<UnloadLoraResponse> {
-        Err(no_lora())
+    async fn unload_lora(&self, request: Request<UnloadLoraRequest>) -> Answer<UnloadLoraResponse> {
+        let info = lora::unload(&self.app, "lora_name", &request.get_ref().lora_name).await?;
+        Ok(Response::new(UnloadLoraResponse { adapter: Some(lora_adapter(info)) }))
     }
 
     async fn list_loras(&self, _: Request<ListLorasRequest>) -> Answer<ListLorasResponse> {
-        Ok(Response::new(ListLorasResponse { adapters: Vec::new() }))
+        let adapters = lora::list(&self.app).into_iter().map(lora_adapter).collect();
+        Ok(Response::new(ListLorasResponse { adapters }))
     }
 
     /// None: events are not published elsewhere, they come by `SubscribeKvEvents`.
@@ -255,4 +271,8 @@ impl control_server::Control for Control {
     ) -> Answer<Self::SubscribeKvEventsStream> {
         Ok(Response::new(kv_events::subscribe(&self.app, request.into_inner())?))
     }
+}
+
+fn lora_adapter(info: AdapterInfo) -> LoraAdapter {
+    LoraAdapter { lora_id: info.id, lora_name: info.name, source_path: info.path }
 }

@@ -15,7 +15,8 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::super::call::{Caller, Failure, Generation, check_rank_number, checked, tokenize};
-use super::super::status::{invalid_field, no_such_model};
+use super::super::lora;
+use super::super::status::invalid_field;
 use super::super::structured;
 use crate::app::App;
 use crate::engine::{Finish, FinishError, FinishKind, OutputDelta, StopCause, TokenLogprobs};
@@ -55,9 +56,7 @@ pub(super) async fn submit(
     priority: i32,
     caller: &Caller,
 ) -> Result<Call, Status> {
-    if !app.model.is_served(&request.model) {
-        return Err(no_such_model(app, &request.model));
-    }
+    let adapter = lora::adapter_of(app, &request.model, &request.lora_name).await?;
     refuse_unsupported(&request)?;
     let response = request.response.unwrap_or_default();
     let shape = Shape {
@@ -83,6 +82,7 @@ pub(super) async fn submit(
         priority,
         bypass_prefix_cache: kv.bypass_prefix_cache(),
         cache_salt: kv.cache_salt,
+        adapter,
     };
     let request = checked(app, fields, sampling, field_path)?;
     let (tokenizer, unfinished) = (app.tokenizer.clone(), request.n);
@@ -188,9 +188,6 @@ impl Call {
 
 /// Refuses what Quire does not do, by the name of the field.
 fn refuse_unsupported(request: &GenerateRequest) -> Result<(), Status> {
-    if !request.lora_name.is_empty() {
-        return Err(Status::failed_precondition("lora_name: LoRA adapters are not supported by this server"));
-    }
     let response = request.response.as_ref();
     let by_ids = |candidates: Option<&CandidateTokenSelection>| {
         matches!(candidates.and_then(|c| c.selection.as_ref()), Some(Selection::TokenIds(_)))

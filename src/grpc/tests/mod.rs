@@ -142,6 +142,8 @@ fn app(options: Options) -> App {
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     };
     let step_us = options.step_ms as f64 * 1000.0;
     let runner = SimRunner::new(SimRunnerConfig {
@@ -174,6 +176,7 @@ fn app(options: Options) -> App {
         chat_template: None,
         chat: ChatSetup::default(),
         pooler: None,
+        adapters: None,
         model: AppModel {
             served_names: vec!["pebble".into(), "alias".into()],
             root: "models/pebble".into(),

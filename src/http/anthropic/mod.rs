@@ -62,7 +62,7 @@ pub(crate) async fn messages(
         // Clients set a budget for any model; one that does not think keeps to it.
         request.sampling.thinking_token_budget = None;
     }
-    let model = state.served_name(request.model)?;
+    let served = state.served(request.model).await?;
     let base = choose_base(name.sent.as_deref(), request.request_id.or(name.given))?;
     let id = if base.starts_with("msg_") { base } else { format!("msg_{base}") };
     let (constraint, constraint_param) = request.structured.map(Structured::into_parts).unzip();
@@ -77,17 +77,18 @@ pub(crate) async fn messages(
         sampling: request.sampling,
         priority: request.priority,
         cache_salt: request.cache_salt,
+        adapter: served.adapter,
         ..ChatJob::default()
     };
     let prepared = job.prepare(&state).await?;
     let num_prompt_tokens = prepared.request.prompt_token_ids.len() as u64;
     let mut stream = prepared.submit(&state)?;
     if request.stream {
-        let writer = MessageWriter::new(id, model, num_prompt_tokens, Events::default());
+        let writer = MessageWriter::new(id, served.name, num_prompt_tokens, Events::default());
         let keep_alive = state.app.server.sse_keep_alive_interval;
         return Ok(events::response(EventWriter::Messages(Box::new(writer)), stream, keep_alive));
     }
-    let mut writer = MessageWriter::new(id, model, num_prompt_tokens, Events::discarded());
+    let mut writer = MessageWriter::new(id, served.name, num_prompt_tokens, Events::discarded());
     while let Some(delta) = stream.next().await {
         writer.take(delta)?;
     }
@@ -103,7 +104,7 @@ pub(crate) async fn count_tokens(
     // The rest of a whole request may be there, too.
     fields.int("max_tokens");
     fields.finish_by(&unsupported::MESSAGES)?;
-    state.served_name(request.model)?;
+    state.check_model(request.model.as_deref())?;
     let shared = state.clone();
     let mut conversation = request.conversation;
     state.app.chat.complete(&mut conversation, request.tool_choice != ToolChoice::None);

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::response::Response;
 use futures_util::future::try_join_all;
 
+use super::ChatJob;
 use super::request::BatchRequest;
 use super::response::{collect_chat, whole};
 use crate::chat::Conversation;
@@ -33,7 +34,7 @@ pub(crate) async fn batch(
 ) -> Result<Response, ApiError> {
     let BatchRequest { request, mut conversations } = BatchRequest::read(fields)?;
     let common = &request.common;
-    let model = state.served_name(common.model.clone())?;
+    let served = state.served(common.model.clone()).await?;
     let id = choose_id("chatcmpl", name.sent.as_deref(), common.request_id.clone().or(name.given))?;
     let with = |messages| Conversation { messages, ..request.conversation.clone() };
     let conversations: Vec<_> = conversations.drain(..).map(with).collect();
@@ -41,7 +42,10 @@ pub(crate) async fn batch(
     let roles: Vec<_> = conversations.iter().map(|chat| chat.answer_role(role).to_owned()).collect();
     let echo = |(chat, role): (&Conversation, &String)| common.echo.then(|| chat.echo(role)).flatten();
     let echoes: Vec<_> = conversations.iter().zip(&roles).map(echo).collect();
-    let jobs = conversations.into_iter().map(|conversation| request.job(id.clone(), conversation));
+    let jobs = conversations.into_iter().map(|conversation| {
+        let job = request.job(id.clone(), conversation);
+        ChatJob { adapter: served.adapter.clone(), ..job }
+    });
     let prepared = try_join_all(jobs.map(|job| job.prepare(&state))).await?;
     let n = prepared[0].request.n;
     let prompt = |(chat, echo): (&super::PreparedChat, Option<String>)| ReplyPrompt {
@@ -56,7 +60,7 @@ pub(crate) async fn batch(
     let reply = Reply {
         id,
         created: now(),
-        model,
+        model: served.name,
         n,
         prompts,
         names: TokenNames {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use quire_scheduler::Adapter;
+
 use super::calling::{Asked, Calling, Reading};
 use crate::chat::{ChatParser, ChatStream, Conversation, ToolChoice};
 use crate::engine::GenerateRequest;
@@ -34,6 +36,8 @@ pub(crate) struct ChatJob {
     pub(crate) bad_words: Vec<String>,
     pub(crate) priority: i32,
     pub(crate) cache_salt: Option<String>,
+    /// The adapter it runs with.
+    pub(crate) adapter: Option<Adapter>,
     pub(crate) truncate: Option<Truncate>,
     /// Whether the tokenizer adds its own; templates write those tokens themselves.
     pub(crate) add_special_tokens: bool,
@@ -99,6 +103,7 @@ impl ChatJob {
             priority: self.priority,
             cache_salt: self.cache_salt,
             bypass_prefix_cache: false,
+            adapter: self.adapter,
         };
         let request = generate_request(fields, sampling, &state.app.limits)?;
         Ok(PreparedChat { request, prompt_text, parser })

@@ -51,13 +51,13 @@ pub(crate) async fn chat_completions(
     let common = &mut request.common;
     let app = &*state.app;
     let answers = &app.server.answers;
-    let model = state.served_name(common.model.take())?;
+    let served = state.served(common.model.take()).await?;
     let id = choose_id("chatcmpl", name.sent.as_deref(), common.request_id.take().or(name.given))?;
     let role = conversation.answer_role(&answers.response_role).to_owned();
     let echo = common.echo.then(|| conversation.echo(&role)).flatten();
     let wants_logprobs = common.sampling.logprobs.is_some();
     let wants_prompt_logprobs = common.sampling.prompt_logprobs.is_some();
-    let job = request.job(id.clone(), conversation);
+    let job = ChatJob { adapter: served.adapter, ..request.job(id.clone(), conversation) };
     let (common, return_prompt_text) = (request.common, request.return_prompt_text);
     let mut prepared = job.prepare(&state).await?;
     let n = prepared.request.n;
@@ -65,7 +65,7 @@ pub(crate) async fn chat_completions(
     let reply = Reply {
         id,
         created: now(),
-        model,
+        model: served.name,
         n,
         prompts: vec![ReplyPrompt { ids: prepared.request.prompt_token_ids.clone(), echo, text }],
         names: TokenNames {

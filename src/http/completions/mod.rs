@@ -44,7 +44,7 @@ pub(crate) async fn completions(
     let CompletionRequest { common, prompt, echo_only } = CompletionRequest::read(fields)?;
     let app = &*state.app;
     let answers = &app.server.answers;
-    let model = state.served_name(common.model)?;
+    let served = state.served(common.model).await?;
     let id = choose_id("cmpl", name.sent.as_deref(), common.request_id.or(name.given))?;
     let mut sampling = common.sampling;
 
@@ -69,6 +69,7 @@ pub(crate) async fn completions(
             priority: common.priority,
             cache_salt: common.cache_salt.clone(),
             bypass_prefix_cache: false,
+            adapter: served.adapter.clone(),
         };
         let request = generate_request(fields, sampling.clone(), &app.limits)?;
         reply_prompts.push(ReplyPrompt {
@@ -83,7 +84,7 @@ pub(crate) async fn completions(
     let reply = Reply {
         id,
         created: now(),
-        model,
+        model: served.name,
         n,
         prompts: reply_prompts,
         names: TokenNames {

@@ -56,7 +56,7 @@ pub(crate) async fn generate(
 ) -> Result<Response, ApiError> {
     let request = TokensRequest::read(fields)?;
     let app = &*state.app;
-    let model = state.served_name(request.model)?;
+    let served = state.served(request.model).await?;
     let id = choose_base(name.sent.as_deref(), request.request_id.or(name.given))?;
     let work = Work {
         prompt: Prompt::Ids(request.token_ids),
@@ -78,13 +78,14 @@ pub(crate) async fn generate(
         priority: request.priority,
         cache_salt: request.cache_salt,
         bypass_prefix_cache: false,
+        adapter: served.adapter,
     };
     let prepared = generate_request(fields, sampling, &app.limits)?;
     let n = prepared.n;
     let reply = Reply {
         id,
         created: now(),
-        model,
+        model: served.name,
         n,
         prompts: vec![ReplyPrompt { ids: prepared.prompt_token_ids.clone(), echo: None, text: None }],
         names: TokenNames { tokenizer: app.tokenizer.clone(), as_token_ids: !request.text },

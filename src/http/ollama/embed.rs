@@ -79,12 +79,13 @@ async fn run(
     request: EmbedRequest,
     input_param: &'static str,
 ) -> Result<(String, Vec<Embedding>), OllamaError> {
-    let model = served(state, request.model)?;
+    let (model, adapter) = served(state, request.model).await?;
     let options = EmbedOptions {
         request_id: choose_id("ollama", name.sent.as_deref(), name.given)?,
         input_param,
         truncate: request.truncate.then_some(Truncation { max_tokens: None, keep_end: false }),
         dimensions: request.dimensions,
+        adapter,
         ..EmbedOptions::default()
     };
     Ok((model, embed(&state.app, request.inputs, &options).await?))

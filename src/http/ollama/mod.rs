@@ -21,6 +21,8 @@ use axum::http::Uri;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 
+use quire_scheduler::Adapter;
+
 use self::answer::{AnswerWriter, Route};
 use self::error::OllamaError;
 use self::request::{OllamaFields, OllamaRequest, read_chat, read_generate};
@@ -68,7 +70,7 @@ async fn answer(
 ) -> Result<Response, OllamaError> {
     let started = Instant::now();
     let OllamaRequest { model, stream, job } = request;
-    let model = served(state, model)?;
+    let (model, adapter) = served(state, model).await?;
     let names = TokenNames { tokenizer: state.app.tokenizer.clone(), as_token_ids: false };
     let Some(job) = job else {
         let mut writer = AnswerWriter::new(route, model, names, false, 0, started);
@@ -83,7 +85,7 @@ async fn answer(
         let message = format!("\"{model}\" does not support thinking");
         return Err(ApiError::bad_param("think", message).into());
     }
-    let prepared = ChatJob { id, ..job }.prepare(state).await?;
+    let prepared = ChatJob { id, adapter, ..job }.prepare(state).await?;
     let prompt_eval_count = prepared.request.prompt_token_ids.len();
     let mut writer = AnswerWriter::new(route, model, names, wants_logprobs, prompt_eval_count, started);
     if stream {
@@ -113,14 +115,15 @@ fn whole(write: impl FnOnce(&mut Vec<u8>)) -> Response {
     ([(CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }
 
-/// The name that the client used, if the model has it: `name` and `name:latest` are the same to Ollama.
-fn served(state: &HttpState, asked: Option<String>) -> Result<String, OllamaError> {
+/// The name that the client used, if the model has it, or the adapter of that name: `name` and `name:latest` are the same to Ollama.
+async fn served(state: &HttpState, asked: Option<String>) -> Result<(String, Option<Adapter>), OllamaError> {
     let Some(asked) = asked.filter(|name| !name.is_empty()) else {
         return Err(ApiError::bad_param("model", "model is required").into());
     };
     let short = asked.strip_suffix(":latest").unwrap_or(&asked);
-    if [&*asked, short].iter().any(|name| state.app.model.is_served(name)) {
-        return Ok(asked);
-    }
-    Err(OllamaError::unknown_model(&asked))
+    let Some(name) = [&*asked, short].into_iter().find(|name| state.app.serves(name)) else {
+        return Err(OllamaError::unknown_model(&asked));
+    };
+    let adapter = state.app.adapter_of(name).await?;
+    Ok((asked, adapter))
 }

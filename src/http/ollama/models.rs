@@ -97,7 +97,7 @@ pub(crate) async fn tags(State(state): State<Arc<HttpState>>) -> Response {
         digest: digest(model),
         details: details(model),
     };
-    json(&Tags { models: model.served_names.iter().map(tag).collect() })
+    json(&Tags { models: state.app.all_names().iter().map(tag).collect() })
 }
 
 /// `GET /api/ps`: the model is loaded, and stays so.
@@ -121,7 +121,7 @@ pub(crate) async fn show(
 ) -> Result<Response, OllamaError> {
     let asked = read_show(&mut fields);
     fields.finish()?;
-    served(&state, asked)?;
+    served(&state, asked).await?;
     let model = &state.app.model;
     let family = family(model);
     let mut model_info = Map::new();

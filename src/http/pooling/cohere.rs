@@ -166,7 +166,7 @@ pub(crate) async fn embed(
     let CohereRequest { common, texts, input_type, dimensions, types, max_tokens } =
         CohereRequest::read(&mut fields);
     fields.finish()?;
-    let (_, options) = common.resolve(&state, "embd", name)?;
+    let (_, options) = common.resolve(&state, "embd", name).await?;
     let prefix = prefix(&state, input_type.as_deref())?;
     let options = EmbedOptions { input_param: "texts", dimensions, max_prompt_tokens: max_tokens, ..options };
     let inputs = texts.iter().map(|text| EmbedInput::Text(format!("{prefix}{text}"))).collect();

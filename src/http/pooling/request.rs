@@ -63,7 +63,7 @@ impl PooledTexts {
     ) -> Result<Pooled, ApiError> {
         let chat = matches!(self.source, Source::Chat(_));
         let given = self.common.add_special_tokens;
-        let (model, options) = self.common.resolve(state, prefix, name)?;
+        let (model, options) = self.common.resolve(state, prefix, name).await?;
         let options = EmbedOptions {
             task,
             // Templates write those tokens themselves.
@@ -158,13 +158,13 @@ impl PoolingFields {
     }
 
     /// The model's name and the request's, and how its texts are embedded.
-    pub(crate) fn resolve(
+    pub(crate) async fn resolve(
         self,
         state: &HttpState,
         prefix: &str,
         name: RequestName,
     ) -> Result<(String, EmbedOptions), ApiError> {
-        let model = state.served_name(self.model)?;
+        let served = state.served(self.model).await?;
         let request_id = choose_id(prefix, name.sent.as_deref(), self.request_id.or(name.given))?;
         let options = EmbedOptions {
             request_id,
@@ -173,9 +173,10 @@ impl PoolingFields {
             pad: self.pad,
             priority: self.priority,
             cache_salt: self.cache_salt,
+            adapter: served.adapter,
             ..EmbedOptions::default()
         };
-        Ok((model, options))
+        Ok((served.name, options))
     }
 }
 

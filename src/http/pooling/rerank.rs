@@ -106,7 +106,7 @@ pub(crate) async fn rerank(
 ) -> Result<Response, ApiError> {
     let RerankRequest { common, fields: own, query, documents, top_n } = RerankRequest::read(&mut fields);
     fields.finish()?;
-    let (model, options) = common.resolve(&state, "rerank", name)?;
+    let (model, options) = common.resolve(&state, "rerank", name).await?;
     let id = options.request_id.clone();
     let query = Side { param: "query", texts: vec![query] };
     let sides = Side { param: "documents", texts: documents.clone() };

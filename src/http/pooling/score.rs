@@ -88,7 +88,7 @@ pub(crate) async fn score(
 ) -> Result<Response, ApiError> {
     let ScoreRequest { common, fields: own, left, right } = ScoreRequest::read(&mut fields);
     fields.finish()?;
-    let (model, options) = common.resolve(&state, "embd", name)?;
+    let (model, options) = common.resolve(&state, "embd", name).await?;
     let id = options.request_id.clone();
     let Scores { scores, prompt_tokens } = scores(&state, options, own, left, right).await?;
     let data = scores.into_iter().enumerate();

@@ -53,11 +53,12 @@ pub(crate) async fn create(
 ) -> Result<HttpResponse, ApiError> {
     let mut request = ResponseRequest::read(&mut fields);
     fields.finish_by(&unsupported::RESPONSES)?;
-    let model = state.served_name(request.model.take())?;
+    let served = state.served(request.model.take()).await?;
     let base = choose_base(name.sent.as_deref(), request.request_id.take().or(name.given))?;
     let id = if base.starts_with("resp_") { base } else { format!("resp_{base}") };
     let (history, input) = all_input(&state.responses, &mut request)?;
     let job = chat_job(&mut request, id.clone(), &history, &input)?;
+    let job = ChatJob { adapter: served.adapter, ..job };
     let prepared = job.prepare(&state).await?;
     let input = history.into_iter().chain(input).collect();
     let options = WriterOptions {
@@ -69,7 +70,7 @@ pub(crate) async fn create(
         store: request.store.then(|| (state.responses.clone(), input)),
     };
     let (streamed, background) = (request.stream, request.background);
-    let response = new_response(request, id, model, &prepared.request.sampling);
+    let response = new_response(request, id, served.name, &prepared.request.sampling);
     let stream = prepared.submit(&state)?;
     if streamed {
         let writer = ResponseWriter::new(response, options, Events::default());

@@ -8,6 +8,7 @@ mod completions;
 mod engine_fields;
 mod errors;
 mod inference;
+mod lora;
 mod mutations;
 mod ollama;
 mod openapi;
@@ -38,6 +39,7 @@ use quire_scheduler::{ModelRunner, Scheduler, SchedulerConfig, SchedulingPolicy}
 use serde_json::Value;
 use tokio::net::TcpListener;
 
+use crate::adapters::Adapters;
 use crate::app::{App, ModelInfo};
 use crate::chat::ChatSetup;
 use crate::config::{AnswerConfig, ChatConfig, CorsConfig, ServerConfig};
@@ -64,6 +66,7 @@ pub(crate) struct Settings {
     chat_template: Option<String>,
     /// Embeddings instead of text.
     pooler: Option<Pooler>,
+    adapters: Option<Adapters>,
 }
 
 impl Default for Settings {
@@ -100,6 +103,7 @@ impl Default for Settings {
             chat: ChatConfig::default(),
             chat_template: None,
             pooler: None,
+            adapters: None,
         }
     }
 }
@@ -148,6 +152,8 @@ fn app(settings: Settings) -> Arc<App> {
         long_prefill_token_threshold: 0,
         priority_ageing_us: 0,
         whole_prompts: false,
+        max_loras: 4,
+        adapter_patience_us: 0,
     };
     let build = move || {
         Ok::<_, Infallible>((Box::new(runner) as Box<dyn ModelRunner>, Scheduler::new(scheduler).unwrap()))
@@ -173,6 +179,7 @@ fn app(settings: Settings) -> Arc<App> {
         grammars: GrammarCompiler::new(&tokenizer, &limits),
         tokenizer,
         pooler: settings.pooler,
+        adapters: settings.adapters,
         model: ModelInfo {
             served_names: vec!["pebble".into(), "org/pebble".into()],
             root: "pebble".into(),
