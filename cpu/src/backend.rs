@@ -18,7 +18,7 @@ use crate::lanes::Element;
 use crate::latent::{LatentToken, attend_latents, head_linear};
 use crate::linear::linear;
 use crate::lora::LoraBatch;
-use crate::moe::moe;
+use crate::moe::{Threads, moe};
 use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
 use crate::weight::{CpuWeight, WeightData};
@@ -435,7 +435,8 @@ impl Backend for CpuBackend {
     ) -> Result<(), BackendError> {
         let (hidden, num_experts) = (experts.down[0].rows, experts.spec.router.num_experts);
         let (x, logits) = (&x[..rows * hidden], &logits[..rows * num_experts]);
-        moe(&mut self.pool, self.isa, &mut self.moe, &mut self.unpacked, experts, x, logits, out);
+        let mut threads = Threads { pool: &mut self.pool, isa: self.isa, unpacked: self.unpacked.share() };
+        moe(&mut threads, &mut self.moe, experts, x, logits, out);
         Ok(())
     }
 

@@ -58,6 +58,21 @@ fn gemma3_with_two_rotations() {
     compare("gguf-gemma3/model.gguf");
 }
 
+#[test]
+fn mixtral_with_experts_in_one_tensor() {
+    compare("gguf-mixtral/model.gguf");
+}
+
+#[test]
+fn qwen2_moe_with_a_shared_expert() {
+    compare("gguf-qwen2moe/model.gguf");
+}
+
+#[test]
+fn qwen3_moe() {
+    compare("gguf-qwen3moe/model.gguf");
+}
+
 fn load_runner(path: &Path) -> Runner<CpuBackend> {
     let file = GgufFile::open(path).unwrap();
     let generation = file.generation_config_json().unwrap();

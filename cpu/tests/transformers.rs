@@ -37,17 +37,8 @@ fn fixtures() -> Vec<PathBuf> {
     let has = |dir: &Path, name: &str| dir.join(name).exists();
     let mut dirs: Vec<_> =
         entries.filter(|dir| has(dir, "config.json") && has(dir, "expected.safetensors")).collect();
-    dirs.retain(|dir| !is_awaited(dir));
     dirs.sort();
     dirs
-}
-
-/// Whether a fixture is ahead of its family: then the family must not be there.
-fn is_awaited(dir: &Path) -> bool {
-    let list = std::fs::read_to_string(dir.with_file_name("awaited.txt")).unwrap_or_default();
-    let is_listed = list.lines().any(|name| dir.ends_with(name));
-    assert!(!is_listed || ModelSpec::from_dir(dir).is_err(), "{} is no longer awaited", dir.display());
-    is_listed
 }
 
 /// All log-probabilities that the model gives against the stored ones.

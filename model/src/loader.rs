@@ -213,10 +213,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = *attention;
         let rows = [num_heads, num_kv_heads, num_kv_heads].map(|heads| heads * head_dim);
         let rotated = self.interleaved_dim(attention);
-        let turned = |rows: Vec<usize>| match rotated {
-            Some(dim) => Some(halves(&rows, head_dim, dim)),
-            None => None,
-        };
+        let turned = |rows: Vec<usize>| rotated.map(|dim| halves(&rows, head_dim, dim));
         match &self.names.of.qkv {
             Stack::Separate(names) => {
                 let parts = names.iter().zip(rows).enumerate();

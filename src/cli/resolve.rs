@@ -475,15 +475,17 @@ mod tests {
     #[test]
     fn values_are_turned_into_what_they_mean() {
         let args = "serve --max-num-batched-tokens 32 --max-logprobs -1 --host localhost --no-grpc --dtype float \
-                    --device cuda:3 --kv-cache-memory-bytes 1GiB --allowed-origins [\"a\",\"b\"] --scheduling-policy priority";
+                    --device cuda:3 --kv-cache-memory-bytes 1GiB --allowed-origins [\"a\",\"b\"] --scheduling-policy priority --disable-hybrid-kv-cache-manager";
         let (engine, server) = resolved(args, &[("VLLM_CPU_KVCACHE_SPACE", "7")]).unwrap();
         assert_eq!((engine.max_num_seqs, engine.max_num_batched_tokens), (None, Some(32)));
         assert_eq!((engine.max_logprobs, engine.device), (None, DeviceChoice::Cuda(3)));
         assert_eq!((engine.kv_cache_memory_bytes, engine.dtype), (Some(1 << 30), WeightDtype::F32));
         assert_eq!(engine.scheduling_policy, SchedulingPolicy::Priority);
+        assert!(!engine.hybrid_kv_cache);
         assert_eq!((server.grpc_port, server.cors.origins), (None, vec!["a".to_string(), "b".to_string()]));
         let (engine, _) = resolved("serve", &[("VLLM_CPU_KVCACHE_SPACE", "7")]).unwrap();
         assert_eq!(engine.kv_cache_memory_bytes, Some(7 << 30));
+        assert!(engine.hybrid_kv_cache);
     }
 
     #[test]

@@ -181,11 +181,7 @@ impl Fixture {
 }
 
 fn fixtures() -> Vec<Fixture> {
-    // Fixtures that are ahead of their families; cpu/tests/transformers.rs makes sure of it.
-    let awaited = std::fs::read_to_string(Path::new(FIXTURES).join("awaited.txt")).expect("a list");
-    let is_awaited = |folder: &PathBuf| awaited.lines().any(|name| folder.ends_with(name));
     let folders = folders().into_iter().filter(|folder| folder.join("expected.safetensors").exists());
-    let folders = folders.filter(|folder| !is_awaited(folder));
     folders.map(|folder| Fixture::read(&folder)).collect()
 }
 

@@ -115,7 +115,7 @@ fn groups(config: &Config, moe: &MoeSpec, score: GroupScore) -> Result<ExpertGro
 /// Attention and its rotation, which turns the last part of each query and of the one key.
 fn latent_attention(config: &Config) -> Result<(AttentionSpec, RopeSpec), ModelError> {
     let latent = LatentSpec {
-        q_lora_rank: match config.number_or_null("q_lora_rank", Some(1536.0))? {
+        q_lora_rank: match config.unless_said("q_lora_rank", 1536.into()).number("q_lora_rank")? {
             None => None,
             Some(_) => Some(config.positive_or("q_lora_rank", Some(1536))?),
         },

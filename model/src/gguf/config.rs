@@ -76,7 +76,7 @@ impl Settings<'_> {
         // Where every layer is a mixture, some files have only the width of an expert.
         let inner = self.size("feed_forward_length")?.or(self.size("expert_feed_forward_length")?);
         set("intermediate_size", inner.ok_or_else(|| self.missing("feed_forward_length"))?.into());
-        set("num_hidden_layers", self.need("block_count")?.into());
+        set("num_hidden_layers", self.num_layers()?.into());
         set("num_attention_heads", head_count.into());
         set("num_key_value_heads", self.size("attention.head_count_kv")?.unwrap_or(head_count).into());
         set("head_dim", head_dim.into());
@@ -96,7 +96,10 @@ impl Settings<'_> {
                         "key {key:?}: {rotated} is not supported; supported: the whole head, {head_dim}"
                     ));
                 }
-                set("partial_rotary_factor", (rotated as f64 / head_dim as f64).into());
+                // Such that its product with the width of a head is not just below the number.
+                let share = rotated as f64 / head_dim as f64;
+                let is_less = ((share * head_dim as f64) as u64) < rotated;
+                set("partial_rotary_factor", if is_less { share.next_up() } else { share }.into());
             }
             _ => {}
         }
@@ -171,7 +174,7 @@ impl Settings<'_> {
         set("sliding_window", window.ok_or_else(|| self.missing("attention.sliding_window"))?.into());
         // Queries are scaled by the width of a head, but in the largest models by what a head is of the residual
         // stream. No key tells which, so it is known by the number of layers, as in llama.cpp.
-        let num_layers = self.need("block_count")?;
+        let num_layers = self.num_layers()?;
         let scalar = match num_layers == if third { 62 } else { 46 } {
             true => self.need("embedding_length")? / self.need("attention.head_count")?.max(1),
             false => self.head_dim()?,
@@ -222,8 +225,12 @@ impl Settings<'_> {
             "linear" => Ok(Some(json!({"rope_type": "linear", "factor": need_factor()?}))),
             "yarn" => {
                 let original = self.need("rope.scaling.original_context_length")?;
-                let mut scaling =
-                    json!({"rope_type": "yarn", "factor": need_factor()?, ORIGINAL_LENGTH: original});
+                let factor = need_factor()?;
+                let mut scaling = json!({"rope_type": "yarn", "factor": factor, ORIGINAL_LENGTH: original});
+                if let Some(more) = attention_factor {
+                    // On top of YaRN's own.
+                    scaling["attention_factor"] = (more * (0.1 * factor.max(1.0).ln() + 1.0)).into();
+                }
                 for (field, name) in [
                     ("beta_fast", "rope.scaling.yarn_beta_fast"),
                     ("beta_slow", "rope.scaling.yarn_beta_slow"),
@@ -325,13 +332,29 @@ impl Settings<'_> {
     }
 
     fn size(&self, name: &str) -> Result<Option<u64>, String> {
-        self.file.metadata().integer_of_layers(&self.key(name))
+        let key = self.key(name);
+        match self.file.metadata().integer_of_layers(&key)? {
+            Some(size) if size > MAX_SIZE => Err(format!("key {key:?}: {size}; at most {MAX_SIZE}")),
+            size => Ok(size),
+        }
+    }
+
+    /// Each layer has tensors, so there are no more layers than these.
+    fn num_layers(&self) -> Result<u64, String> {
+        let (count, num_tensors) = (self.need("block_count")?, self.file.tensors().count());
+        if count <= num_tensors as u64 {
+            return Ok(count);
+        }
+        Err(format!("key {:?}: {count} layers, and there are {num_tensors} tensors", self.key("block_count")))
     }
 
     fn need(&self, name: &str) -> Result<u64, String> {
         self.size(name)?.ok_or_else(|| self.missing(name))
     }
 }
+
+/// Of any setting: widths, counts, and positions.
+const MAX_SIZE: u64 = 1 << 28;
 
 const ORIGINAL_LENGTH: &str = "original_max_position_embeddings";
 

@@ -85,14 +85,9 @@ pub fn from_sentencepiece(model: &[u8], config: &Value) -> Result<Converted, Str
     let (bos, eos) = (special("bos_token", trainer.bos_id()), special("eos_token", trainer.eos_id()));
     let unknown = vocabulary.tokens.iter().find(|(_, _, kind)| *kind == Kind::Unknown);
     let unknown = unknown.map(|(token, ..)| token.as_str());
-    let with_id = |token: Option<&'_ str>| match token.map(|token| (vocabulary.id_of(token), token)) {
-        None => Ok(None),
-        Some((Some(id), token)) => Ok(Some((id as u64, token.to_owned()))),
-        Some((None, token)) => Err(format!("no piece is the special token {token:?}")),
-    };
     let adds = |field: &str, default| config[field].as_bool().unwrap_or(default);
-    let first = if adds("add_bos_token", begins_texts(&trainer, config)) { with_id(bos)? } else { None };
-    let last = if adds("add_eos_token", false) { with_id(eos)? } else { None };
+    let first = bos.filter(|_| adds("add_bos_token", begins_texts(&trainer, config)));
+    let last = eos.filter(|_| adds("add_eos_token", false));
     let tokenizer = TokenizerJson {
         added_tokens: vocabulary.added.clone(),
         normalizer: normalizer_json(&normalizer, adds_prefix, first_only),
@@ -102,10 +97,7 @@ pub fn from_sentencepiece(model: &[u8], config: &Value) -> Result<Converted, Str
             }
             false => Value::Null,
         },
-        post_processor: post_processor(
-            first.as_ref().map(|(id, token)| (*id, token.as_str())),
-            last.as_ref().map(|(id, token)| (*id, token.as_str())),
-        ),
+        post_processor: post_processor(vocabulary.with_id(first)?, vocabulary.with_id(last)?),
         decoder: piece_decoder(trainer.byte_fallback, adds_prefix),
         model: model_json(&trainer, &vocabulary)?,
     };
@@ -171,8 +163,12 @@ impl Vocabulary {
         Ok(Self { tokens, added: added.into_values().collect() })
     }
 
-    fn id_of(&self, token: &str) -> Option<usize> {
-        self.tokens.iter().position(|(known, ..)| known == token)
+    fn with_id<'t>(&self, token: Option<&'t str>) -> Result<Option<(u64, &'t str)>, String> {
+        let Some(token) = token else { return Ok(None) };
+        match self.tokens.iter().position(|(known, ..)| known == token) {
+            Some(id) => Ok(Some((id as u64, token))),
+            None => Err(format!("no piece is the special token {token:?}")),
+        }
     }
 }
 
