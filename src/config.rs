@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use quire_model::KvDtype;
 use quire_scheduler::{Pooling, SchedulingPolicy};
 use serde_json::{Map, Value};
 
@@ -162,6 +163,12 @@ pub struct EngineConfig {
     pub seed: u64,
     /// Precision of weights.
     pub dtype: WeightDtype,
+    /// What the KV cache keeps of a number; `None` = as the device likes.
+    pub kv_cache_dtype: Option<KvDtype>,
+    /// Fields of config.json that the operator wants otherwise.
+    pub hf_overrides: Map<String, Value>,
+    /// What full-precision weights are made at load, or how those of the checkpoint must be quantised.
+    pub quantization: Option<String>,
     /// Source of weights.
     pub load_format: LoadFormat,
     /// No recorded decode steps on a GPU.

@@ -8,7 +8,8 @@ use quire_cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use quire_cuda::{CudaBackend, CudaOptions, MemoryPlan, Unavailable, driver::Context, open_gpu};
 use quire_model::{
-    Backend, Checkpoint, Dtype, KvGroups, LoraTargets, Model, ModelSpec, Progress, Runner, RunnerConfig,
+    Backend, Checkpoint, Dtype, KvDtype, KvGroups, LoraTargets, Model, ModelSpec, Progress, Runner,
+    RunnerConfig,
 };
 use quire_scheduler::ModelRunner;
 
@@ -54,6 +55,17 @@ pub enum DeviceError {
     /// The program was built for the CPU alone.
     #[error("this program was built without CUDA (cargo feature `cuda`); use --device cpu")]
     NotBuiltIn,
+    /// A GPU keeps keys and values in one type.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "--kv-cache-dtype {asked} is not built for GPUs yet; allowed: auto, {own} (what the model computes in)"
+    )]
+    KvDtype {
+        /// What was asked for.
+        asked: &'static str,
+        /// What there is.
+        own: &'static str,
+    },
     /// There is none.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
@@ -97,13 +109,23 @@ impl Device {
         }
     }
 
-    /// What an element of the KV cache is.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only a GPU has a choice"))]
-    pub fn kv_dtype(&self, config: &EngineConfig, spec: &ModelSpec) -> Dtype {
+    /// What the KV cache keeps of a number. On the CPU, float32 unless told otherwise: what is computed in f32 is not
+    /// rounded without being asked. On a GPU, what the model computes in, and nothing else.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(unused_variables, clippy::unnecessary_wraps, reason = "a GPU refuses")
+    )]
+    pub fn kv_dtype(&self, config: &EngineConfig, spec: &ModelSpec) -> Result<KvDtype, DeviceError> {
         match self {
-            Self::Cpu => Dtype::F32,
+            Self::Cpu => Ok(config.kv_cache_dtype.unwrap_or(KvDtype::F32)),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) => weight_dtype(config).unwrap_or(spec.dtype),
+            Self::Gpu(_) => {
+                let own = compute_dtype(config, spec).into();
+                match config.kv_cache_dtype.filter(|asked| *asked != own) {
+                    None => Ok(own),
+                    Some(asked) => Err(DeviceError::KvDtype { asked: asked.name(), own: own.name() }),
+                }
+            }
         }
     }
 
@@ -148,7 +170,7 @@ impl Device {
             Self::Cpu => Ok((available_memory_bytes() as f64 * config.gpu_memory_utilization) as u64),
             #[cfg(feature = "cuda")]
             Self::Gpu(context) => {
-                let dtype = self.kv_dtype(config, spec);
+                let dtype = compute_dtype(config, spec);
                 let (limits, share) = (limits.step_limits(spec), config.gpu_memory_utilization);
                 let plan = MemoryPlan::new(context, spec, &limits, dtype, share)
                     .map_err(|error| LoadError::Backend(error.into()))?;
@@ -170,15 +192,15 @@ impl Device {
     ) -> Result<(Box<dyn ModelRunner>, LoraTargets), LoadError> {
         match self {
             Self::Cpu => {
-                let groups = self.kv_groups(config, &spec);
-                let mut backend = CpuBackend::new(CpuOptions::default())?;
+                let (kv_dtype, groups) = (self.kv_dtype(config, &spec)?, self.kv_groups(config, &spec));
+                let mut backend = CpuBackend::new(CpuOptions::default())?.with_kv_dtype(kv_dtype);
                 let model = Model::load(&mut backend, spec, checkpoint, progress)?;
                 boxed(Runner::with_kv_groups(backend, model, limits, groups)?, config)
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(ref context) => {
                 let mut backend =
-                    CudaBackend::new(context, cuda_options(config, self.kv_dtype(config, &spec)))?;
+                    CudaBackend::new(context, cuda_options(config, compute_dtype(config, &spec)))?;
                 tracing::info!("kernels: {}", backend.kernels().origin());
                 let model = Model::load(&mut backend, spec, checkpoint, progress)?;
                 boxed(Runner::new(backend, model, limits)?, config)
@@ -208,6 +230,12 @@ pub fn weight_dtype(config: &EngineConfig) -> Option<Dtype> {
         WeightDtype::F16 => Some(Dtype::F16),
         WeightDtype::Bf16 => Some(Dtype::Bf16),
     }
+}
+
+/// What a GPU computes in.
+#[cfg(feature = "cuda")]
+fn compute_dtype(config: &EngineConfig, spec: &ModelSpec) -> Dtype {
+    weight_dtype(config).unwrap_or(spec.dtype)
 }
 
 #[cfg(feature = "cuda")]

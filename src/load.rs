@@ -9,8 +9,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quire_model::gguf::GgufFile;
 use quire_model::{
-    BackendError, Checkpoint, Dtype, KvGroups, LmHead, LoraTargets, ModelError, ModelSpec, PoolerSpec,
-    Progress, RunnerConfig, SamplingDefaults, is_sentence_transformer,
+    BackendError, Checkpoint, KvDtype, KvGroups, LmHead, LoraTargets, ModelError, ModelSpec, PoolerSpec,
+    Progress, RunnerConfig, SamplingDefaults, is_sentence_transformer, with_overrides,
 };
 use quire_scheduler::kv::KvCacheConfig;
 use quire_scheduler::{ConfigError, Scheduler, SchedulerConfig};
@@ -71,6 +71,10 @@ pub enum LoadError {
     Adapter(#[from] AdapterError),
     #[error("--load-format {asked}: the model is not stored so")]
     LoadFormat { asked: &'static str },
+    #[error(
+        "--quantization {asked}: the file says how each of its tensors is stored; leave the flag out or say gguf"
+    )]
+    Quantization { asked: String },
     #[error("{architecture} has no head to generate with; use --runner pooling")]
     CannotGenerate { architecture: String },
     #[error("--runner pooling: pooling is not built for GPUs yet; use --device cpu")]
@@ -117,8 +121,16 @@ pub fn start(
     log_requests: bool,
     mut progress: impl FnMut(Progress) + Send + 'static,
 ) -> Result<Loaded, LoadError> {
-    let files = Files::read(config)?;
-    let spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
+    let mut files = Files::read(config)?;
+    files.config = with_overrides(&files.config, &config.hf_overrides)?;
+    let mut spec = ModelSpec::from_json(&files.config, files.generation_config.as_deref())?;
+    if let Some(asked) = &config.quantization {
+        spec.quantization = match (&files.gguf, &**asked) {
+            (None, asked) => spec.quantization.asked_for(asked)?,
+            (Some(_), "gguf") => spec.quantization,
+            (Some(_), _) => return Err(LoadError::Quantization { asked: asked.clone() }),
+        };
+    }
     let (spec, pooler) = task(config, &files.config, spec)?;
     let defaults = sampling_defaults(config, files.generation_config.as_deref())?;
     let tokenizer = files.tokenizer;
@@ -135,7 +147,8 @@ pub fn start(
     if pooler.is_some() && !device.can_pool() {
         return Err(LoadError::NoPooling);
     }
-    let scheduler = scheduler_config(config, &spec, &device)?;
+    let kv_dtype = device.kv_dtype(config, &spec)?;
+    let scheduler = scheduler_config(config, &spec, &device, kv_dtype)?;
     tell_kv_cache(&scheduler);
     let model = model_info(config, &spec, &scheduler);
     let mut limits = request_limits(config, &spec, &scheduler, &tokenizer, defaults);
@@ -144,7 +157,7 @@ pub fn start(
         block_size: scheduler.block_size,
         blocks_per_sequence: scheduler.blocks_per_sequence(),
         enable_prefix_caching: scheduler.enable_prefix_caching,
-        cache_dtype: dtype_name(device.kv_dtype(config, &spec)).into(),
+        cache_dtype: kv_dtype.name().into(),
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_cache_memory_bytes: config.kv_cache_memory_bytes,
     };
@@ -378,6 +391,7 @@ fn scheduler_config(
     config: &EngineConfig,
     spec: &ModelSpec,
     device: &Device,
+    kv_dtype: KvDtype,
 ) -> Result<SchedulerConfig, LoadError> {
     let limit = u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX);
     let longest = match config.max_model_len {
@@ -406,7 +420,7 @@ fn scheduler_config(
     };
     let groups = device.kv_groups(config, spec);
     let memory = device.kv_memory(config, spec, &limits)?;
-    let kv = KvRoom::new(spec, device.kv_dtype(config, spec), memory, &limits, &groups)?;
+    let kv = KvRoom::new(spec, kv_dtype, memory, &limits, &groups)?;
     let max_model_len = match config.max_model_len {
         MaxModelLen::Fitting => kv.longest(limit).max(2),
         MaxModelLen::Model | MaxModelLen::Tokens(_) => longest,
@@ -463,7 +477,7 @@ struct KvRoom {
 impl KvRoom {
     fn new(
         spec: &ModelSpec,
-        dtype: Dtype,
+        dtype: KvDtype,
         memory: KvMemory,
         limits: &RunnerConfig,
         groups: &KvGroups,
@@ -515,14 +529,6 @@ impl KvRoom {
         }
         let useful = per_sequence * max_num_seqs as usize + 1;
         Ok(u32::try_from(fitting.min(useful)).unwrap_or(u32::MAX))
-    }
-}
-
-fn dtype_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "float32",
-        Dtype::F16 => "float16",
-        Dtype::Bf16 => "bfloat16",
     }
 }
 

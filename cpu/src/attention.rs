@@ -9,12 +9,14 @@ use std::ops::Range;
 use half::bf16;
 use quire_model::{AttentionShape, alibi_slope};
 
-use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
+use crate::kv_cache::Scales;
+use crate::lanes::{Element, Isa, LANES, Lanes, dispatch, exp, padded};
 
 /// One layer's cache, `[block][K | V][kv_head][token in block][head_dim]`, and one sequence's way into it.
 #[derive(Clone, Copy)]
-pub(crate) struct PagedKv<'a> {
-    pub(crate) cache: &'a [f32],
+pub(crate) struct PagedKv<'a, T> {
+    pub(crate) cache: &'a [T],
+    pub(crate) scales: Scales<'a>,
     /// The sequence's blocks in order.
     pub(crate) block_table: &'a [u32],
     pub(crate) block_size: usize,
@@ -79,17 +81,17 @@ pub(crate) fn key_offset(
 
 /// Attention of some heads of one token; `out` is like `queries.heads`, but as wide as values are. `scores` has
 /// room for `scores_len(position + 1)` for each of these heads.
-pub(crate) fn attend(
+pub(crate) fn attend<T: Element>(
     isa: Isa,
     shape: &AttentionShape,
-    kv: PagedKv<'_>,
+    kv: PagedKv<'_, T>,
     queries: Queries<'_>,
     scores: &mut [f32],
     out: &mut [f32],
 ) {
-    dispatch!(isa, attend_kernel;
+    dispatch!(isa, attend_kernel, [T: Element] as [T];
         shape: &AttentionShape = shape,
-        kv: PagedKv<'_> = kv,
+        kv: PagedKv<'_, T> = kv,
         queries: Queries<'_> = queries,
         scores: &mut [f32] = scores,
         out: &mut [f32] = out,
@@ -145,10 +147,10 @@ impl Context {
 
     /// Calls `f(position, offset of its key, number of positions)` for each block's part of the context.
     #[inline(always)]
-    fn for_each_run(
+    fn for_each_run<T>(
         &self,
         shape: &AttentionShape,
-        kv: PagedKv<'_>,
+        kv: &PagedKv<'_, T>,
         kv_head: usize,
         mut f: impl FnMut(usize, usize, usize),
     ) {
@@ -164,9 +166,9 @@ impl Context {
 }
 
 #[inline(always)]
-fn attend_kernel<V: Lanes>(
+fn attend_kernel<V: Lanes, T: Element>(
     shape: &AttentionShape,
-    kv: PagedKv<'_>,
+    kv: PagedKv<'_, T>,
     queries: Queries<'_>,
     scores: &mut [f32],
     out: &mut [f32],
@@ -178,10 +180,12 @@ fn attend_kernel<V: Lanes>(
     let seen = context.first - origin..context.end - origin;
     let row_len = scores_len(seen.end);
     let scores = &mut scores[..heads.len() / shape.head_dim * row_len];
-    context.for_each_run(shape, kv, kv_head, |position, key, len| {
+    context.for_each_run(shape, &kv, kv_head, |position, key, len| {
         let keys = &kv.cache[key..][..len * shape.head_dim];
         for (query, row) in heads.chunks_exact(shape.head_dim).zip(scores.chunks_exact_mut(row_len)) {
-            score_run::<V>(query, keys, shape.head_dim, &mut row[position - origin..][..len]);
+            let scores = &mut row[position - origin..][..len];
+            score_run::<V, T>(query, keys, shape.head_dim, scores);
+            kv.scales.apply_to_keys(key, shape.head_dim, scores);
         }
     });
     if shape.alibi {
@@ -195,9 +199,14 @@ fn attend_kernel<V: Lanes>(
     let (width, offset) = (kv.values.width(shape), kv.values.offset(shape, kv.block_size));
     for (index, (row, out)) in scores.chunks_exact_mut(row_len).zip(out.chunks_exact_mut(width)).enumerate() {
         let sum = softmax_numerators::<V>(shape, row, seen.clone(), sinks.get(index).copied());
-        context.for_each_run(shape, kv, kv_head, |position, key, len| {
+        context.for_each_run(shape, &kv, kv_head, |position, key, len| {
             let values = &kv.cache[key + offset..][..(len - 1) * shape.head_dim + width];
-            add_values::<V>(&row[position - origin..][..len], values, shape.head_dim, out);
+            let weights = &mut row[position - origin..][..len];
+            match kv.values {
+                Values::Stored => kv.scales.apply_to_values(key + offset, shape.head_dim, weights),
+                Values::InKeys(_) => kv.scales.apply_to_keys(key, shape.head_dim, weights),
+            }
+            add_values::<V, T>(weights, values, shape.head_dim, out);
         });
         out.iter_mut().for_each(|x| *x /= sum);
     }
@@ -218,26 +227,26 @@ fn attend_all_kernel<V: Lanes>(
     let values = &keys[num_kv * head..];
     let scores = &mut scores[..scores_len(num_tokens)];
     for (query, out) in queries.heads.chunks_exact(head).zip(out.chunks_exact_mut(head)) {
-        score_run::<V>(query, keys, stride, &mut scores[..num_tokens]);
+        score_run::<V, f32>(query, keys, stride, &mut scores[..num_tokens]);
         let sum = softmax_numerators::<V>(shape, scores, 0..num_tokens, None);
         out.fill(0.0);
-        add_values::<V>(&scores[..num_tokens], values, stride, out);
+        add_values::<V, f32>(&scores[..num_tokens], values, stride, out);
         out.iter_mut().for_each(|x| *x /= sum);
     }
 }
 
 /// q·k for each key; keys are `stride` apart.
 #[inline(always)]
-fn score_run<V: Lanes>(query: &[f32], keys: &[f32], stride: usize, scores: &mut [f32]) {
+fn score_run<V: Lanes, T: Element>(query: &[f32], keys: &[T], stride: usize, scores: &mut [f32]) {
     let (query_groups, query_tail) = query.as_chunks::<LANES>();
     for (key, score) in keys.chunks(stride).zip(scores) {
         let (key_groups, key_tail) = key[..query.len()].as_chunks::<LANES>();
         let mut sum = V::splat(0.0);
         for (q, k) in query_groups.iter().zip(key_groups) {
-            sum = V::load(q).mul_add(V::load(k), sum);
+            sum = V::load(q).mul_add(T::load(k), sum);
         }
         if !query_tail.is_empty() {
-            sum = V::load(&padded(query_tail)).mul_add(V::load(&padded(key_tail)), sum);
+            sum = V::load(&padded(query_tail)).mul_add(T::load(&padded(key_tail)), sum);
         }
         *score = sum.sum();
     }
@@ -297,7 +306,7 @@ pub(crate) fn soft_cap<V: Lanes>(x: V, cap: V) -> V {
 
 /// `out += weight * value`, value after value; values are `stride` apart.
 #[inline(always)]
-fn add_values<V: Lanes>(weights: &[f32], values: &[f32], stride: usize, out: &mut [f32]) {
+fn add_values<V: Lanes, T: Element>(weights: &[f32], values: &[T], stride: usize, out: &mut [f32]) {
     let width = out.len();
     let (groups, tail) = out.as_chunks_mut::<LANES>();
     let tail_start = width - tail.len();
@@ -305,21 +314,26 @@ fn add_values<V: Lanes>(weights: &[f32], values: &[f32], stride: usize, out: &mu
     let (fours, rest) = groups.as_chunks_mut::<4>();
     let num_fours = fours.len();
     for (index, four) in fours.iter_mut().enumerate() {
-        add_values_to_groups::<V, 4>(weights, &values[4 * index * LANES..], stride, four);
+        add_values_to_groups::<V, T, 4>(weights, &values[4 * index * LANES..], stride, four);
     }
     let (pairs, last) = rest.as_chunks_mut::<2>();
     let mut first = 4 * num_fours;
     for pair in pairs {
-        add_values_to_groups::<V, 2>(weights, &values[first * LANES..], stride, pair);
+        add_values_to_groups::<V, T, 2>(weights, &values[first * LANES..], stride, pair);
         first += 2;
     }
     for group in last {
-        add_values_to_groups::<V, 1>(weights, &values[first * LANES..], stride, std::array::from_mut(group));
+        add_values_to_groups::<V, T, 1>(
+            weights,
+            &values[first * LANES..],
+            stride,
+            std::array::from_mut(group),
+        );
     }
     if !tail.is_empty() {
         let mut sum = V::load(&padded(tail));
         for (weight, value) in weights.iter().zip(values.chunks(stride)) {
-            sum = V::splat(*weight).mul_add(V::load(&padded(&value[tail_start..width])), sum);
+            sum = V::splat(*weight).mul_add(T::load(&padded(&value[tail_start..width])), sum);
         }
         let mut last = [0.0; LANES];
         sum.store(&mut last);
@@ -329,9 +343,9 @@ fn add_values<V: Lanes>(weights: &[f32], values: &[f32], stride: usize, out: &mu
 
 /// `N` groups of the sum. `values` begins at their part of the first value; the next is `stride` further.
 #[inline(always)]
-fn add_values_to_groups<V: Lanes, const N: usize>(
+fn add_values_to_groups<V: Lanes, T: Element, const N: usize>(
     weights: &[f32],
-    values: &[f32],
+    values: &[T],
     stride: usize,
     groups: &mut [[f32; LANES]; N],
 ) {
@@ -340,7 +354,7 @@ fn add_values_to_groups<V: Lanes, const N: usize>(
         let weight = V::splat(*weight);
         let value = &value.as_chunks::<LANES>().0[..N];
         for (sum, value) in sums.iter_mut().zip(value) {
-            *sum = weight.mul_add(V::load(value), *sum);
+            *sum = weight.mul_add(T::load(value), *sum);
         }
     }
     sums.iter().zip(groups).for_each(|(sum, group)| sum.store(group));

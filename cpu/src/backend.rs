@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use quire_model::{
-    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, Experts, Heads, LatentInput,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Experts, Heads, KvScales, LatentInput,
     LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, LoraTargets, MAX_KV_GROUPS,
     MoeSpec, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs,
     StepLimits, TensorView, sample_row,
@@ -13,11 +13,12 @@ use crate::activation::activate_row;
 use crate::attention::{PagedKv, Queries, Sequence, Values, attend, attend_all, key_offset, scores_len};
 use crate::device::{CpuBackend, ELEMENT_CHUNK, MIN_WORK_PER_CHUNK, WorkerScratch, chunk_of, error, row_of};
 use crate::elementwise::{gate_row, layer_norm, rms_norm, rotate, scale};
+use crate::kv_cache::{CpuKvCache, StoredScales, with_elements};
 use crate::lanes::Element;
 use crate::latent::{LatentToken, attend_latents, head_linear};
 use crate::linear::linear;
 use crate::lora::LoraBatch;
-use crate::moe::moe;
+use crate::moe::{Threads, moe};
 use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
 use crate::weight::{CpuWeight, WeightData};
@@ -26,6 +27,7 @@ use crate::zeroed::zeroed;
 impl Backend for CpuBackend {
     type Buffer = Vec<f32>;
     type Weight = CpuWeight;
+    type KvCache = CpuKvCache;
 
     fn name(&self) -> &'static str {
         "cpu"
@@ -37,10 +39,6 @@ impl Backend for CpuBackend {
 
     fn max_kv_groups(&self) -> usize {
         MAX_KV_GROUPS
-    }
-
-    fn kv_dtype(&self) -> Dtype {
-        Dtype::F32
     }
 
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<CpuWeight, BackendError> {
@@ -61,6 +59,23 @@ impl Backend for CpuBackend {
         let mut buffer = zeroed(len).ok_or_else(|| error(format!("no memory for {len} f32 of {role:?}")))?;
         self.touch(&mut buffer);
         Ok(buffer)
+    }
+
+    fn alloc_kv_cache(
+        &mut self,
+        vectors: usize,
+        width: usize,
+        scales: KvScales,
+    ) -> Result<CpuKvCache, BackendError> {
+        let dtype = self.kv_dtype;
+        let mut cache = CpuKvCache::new(dtype, vectors, width, scales).ok_or_else(|| {
+            error(format!("no memory for {vectors} keys and values of {width} numbers as {}", dtype.name()))
+        })?;
+        with_elements!(&mut cache.data, elements => self.touch(elements));
+        if let StoredScales::OfToken(scales) = &mut cache.scales {
+            self.touch(scales);
+        }
+        Ok(cache)
     }
 
     fn prepare(&mut self, limits: &StepLimits, _linears: &[LinearShape]) -> Result<(), BackendError> {
@@ -184,7 +199,7 @@ impl Backend for CpuBackend {
         qk_norm: Option<QkNorm<'_, CpuWeight>>,
         table: Option<&CpuWeight>,
         qkv: &mut Vec<f32>,
-        kv_cache: &mut Vec<f32>,
+        kv_cache: &mut CpuKvCache,
     ) -> Result<(), BackendError> {
         if let Some(norm) = qk_norm {
             self.norm_heads(shape, &norm, qkv);
@@ -205,8 +220,8 @@ impl Backend for CpuBackend {
             let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
             for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
                 let to = key_offset(shape, Values::Stored, block_size, block, index, position % block_size);
-                kv_cache[to..to + head].copy_from_slice(key);
-                kv_cache[to + plane..to + plane + head].copy_from_slice(value);
+                kv_cache.write_key(to, key);
+                kv_cache.write_value(to + plane, value);
             }
         }
         Ok(())
@@ -217,7 +232,7 @@ impl Backend for CpuBackend {
         shape: &AttentionShape,
         sinks: Option<&CpuWeight>,
         qkv: &Vec<f32>,
-        kv_cache: &Vec<f32>,
+        kv_cache: &CpuKvCache,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         let Self { pool, isa, limits, step, block_tables, scratch, .. } = self;
@@ -240,19 +255,17 @@ impl Backend for CpuBackend {
                 let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
                 let table = (shape.kv_group * limits.max_num_seqs + slot) * limits.max_blocks_per_seq;
                 let table = &block_tables[table..][..limits.max_blocks_per_seq];
-                let kv = PagedKv {
-                    cache: kv_cache,
-                    block_table: table,
-                    block_size: limits.block_size,
-                    values: Values::Stored,
-                };
                 let heads = &qkv[token * qkv_len + kv_head * group_len..][..group_len];
                 // SAFETY: each token's group of heads is computed once.
                 #[allow(unsafe_code)]
                 let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
                 let sinks = sinks.map_or(&[][..], |sinks| &sinks.f32()[kv_head * group..][..group]);
                 let queries = Queries { kv_head, position, heads, sinks };
-                attend(*isa, shape, kv, queries, &mut scratch.scores, out);
+                with_elements!(&kv_cache.data, cache => {
+                    let (block_size, scales, values) = (limits.block_size, kv_cache.scales(), Values::Stored);
+                    let kv = PagedKv { cache, scales, block_table: table, block_size, values };
+                    attend(*isa, shape, kv, queries, &mut scratch.scores, out);
+                });
             }
         });
         Ok(())
@@ -421,7 +434,8 @@ impl Backend for CpuBackend {
     ) -> Result<(), BackendError> {
         let (hidden, num_experts) = (experts.down[0].rows, experts.spec.router.num_experts);
         let (x, logits) = (&x[..rows * hidden], &logits[..rows * num_experts]);
-        moe(&mut self.pool, self.isa, &mut self.moe, &mut self.unpacked, experts, x, logits, out);
+        let mut threads = Threads { pool: &mut self.pool, isa: self.isa, unpacked: self.unpacked.share() };
+        moe(&mut threads, &mut self.moe, experts, x, logits, out);
         Ok(())
     }
 
@@ -445,9 +459,12 @@ impl Backend for CpuBackend {
         table: &CpuWeight,
         input: LatentInput<'_, Vec<f32>>,
         queries: &mut Vec<f32>,
-        kv_cache: &mut Vec<f32>,
+        kv_cache: &mut CpuKvCache,
     ) -> Result<(), BackendError> {
-        let token = LatentToken { isa: self.isa, shape, norm: norm.weight.f32(), eps: norm.eps };
+        let mut row = std::mem::take(&mut self.latent_row);
+        row.resize(shape.latent_dim + shape.rope_dim, 0.0);
+        let (isa, eps) = (self.isa, norm.eps);
+        let mut token = LatentToken { isa, shape, norm: norm.weight.f32(), eps, row: &mut row };
         for (index, position) in self.step.positions().iter().enumerate() {
             let position = *position as usize;
             let (blocks, size) = self.blocks_of(index);
@@ -455,6 +472,7 @@ impl Backend for CpuBackend {
             let angles = &table.f32()[position * shape.rope_dim..][..shape.rope_dim];
             token.write(index, angles, &input, queries, entry, kv_cache);
         }
+        self.latent_row = row;
         Ok(())
     }
 
@@ -462,7 +480,7 @@ impl Backend for CpuBackend {
         &mut self,
         shape: &LatentShape,
         queries: &Vec<f32>,
-        kv_cache: &Vec<f32>,
+        kv_cache: &CpuKvCache,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
         attend_latents(self, shape, queries, kv_cache, out);

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use quire_model::{
-    AttentionShape, BackendError, NormSpan, QkNorm, RowResult, SamplerScratch, StepInputs, StepLimits,
+    AttentionShape, BackendError, KvDtype, NormSpan, QkNorm, RowResult, SamplerScratch, StepInputs,
+    StepLimits,
 };
 
 use crate::elementwise::norm_spans;
-use crate::lanes::Isa;
+use crate::lanes::{Element, Isa};
 use crate::linear::UnpackScratch;
 use crate::lora::LoraBatch;
 use crate::moe::MoeScratch;
@@ -28,6 +29,7 @@ pub struct CpuOptions {
 pub struct CpuBackend {
     pub(crate) pool: Pool,
     pub(crate) isa: Isa,
+    pub(crate) kv_dtype: KvDtype,
     pub(crate) limits: StepLimits,
     pub(crate) step: StepInputs,
     /// `[group][slot][max_blocks_per_seq]`.
@@ -42,6 +44,8 @@ pub struct CpuBackend {
     /// Vectors of the step.
     pub(crate) pooled: Vec<f32>,
     pub(crate) moe: MoeScratch,
+    /// One token's latent and shared key, on their way into the cache.
+    pub(crate) latent_row: Vec<f32>,
     pub(crate) lora: LoraBatch,
 }
 
@@ -69,6 +73,7 @@ impl CpuBackend {
         Ok(Self {
             pool,
             isa,
+            kv_dtype: KvDtype::F32,
             limits: StepLimits {
                 max_num_seqs: 0,
                 max_num_batched_tokens: 0,
@@ -88,8 +93,14 @@ impl CpuBackend {
             num_results: 0,
             pooled: Vec::new(),
             moe: MoeScratch::default(),
+            latent_row: Vec::new(),
             lora: LoraBatch::default(),
         })
+    }
+
+    /// The same, with keys and values kept as `dtype`; else they are f32.
+    pub fn with_kv_dtype(self, dtype: KvDtype) -> Self {
+        Self { kv_dtype: dtype, ..self }
     }
 
     /// The instruction set in use.
@@ -134,14 +145,14 @@ impl CpuBackend {
 
     /// Writes to all of a new buffer, so that the system provides its pages now: a machine without the memory
     /// fails at the start, not under load, and a server's memory does not grow while it serves.
-    pub(crate) fn touch(&mut self, buffer: &mut [f32]) {
+    pub(crate) fn touch<T: Element>(&mut self, buffer: &mut [T]) {
         let len = buffer.len();
         let shared = SharedSlice::new(buffer);
         self.pool.run(len.div_ceil(TOUCH_CHUNK_LEN), &|_, chunk| {
             let first = chunk * TOUCH_CHUNK_LEN;
             // SAFETY: each chunk is handed to one thread once, and chunks do not overlap.
             #[allow(unsafe_code)]
-            unsafe { shared.part(first, TOUCH_CHUNK_LEN.min(len - first)) }.fill(0.0);
+            unsafe { shared.part(first, TOUCH_CHUNK_LEN.min(len - first)) }.fill(T::default());
         });
     }
 }
@@ -153,7 +164,7 @@ pub(crate) fn chunk_of(len: usize, chunk: usize) -> Range<usize> {
     chunk * ELEMENT_CHUNK..len.min((chunk + 1) * ELEMENT_CHUNK)
 }
 
-/// Elements of a new buffer that a thread fills at a time: 4 MiB.
+/// Elements of a new buffer that a thread fills at a time: some MiB.
 const TOUCH_CHUNK_LEN: usize = 1 << 20;
 
 pub(crate) fn error(reason: String) -> BackendError {

@@ -7,6 +7,7 @@ use quire_model::{AttentionShape, Heads, LatentInput, LatentShape};
 use crate::attention::{PagedKv, Queries, Values, attend};
 use crate::device::CpuBackend;
 use crate::elementwise::rms_norm;
+use crate::kv_cache::{CpuKvCache, with_elements};
 use crate::lanes::Isa;
 use crate::linear::{Product, UnpackScratch, chunk_columns, num_chunks, product};
 use crate::pool::Pool;
@@ -58,26 +59,29 @@ pub(crate) struct LatentToken<'a> {
     /// `[latent]`.
     pub(crate) norm: &'a [f32],
     pub(crate) eps: f32,
+    /// Room for what goes into the cache.
+    pub(crate) row: &'a mut [f32],
 }
 
 impl LatentToken<'_> {
     /// The normalised latent and the rotated shared key of a token go to the `entry` of that number in the cache, the
     /// rotated parts of its queries behind the others. `angles` are cosines, then sines.
     pub(crate) fn write(
-        &self,
+        &mut self,
         token: usize,
         angles: &[f32],
         input: &LatentInput<'_, Vec<f32>>,
         queries: &mut [f32],
         entry: usize,
-        cache: &mut [f32],
+        cache: &mut CpuKvCache,
     ) {
         let LatentShape { num_heads, latent_dim, nope_dim, rope_dim, .. } = *self.shape;
         let (cached, query) = (latent_dim + rope_dim, nope_dim + rope_dim);
-        let (latent, key) = cache[entry * cached..][..cached].split_at_mut(latent_dim);
+        let (latent, key) = self.row[..cached].split_at_mut(latent_dim);
         let kv = &input.kv[token * cached..][..cached];
         rms_norm(self.isa, &kv[..latent_dim], self.norm, self.eps, latent);
         rotate(angles, &kv[latent_dim..], key);
+        cache.write_key(entry * cached, &self.row[..cached]);
         let heads = input.q[token * num_heads * query..][..num_heads * query].chunks_exact(query);
         let queries = queries[token * num_heads * cached..][..num_heads * cached].chunks_exact_mut(cached);
         for (head, out) in heads.zip(queries) {
@@ -101,7 +105,7 @@ pub(crate) fn attend_latents(
     backend: &mut CpuBackend,
     shape: &LatentShape,
     queries: &[f32],
-    cache: &[f32],
+    kv_cache: &CpuKvCache,
     out: &mut [f32],
 ) {
     let as_keys = AttentionShape {
@@ -118,16 +122,12 @@ pub(crate) fn attend_latents(
     let CpuBackend { pool, isa, limits, step, block_tables, scratch, .. } = backend;
     let (scratch, out) = (SharedSlice::new(scratch), SharedSlice::new(out));
     let (num_heads, per_token) = (shape.num_heads, shape.num_heads.div_ceil(HEADS_PER_ITEM));
+    let (block_size, values) = (limits.block_size, Values::InKeys(shape.latent_dim));
     pool.run(step.num_tokens() * per_token, &|worker, item| {
         let (token, first) = (item / per_token, item % per_token * HEADS_PER_ITEM);
         let heads = HEADS_PER_ITEM.min(num_heads - first);
         let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
-        let kv = PagedKv {
-            cache,
-            block_table: &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq],
-            block_size: limits.block_size,
-            values: Values::InKeys(shape.latent_dim),
-        };
+        let block_table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
         let queries = Queries {
             kv_head: 0,
             position: step.positions()[token] as usize,
@@ -140,6 +140,9 @@ pub(crate) fn attend_latents(
             let at = (token * num_heads + first) * shape.latent_dim;
             (&mut scratch.part(worker, 1)[0], out.part(at, heads * shape.latent_dim))
         };
-        attend(*isa, &as_keys, kv, queries, &mut scratch.scores, out);
+        with_elements!(&kv_cache.data, cache => {
+            let kv = PagedKv { cache, scales: kv_cache.scales(), block_table, block_size, values };
+            attend(*isa, &as_keys, kv, queries, &mut scratch.scores, out);
+        });
     });
 }

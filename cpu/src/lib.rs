@@ -1,6 +1,6 @@
 //! The [`Backend`](quire_model::Backend) of a machine without an accelerator, and the oracle for those with.
 //!
-//! Weights stay as stored (f32, bf16 or f16); activations, sums and the KV cache are f32. Every element of
+//! Weights stay as stored (f32, bf16 or f16); activations and sums are f32. Every element of
 //! every result is computed in an order that depends only on its own request, and on no instruction set: the
 //! same request gives the same bits in any batch, on any machine.
 
@@ -9,6 +9,7 @@ mod attention;
 mod backend;
 mod device;
 mod elementwise;
+mod kv_cache;
 mod lanes;
 mod latent;
 mod linear;
@@ -22,5 +23,6 @@ mod weight;
 mod zeroed;
 
 pub use device::{CpuBackend, CpuOptions};
+pub use kv_cache::CpuKvCache;
 pub use lanes::Isa;
 pub use weight::CpuWeight;

@@ -8,7 +8,7 @@ use quire_model::{Activation, ExpertActivation, Experts, MoeSpec};
 
 use crate::activation::activate_row;
 use crate::lanes::{Isa, LANES, Lanes, dispatch, exp, padded};
-use crate::linear::{Product, UnpackScratch, Unpacked, chunk_columns, num_chunks, product};
+use crate::linear::{Product, Unpacked, chunk_columns, num_chunks, product};
 use crate::pool::Pool;
 use crate::router::{route, route_scratch_len};
 use crate::shared::SharedSlice;
@@ -42,6 +42,14 @@ pub(crate) struct MoeScratch {
     activated: Vec<f32>,
     /// `[worker]`.
     router: Vec<Vec<f32>>,
+}
+
+/// What computes a mixture.
+pub(crate) struct Threads<'a> {
+    pub(crate) pool: &'a mut Pool,
+    pub(crate) isa: Isa,
+    /// For the mixture's weights.
+    pub(crate) unpacked: Unpacked<'a>,
 }
 
 /// The rows of one expert.
@@ -111,10 +119,8 @@ fn grow<T: Clone + Default>(memory: &mut Vec<T>, len: usize) {
 /// `out[rows][hidden]` of `x[rows][hidden]` and the router's `logits[rows][num_experts]`. The scratch has been
 /// [reserved](MoeScratch::reserve) for this many rows of this mixture.
 pub(crate) fn moe(
-    pool: &mut Pool,
-    isa: Isa,
+    threads: &mut Threads<'_>,
     scratch: &mut MoeScratch,
-    unpack: &mut UnpackScratch,
     experts: &Experts<'_, CpuWeight>,
     x: &[f32],
     logits: &[f32],
@@ -124,15 +130,13 @@ pub(crate) fn moe(
     let pass = scratch.pass_rows(experts.spec, hidden);
     let rows = x.chunks(pass * hidden).zip(logits.chunks(pass * num_experts));
     for ((x, logits), out) in rows.zip(out.chunks_mut(pass * hidden)) {
-        one_pass(pool, isa, scratch, unpack.share(), experts, x, logits, out);
+        one_pass(threads, scratch, experts, x, logits, out);
     }
 }
 
 fn one_pass(
-    pool: &mut Pool,
-    isa: Isa,
+    threads: &mut Threads<'_>,
     scratch: &mut MoeScratch,
-    unpacked: Unpacked<'_>,
     experts: &Experts<'_, CpuWeight>,
     x: &[f32],
     logits: &[f32],
@@ -141,16 +145,16 @@ fn one_pass(
     let Experts { spec, gate_up, gate_up_bias, down, down_bias, .. } = experts;
     let (hidden, inner, top_k) = (down[0].rows, spec.intermediate_size, spec.router.top_k);
     let rows = x.len() / hidden * top_k;
-    choose_experts(pool, isa, scratch, experts, logits);
+    choose_experts(threads.pool, threads.isa, scratch, experts, logits);
     sort_by_expert(scratch, rows, spec.router.num_experts);
-    gather(pool, &scratch.places[..rows], top_k, hidden, x, &mut scratch.outer);
+    gather(threads.pool, &scratch.places[..rows], top_k, hidden, x, &mut scratch.outer);
 
     let (groups, outer) = (&mut scratch.groups, &mut scratch.outer);
     let gate_ups = &mut scratch.gate_up[..rows * 2 * inner];
-    grouped_product(pool, isa, unpacked, groups, outer, gate_up, gate_up_bias, gate_ups);
-    activate(pool, isa, spec.activation, inner, gate_ups, &mut scratch.activated);
-    grouped_product(pool, isa, unpacked, groups, &scratch.activated, down, down_bias, outer);
-    combine(pool, &scratch.places[..rows], &scratch.weights[..rows], top_k, outer, hidden, out);
+    grouped_product(threads, groups, outer, gate_up, gate_up_bias, gate_ups);
+    activate(threads.pool, threads.isa, spec.activation, inner, gate_ups, &mut scratch.activated);
+    grouped_product(threads, groups, &scratch.activated, down, down_bias, outer);
+    combine(threads.pool, &scratch.places[..rows], &scratch.weights[..rows], top_k, outer, hidden, out);
 }
 
 fn choose_experts(
@@ -218,15 +222,15 @@ fn gather(pool: &mut Pool, places: &[u32], top_k: usize, width: usize, x: &[f32]
 
 /// The product of each group's rows with its own weight, as one operation. Groups are cut by the work in them.
 fn grouped_product(
-    pool: &mut Pool,
-    isa: Isa,
-    unpacked: Unpacked<'_>,
+    threads: &mut Threads<'_>,
     groups: &mut [Group],
     x: &[f32],
     weights: &[CpuWeight],
     biases: &[CpuWeight],
     out: &mut [f32],
 ) {
+    let Threads { pool, isa, unpacked } = threads;
+    let (isa, unpacked) = (*isa, *unpacked);
     let work = |group: &Group| group.num_rows * weights[group.expert].rows * weights[group.expert].columns;
     let total: usize = groups.iter().map(work).sum();
     let wanted = num_chunks(pool, total);

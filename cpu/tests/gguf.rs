@@ -24,8 +24,53 @@ fn llama_with_rows_in_the_other_order() {
 }
 
 #[test]
+fn llama_3_in_two_files_with_factors_of_frequencies() {
+    compare("gguf-llama3-split/model-00001-of-00002.gguf");
+}
+
+#[test]
+fn qwen2_with_biases_and_yarn() {
+    compare("gguf-qwen2/model.gguf");
+}
+
+#[test]
 fn qwen3_with_plain_types() {
     compare("gguf-qwen3/model.gguf");
+}
+
+#[test]
+fn phi3_with_stacked_projections_and_two_lists_of_factors() {
+    compare("gguf-phi3/model.gguf");
+}
+
+#[test]
+fn gemma_with_norms_that_one_was_added_to() {
+    compare("gguf-gemma/model.gguf");
+}
+
+#[test]
+fn gemma2_with_soft_caps_and_windows() {
+    compare("gguf-gemma2/model.gguf");
+}
+
+#[test]
+fn gemma3_with_two_rotations() {
+    compare("gguf-gemma3/model.gguf");
+}
+
+#[test]
+fn mixtral_with_experts_in_one_tensor() {
+    compare("gguf-mixtral/model.gguf");
+}
+
+#[test]
+fn qwen2_moe_with_a_shared_expert() {
+    compare("gguf-qwen2moe/model.gguf");
+}
+
+#[test]
+fn qwen3_moe() {
+    compare("gguf-qwen3moe/model.gguf");
 }
 
 fn load_runner(path: &Path) -> Runner<CpuBackend> {

@@ -5,7 +5,7 @@
 mod support;
 
 use quire_cpu::{CpuBackend, CpuOptions, Isa};
-use quire_model::Dtype;
+use quire_model::{Dtype, KvDtype};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use support::any_batch::{
@@ -22,7 +22,11 @@ fn invariant_8_same_bits_in_any_batch() {
         let spec = random_spec(rng, 1, &head_dims);
         let dtype = [Dtype::F32, Dtype::Bf16, Dtype::F16][rng.random_range(0..3)];
         let block_size = [1, 3, 4, 16][rng.random_range(0..4)];
-        let runner = |options| make_runner(CpuBackend::new(options).unwrap(), &spec, dtype, block_size);
+        let kv_dtype = KvDtype::ALL[seed as usize % KvDtype::ALL.len()];
+        let runner = |options| {
+            let backend = CpuBackend::new(options).unwrap().with_kv_dtype(kv_dtype);
+            make_runner(backend, &spec, dtype, block_size)
+        };
         let sequences = random_sequences(rng);
         let mut alone = Trace::new();
         for sequence in &sequences {
@@ -35,7 +39,7 @@ fn invariant_8_same_bits_in_any_batch() {
             let num_threads = Some(rng.random_range(1..4));
             let mut runner = runner(CpuOptions { num_threads, isa });
             let mixed = run_mixed(&mut runner, block_size, sequences.clone(), rng);
-            assert_same_bits(&alone, &mixed, &format!("seed {seed}, {isa:?}, {spec:?}"));
+            assert_same_bits(&alone, &mixed, &format!("seed {seed}, {isa:?}, {kv_dtype:?}, {spec:?}"));
         }
     }
 }

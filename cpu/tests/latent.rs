@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use quire_cpu::{CpuBackend, CpuOptions, CpuWeight, Isa};
 use quire_model::{
-    Backend, BufferRole, Dtype, Heads, InputBatch, LatentInput, LatentNorm, LatentShape, StepLimits,
-    TensorData, TensorView,
+    Backend, BufferRole, Dtype, Heads, InputBatch, KvScales, LatentInput, LatentNorm, LatentShape,
+    StepLimits, TensorData, TensorView,
 };
 use quire_scheduler::kv::BlockId;
 use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, ScheduledRow, SchedulerOutput};
@@ -128,7 +128,7 @@ impl Case {
         let norm = backend.load_table(&self.norm, latent_dim).unwrap();
         let table = backend.load_table(&self.angles, rope_dim).unwrap();
         let blocks = 2 * rows.div_ceil(block_size) + 1;
-        let mut cache = backend.alloc(BufferRole::KvCache, blocks * block_size * cached).unwrap();
+        let mut cache = backend.alloc_kv_cache(blocks * block_size, cached, KvScales::default()).unwrap();
         let mut buffer = |len| backend.alloc(BufferRole::Activation, rows * num_heads * len).unwrap();
         let (mut queries, mut attended, mut out) =
             (buffer(cached), buffer(latent_dim), buffer(self.value_dim));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Tensor};
 use quire_cpu::{CpuBackend, CpuOptions, CpuWeight, Isa};
 use quire_model::{
-    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, KvOfToken, NormKind,
+    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvOfToken, KvScales, NormKind,
     NormSpan, QkNorm, RopeScaling, RopeSpec, StepLimits, TensorData, TensorView, rope_table,
 };
 use quire_scheduler::kv::BlockId;
@@ -216,8 +216,8 @@ fn rotation_and_attention_are_candles() {
         let table = rope_table(&rope, 40, 40);
         let (weight, table) = load(backend, &table, &[40, shape.rotary_dim], Dtype::F32);
         let kept = KvOfToken { num_kv_heads, head_dim: shape.head_dim, has_values: true };
-        let layout = KvLayout { layers: vec![kept], block_size: limits.block_size };
-        let mut cache = backend.alloc(BufferRole::KvCache, 200 * layout.block_len(0)).unwrap();
+        let vectors = 200 * kept.vectors() * limits.block_size;
+        let mut cache = backend.alloc_kv_cache(vectors, shape.head_dim, KvScales::default()).unwrap();
         let mut rotated = buffer(backend, &qkv);
         let mut out = buffer(backend, &vec![9.0; num_tokens * shape.num_heads * shape.head_dim]);
         backend.rope_and_cache(&shape, None, Some(&weight), &mut rotated, &mut cache).unwrap();
@@ -312,7 +312,8 @@ fn head_norms_touch_queries_and_keys_only() {
         // Cosines of 1 and sines of 0: a rotation that changes nothing.
         let table: Vec<f32> = (0..8 * head_dim).map(|i| f32::from(i % head_dim < head_dim / 2)).collect();
         let table = backend.load_table(&table, head_dim).unwrap();
-        let mut cache = backend.alloc(BufferRole::KvCache, 200 * 2 * num_kv_heads * 4 * head_dim).unwrap();
+        let mut cache =
+            backend.alloc_kv_cache(200 * 2 * num_kv_heads * 4, head_dim, KvScales::default()).unwrap();
         let mut out = buffer(backend, &qkv);
         let norms = QkNorm {
             kind: NormKind::Rms,

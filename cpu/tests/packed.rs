@@ -36,6 +36,8 @@ const FORMATS: &[&str] = &[
     "load int8",
     "load fp8",
     "load nf4",
+    "load q8_0",
+    "load q4_k",
 ];
 
 /// A matrix of random contents in that format, read from a checkpoint as any other.

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use quire_model::{
-    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, ModelSpec,
-    NormKind, NormSpan, QkNorm, RowResult, Slot, StepInputs, StepLimits, TensorView,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, KvScales, LinearShape, LogitsRow,
+    ModelSpec, NormKind, NormSpan, QkNorm, RowResult, Slot, StepInputs, StepLimits, TensorView,
 };
 
 use crate::buffer::{CudaBuffer, element_type};
@@ -141,6 +141,7 @@ fn capture_sizes(max_rows: usize) -> Vec<usize> {
 impl Backend for CudaBackend {
     type Buffer = CudaBuffer;
     type Weight = CudaWeight;
+    type KvCache = CudaBuffer;
 
     fn name(&self) -> &'static str {
         "cuda"
@@ -152,10 +153,6 @@ impl Backend for CudaBackend {
 
     fn check(&self, spec: &ModelSpec) -> Result<(), BackendError> {
         supported::check(spec)
-    }
-
-    fn kv_dtype(&self) -> Dtype {
-        element_type(BufferRole::KvCache, self.options.dtype)
     }
 
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<CudaWeight, BackendError> {
@@ -171,6 +168,18 @@ impl Backend for CudaBackend {
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<CudaBuffer, BackendError> {
         let dtype = element_type(role, self.options.dtype);
         CudaBuffer::zeroed(&self.context, &self.stream, dtype, len)
+    }
+
+    fn alloc_kv_cache(
+        &mut self,
+        vectors: usize,
+        width: usize,
+        scales: KvScales,
+    ) -> Result<CudaBuffer, BackendError> {
+        match scales == KvScales::default() {
+            true => self.alloc(BufferRole::Activation, vectors * width),
+            false => Err(self.not_built("a KV cache with scales")),
+        }
     }
 
     fn prepare(&mut self, limits: &StepLimits, linears: &[LinearShape]) -> Result<(), BackendError> {

@@ -17,7 +17,7 @@ pub struct CudaBuffer {
 /// is f32, the rest is what products take and give.
 pub(crate) fn element_type(role: BufferRole, activation: Dtype) -> Dtype {
     match role {
-        BufferRole::Activation | BufferRole::KvCache => activation,
+        BufferRole::Activation => activation,
         BufferRole::Residual | BufferRole::Logits => Dtype::F32,
     }
 }

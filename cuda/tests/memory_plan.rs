@@ -30,7 +30,7 @@ fn what_is_taken_is_what_was_planned() {
         let plan = MemoryPlan::new(&context, &spec, &config.step_limits(&spec), dtype, 0.9).unwrap();
         let free = |context: &Context| context.memory().unwrap().0;
         let before = free(&context);
-        let kv_bytes = (num_blocks * KvLayout::new(&spec, 16).block_bytes(dtype)) as u64;
+        let kv_bytes = (num_blocks * KvLayout::new(&spec, 16).block_bytes(dtype.into())) as u64;
 
         let mut backend =
             CudaBackend::new(&context, CudaOptions { graphs: false, ..options(dtype) }).unwrap();

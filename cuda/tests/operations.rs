@@ -4,7 +4,7 @@
 
 mod support;
 
-use quire_cpu::{CpuBackend, CpuOptions, CpuWeight};
+use quire_cpu::{CpuBackend, CpuKvCache, CpuOptions, CpuWeight};
 use quire_cuda::{CudaBackend, CudaBuffer, CudaOptions, CudaWeight};
 use quire_model::{
     Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, KvOfToken, LinearShape,
@@ -371,7 +371,8 @@ fn check_attention(devices: &mut Devices, rng: &mut StdRng, shape: &AttentionSha
     let layout =
         KvLayout { layers: vec![KvOfToken { num_kv_heads, head_dim, has_values: true }], block_size };
     // Nothing may depend on what nobody wrote.
-    let mut cache = devices.output(BufferRole::KvCache, num_blocks * layout.block_len(0));
+    let mut cache = devices.output(BufferRole::Activation, num_blocks * layout.block_len(0));
+    let mut cpu_cache = CpuKvCache::of_f32(cache.cpu.clone());
     let row_len = (shape.num_heads + 2 * num_kv_heads) * head_dim;
     for step in 0..5 {
         let what = format!("{what}, step {step}");
@@ -385,13 +386,15 @@ fn check_attention(devices: &mut Devices, rng: &mut StdRng, shape: &AttentionSha
             .rope_and_cache(shape, cuda_norm, Some(&table.0), &mut qkv.cuda, &mut cache.cuda)
             .unwrap();
         let cpu_norm = qk_norm.then(|| head_norm(&q_weight.1, &k_weight.1));
-        devices.cpu.rope_and_cache(shape, cpu_norm, Some(&table.1), &mut qkv.cpu, &mut cache.cpu).unwrap();
+        devices.cpu.rope_and_cache(shape, cpu_norm, Some(&table.1), &mut qkv.cpu, &mut cpu_cache).unwrap();
+        cache.cpu = cpu_cache.as_f32().unwrap().to_vec();
         devices.assert_close(&mut qkv, 0.0, &format!("{what}, rotation, norms: {qk_norm}"));
         devices.assert_close(&mut cache, 0.0, &format!("{what}, cache, norms: {qk_norm}"));
+        cpu_cache = CpuKvCache::of_f32(cache.cpu.clone());
 
         let mut out = devices.output(BufferRole::Activation, num_tokens * shape.num_heads * head_dim);
         devices.cuda.paged_attention(shape, None, &qkv.cuda, &cache.cuda, &mut out.cuda).unwrap();
-        devices.cpu.paged_attention(shape, None, &qkv.cpu, &cache.cpu, &mut out.cpu).unwrap();
+        devices.cpu.paged_attention(shape, None, &qkv.cpu, &cpu_cache, &mut out.cpu).unwrap();
         // The tuned kernels round each weight to the type: with values up to 1, and weights that add up to 1 before
         // and after division by the sum of rounded or exact weights, that is at most twice the unit.
         let extra = 2.0 * unit_roundoff(devices.dtype);
@@ -433,7 +436,7 @@ fn heads_of_an_odd_number_of_pairs_are_refused() {
         devices.prepare(&limits(MAX_SEQS, 16, 90, 1), &[]);
         let table = devices.cuda.load_table(&[0.0; 60], 6).unwrap();
         let mut qkv = devices.output(BufferRole::Activation, 72);
-        let mut cache = devices.output(BufferRole::KvCache, 768);
+        let mut cache = devices.output(BufferRole::Activation, 768);
         let result = devices.cuda.rope_and_cache(&shape, None, Some(&table), &mut qkv.cuda, &mut cache.cuda);
         assert!(result.unwrap_err().to_string().contains("head_dim is 6"));
     });

@@ -11,12 +11,13 @@
 use std::ops::Range;
 
 use crate::checkpoint::TensorView;
+use crate::kv_dtype::KvScales;
 use crate::latent_spec::LatentShape;
 use crate::lora::LoraTargets;
 use crate::moe_spec::{Experts, MoeSpec};
 use crate::quantization::PackedMatrix;
 use crate::slot::Slot;
-use crate::spec::{Activation, AttentionSpec, Dtype, ModelSpec, NormKind, NormSpan, Positions};
+use crate::spec::{Activation, AttentionSpec, ModelSpec, NormKind, NormSpan, Positions};
 use crate::step_inputs::{LogitsRow, PoolRow, RowResult, StepInputs};
 
 /// The device cannot do what it was asked.
@@ -40,8 +41,6 @@ pub enum BufferRole {
     Residual,
     /// Logits, always `f32`.
     Logits,
-    /// Keys and values; [`Backend::kv_dtype`].
-    KvCache,
 }
 
 /// The largest step there will be.
@@ -177,6 +176,8 @@ pub trait Backend: Send {
     type Buffer: Send;
     /// A tensor of the model on the device, in the format it is computed with.
     type Weight: Send;
+    /// One layer's keys and values, in the format that the device was told to keep them in.
+    type KvCache: Send;
 
     /// For messages.
     fn name(&self) -> &'static str;
@@ -196,9 +197,6 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// What an element of [`BufferRole::KvCache`] is stored as.
-    fn kv_dtype(&self) -> Dtype;
-
     /// Brings a tensor to the device. Several parts are stacked along their first dimension; they have one
     /// type and agree in the other dimension. One or two dimensions.
     fn load(&mut self, parts: &[TensorView<'_>]) -> Result<Self::Weight, BackendError>;
@@ -214,6 +212,15 @@ pub trait Backend: Send {
 
     /// A buffer of `len` zeros.
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Self::Buffer, BackendError>;
+
+    /// The cache of a layer: `vectors` of `width` zeros, each a key or a value of one token and head, in the order of
+    /// [`crate::KvLayout`]. Formats with a scale of their own for each vector take no other.
+    fn alloc_kv_cache(
+        &mut self,
+        vectors: usize,
+        width: usize,
+        scales: KvScales,
+    ) -> Result<Self::KvCache, BackendError>;
 
     /// Allocates what the operations themselves need. Called once, before the first step; `linears` are the
     /// products there will be.
@@ -315,7 +322,7 @@ pub trait Backend: Send {
         qk_norm: Option<QkNorm<'_, Self::Weight>>,
         table: Option<&Self::Weight>,
         qkv: &mut Self::Buffer,
-        kv_cache: &mut Self::Buffer,
+        kv_cache: &mut Self::KvCache,
     ) -> Result<(), BackendError>;
 
     /// Causal attention of each of the `T` tokens over its sequence's cached keys and values up to its own
@@ -326,7 +333,7 @@ pub trait Backend: Send {
         shape: &AttentionShape,
         sinks: Option<&Self::Weight>,
         qkv: &Self::Buffer,
-        kv_cache: &Self::Buffer,
+        kv_cache: &Self::KvCache,
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError>;
 
@@ -460,7 +467,7 @@ pub trait Backend: Send {
         table: &Self::Weight,
         input: LatentInput<'_, Self::Buffer>,
         queries: &mut Self::Buffer,
-        kv_cache: &mut Self::Buffer,
+        kv_cache: &mut Self::KvCache,
     ) -> Result<(), BackendError> {
         let _ = (shape, norm, table, input, queries, kv_cache);
         Err(self.not_built("latent attention"))
@@ -472,7 +479,7 @@ pub trait Backend: Send {
         &mut self,
         shape: &LatentShape,
         queries: &Self::Buffer,
-        kv_cache: &Self::Buffer,
+        kv_cache: &Self::KvCache,
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError> {
         let _ = (shape, queries, kv_cache, out);

@@ -194,6 +194,12 @@ impl<'a> TensorView<'a> {
         Self { shape, data, ..self }
     }
 
+    /// Numbers that are in memory.
+    pub(crate) fn from_f32(values: &[f32], shape: Vec<usize>) -> Self {
+        let data = TensorData::Stored(encode(values.iter().copied(), Dtype::F32).into());
+        Self { dtype: Dtype::F32, shape, data }
+    }
+
     /// One entry of its first dimension, without that.
     pub fn entry(&self, index: usize) -> TensorView<'_> {
         let shape = self.shape[1..].to_vec();

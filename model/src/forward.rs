@@ -6,6 +6,7 @@ mod moe;
 use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, LayerNorm, QkNorm, StepLimits};
 use crate::forward::latent::LatentBuffers;
 use crate::forward::moe::MoeBuffers;
+use crate::kv_dtype::KvScales;
 use crate::kv_groups::{KvGroups, KvPlace};
 use crate::rope::rope_table;
 use crate::runner::RunnerConfig;
@@ -16,7 +17,7 @@ use crate::weights::{DenseWeights, LayerWeights, MlpWeights, Model, Norm, Projec
 /// What a forward pass writes: scratch for the largest step, and the KV cache. Allocated once.
 pub(crate) struct Workspace<B: Backend> {
     /// Each as [`crate::KvLayout`] says.
-    kv_cache: Vec<B::Buffer>,
+    kv_cache: Vec<B::KvCache>,
     /// Which of them is whose.
     kv_groups: KvGroups,
     /// One for each rotation.
@@ -55,8 +56,9 @@ impl<B: Backend> Workspace<B> {
     ) -> Result<Self, BackendError> {
         let layout = kv_groups.layout(spec, limits.block_size);
         let mut kv_cache = Vec::with_capacity(layout.layers.len());
-        for buffer in 0..layout.layers.len() {
-            kv_cache.push(backend.alloc(BufferRole::KvCache, config.num_blocks * layout.block_len(buffer))?);
+        for kept in &layout.layers {
+            let vectors = config.num_blocks * layout.block_size * kept.vectors();
+            kv_cache.push(backend.alloc_kv_cache(vectors, kept.head_dim, KvScales::default())?);
         }
         let mut rope_tables = Vec::with_capacity(spec.ropes().len());
         for rope in spec.ropes() {

@@ -1,6 +1,7 @@
 //! How large a block of the KV cache is, so that the number of blocks follows from a budget in bytes.
 
-use crate::spec::{Dtype, ModelSpec};
+use crate::kv_dtype::KvDtype;
+use crate::spec::ModelSpec;
 
 /// Shape of the paged cache. One buffer a layer, each `[block][K | V][kv_head][token in block][head_dim]`, or without
 /// the values where these are part of the keys;
@@ -39,26 +40,27 @@ impl KvLayout {
 
     /// Elements of one block in one layer.
     pub fn block_len(&self, layer: usize) -> usize {
-        self.layers[layer].len() * self.block_size
+        self.layers[layer].vectors() * self.layers[layer].head_dim * self.block_size
     }
 
-    /// Bytes of one block over all layers, when an element is stored as `dtype`.
-    pub fn block_bytes(&self, dtype: Dtype) -> usize {
-        self.layers.iter().map(KvOfToken::len).sum::<usize>() * self.block_size * dtype.bytes()
+    /// Bytes of one block over all layers, stored as `dtype`.
+    pub fn block_bytes(&self, dtype: KvDtype) -> usize {
+        let of_token = |kept: &KvOfToken| kept.vectors() * dtype.vector_bytes(kept.head_dim);
+        self.layers.iter().map(of_token).sum::<usize>() * self.block_size
     }
 
     /// Blocks that fit into `budget_bytes`, the padding block among them.
-    pub fn num_blocks(&self, budget_bytes: usize, dtype: Dtype) -> usize {
+    pub fn num_blocks(&self, budget_bytes: usize, dtype: KvDtype) -> usize {
         // Blocks that take no room are mere numbers.
         budget_bytes.checked_div(self.block_bytes(dtype)).unwrap_or(usize::MAX)
     }
 }
 
 impl KvOfToken {
-    /// Numbers.
-    fn len(&self) -> usize {
+    /// Keys and values, each a vector of `head_dim` numbers.
+    pub fn vectors(&self) -> usize {
         let planes = if self.has_values { 2 } else { 1 };
-        planes * self.num_kv_heads * self.head_dim
+        planes * self.num_kv_heads
     }
 }
 
@@ -71,13 +73,13 @@ mod tests {
         let kept = KvOfToken { num_kv_heads: 2, head_dim: 32, has_values: true };
         let wide = KvOfToken { num_kv_heads: 3, ..kept };
         let layout = KvLayout { layers: vec![kept, kept, wide], block_size: 16 };
-        assert_eq!(layout.block_bytes(Dtype::F32), (2 + 2 + 3) * 2 * 32 * 16 * 4);
-        assert_eq!(layout.block_bytes(Dtype::Bf16) * 2, layout.block_bytes(Dtype::F32));
-        let block_bytes = layout.block_bytes(Dtype::F16);
-        assert_eq!(layout.num_blocks(10 * block_bytes, Dtype::F16), 10);
-        assert_eq!(layout.num_blocks(10 * block_bytes - 1, Dtype::F16), 9);
+        assert_eq!(layout.block_bytes(KvDtype::F32), (2 + 2 + 3) * 2 * 32 * 16 * 4);
+        assert_eq!(layout.block_bytes(KvDtype::Bf16) * 2, layout.block_bytes(KvDtype::F32));
+        let block_bytes = layout.block_bytes(KvDtype::F16);
+        assert_eq!(layout.num_blocks(10 * block_bytes, KvDtype::F16), 10);
+        assert_eq!(layout.num_blocks(10 * block_bytes - 1, KvDtype::F16), 9);
         let latent = KvOfToken { num_kv_heads: 1, head_dim: 512 + 64, has_values: false };
         let layout = KvLayout { layers: vec![latent; 61], block_size: 16 };
-        assert_eq!(layout.block_bytes(Dtype::Bf16), 61 * 16 * 576 * 2);
+        assert_eq!(layout.block_bytes(KvDtype::Bf16), 61 * 16 * 576 * 2);
     }
 }

@@ -7,6 +7,7 @@
 mod backend;
 mod checkpoint;
 mod classifier;
+mod config_overrides;
 mod convert;
 mod dummy;
 mod error;
@@ -15,6 +16,7 @@ mod forward;
 pub mod ggml;
 pub mod gguf;
 mod input_batch;
+mod kv_dtype;
 mod kv_groups;
 mod kv_layout;
 mod labels;
@@ -44,9 +46,11 @@ pub use backend::{
     LinearShape, QkNorm, StepLimits,
 };
 pub use checkpoint::{Checkpoint, TensorData, TensorView};
+pub use config_overrides::with_overrides;
 pub use dummy::{DUMMY_HALF_WIDTH, DummyTensor};
 pub use error::ModelError;
 pub use input_batch::InputBatch;
+pub use kv_dtype::{KvDtype, KvScales};
 pub use kv_groups::{KvGroups, KvPlace};
 pub use kv_layout::{KvLayout, KvOfToken};
 pub use labels::{LabelActivation, Labels};

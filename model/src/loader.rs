@@ -213,10 +213,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let AttentionSpec { num_heads, num_kv_heads, head_dim, .. } = *attention;
         let rows = [num_heads, num_kv_heads, num_kv_heads].map(|heads| heads * head_dim);
         let rotated = self.interleaved_dim(attention);
-        let turned = |rows: Vec<usize>| match rotated {
-            Some(dim) => Some(halves(&rows, head_dim, dim)),
-            None => None,
-        };
+        let turned = |rows: Vec<usize>| rotated.map(|dim| halves(&rows, head_dim, dim));
         match &self.names.of.qkv {
             Stack::Separate(names) => {
                 let parts = names.iter().zip(rows).enumerate();
@@ -317,7 +314,18 @@ impl<'a, B: Backend> Loader<'a, B> {
         columns: usize,
         has_bias: bool,
     ) -> Result<Projection<B>, ModelError> {
-        let (weight, bias) = self.stacked(parts, columns, has_bias)?;
+        self.projection_in(&self.spec.quantization, parts, columns, has_bias)
+    }
+
+    /// The same where the checkpoint has it in another form.
+    fn projection_in(
+        &mut self,
+        quantization: &Quantization,
+        parts: &[Part],
+        columns: usize,
+        has_bias: bool,
+    ) -> Result<Projection<B>, ModelError> {
+        let (weight, bias) = self.stacked(quantization, parts, columns, has_bias)?;
         let layers = parts.iter().map(|part| (&*part.module, part.rows, part.order.clone()));
         let (number, width) = self.lora_targets.add_projection(columns, layers);
         Ok(Projection { number, width, weight, bias })
@@ -326,6 +334,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     /// The matrices of modules of the same input, stacked, and their biases.
     fn stacked(
         &mut self,
+        quantization: &Quantization,
         parts: &[Part],
         columns: usize,
         has_bias: bool,
@@ -333,8 +342,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let mut matrices = Vec::with_capacity(parts.len());
         for part in parts {
             let shape = (part.rows, columns);
-            let matrix =
-                self.matrix(&part.module, shape, self.names.of.is_transposed, &self.spec.quantization)?;
+            let matrix = self.matrix(&part.module, shape, self.names.of.is_transposed, quantization)?;
             matrices.push(part.in_order(matrix));
         }
         let weight = self.stack(matrices)?;
@@ -371,10 +379,14 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(matrix)
     }
 
-    /// Matrices one below the other; packed if one of them is.
+    /// Matrices one below the other; packed unless all of them are plain and of one type.
     fn stack(&mut self, matrices: Vec<MatrixView<'_>>) -> Result<B::Weight, ModelError> {
-        let plain = |matrix: &MatrixView<'_>| matches!(matrix, MatrixView::Plain(_));
-        if matrices.iter().all(plain) {
+        let dtype = |matrix: &MatrixView<'_>| match matrix {
+            MatrixView::Plain(view) => Some(view.dtype),
+            MatrixView::Packed(_) => None,
+        };
+        let first = matrices.first().and_then(dtype);
+        if first.is_some() && matrices.iter().all(|matrix| dtype(matrix) == first) {
             let plain = |matrix| if let MatrixView::Plain(view) = matrix { Some(view) } else { None };
             return Ok(self.backend.load(&matrices.into_iter().filter_map(plain).collect::<Vec<_>>())?);
         }

@@ -41,7 +41,11 @@ fn defaults_follow_transformers() {
     assert_eq!(plain.dtype, Dtype::Bf16);
     assert_eq!((attention(&plain).head_dim, plain.ropes()[0].theta), (6, 10_000.0));
     assert_eq!(plain.ropes()[0].scaling, RopeScaling::None);
-    assert!(plain.lm_head == LmHead::Own && !attention(&plain).qkv_bias && !plain.layers[0].mlp.dense().bias);
+    assert!(
+        plain.lm_head == LmHead::Own
+            && !attention(&plain).qkv_bias
+            && !plain.layers[0].mlp.dense().unwrap().bias
+    );
     assert_eq!(attention(&plain).scale, 6f32.powf(-0.5));
     let one = with(llama(), json!({"num_key_value_heads": null, "torch_dtype": null}));
     assert_eq!((attention(&spec(&one)).num_kv_heads, spec(&one).dtype), (4, Dtype::F32));
@@ -117,7 +121,7 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"rope_scaling": {"rope_type": "linear", "factor": -1.0}}), "factor"),
         (json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}), "rope_scaling"),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"), // 3 of 6
-        (json!({"quantization_config": {"quant_method": "awq"}}), "awq"),
+        (json!({"quantization_config": {"quant_method": "hqq"}}), "hqq"),
         (json!({"num_key_value_heads": 3}), "num_key_value_heads"),
         (json!({"head_dim": 7}), "head_dim"),
         (json!({"num_attention_heads": 5, "num_key_value_heads": 5}), "head_dim"),
@@ -137,4 +141,38 @@ fn what_is_not_supported_is_refused_by_name() {
         assert!(error.to_string().contains(named), "{fields} gives {error}");
     }
     assert!(matches!(ModelSpec::from_json("{", None), Err(ModelError::Malformed { .. })));
+}
+
+/// Settings of families that transformers would compute with and we do not, each named.
+#[test]
+fn what_a_family_does_not_compute_is_refused_by_name() {
+    let cases = [
+        ("Gemma3ForCausalLM", "attn_logit_softcapping", json!(50.0)),
+        ("Gemma2ForCausalLM", "use_bidirectional_attention", json!(true)),
+        ("GPT2LMHeadModel", "add_cross_attention", json!(true)),
+        ("GPT2LMHeadModel", "activation_function", json!("relu")),
+        ("OpenELMForCausalLM", "ffn_with_glu", json!(false)),
+        ("OpenELMForCausalLM", "normalization_layer_name", json!("layer_norm")),
+        ("GraniteForCausalLM", "logits_scaling", json!(0.0)),
+        ("SmolLM3ForCausalLM", "no_rope_layers", json!([1, 0])),
+        ("OpenELMForCausalLM", "ffn_multipliers", json!([1.0])),
+        ("GPTNeoXForCausalLM", "partial_rotary_factor", json!(0.3)),
+    ];
+    for (architecture, field, value) in cases {
+        let openelm = json!({
+            "architectures": [architecture], "model_dim": 24, "head_dim": 6, "num_transformer_layers": 3,
+            "num_query_heads": [4, 4, 4], "num_kv_heads": [2, 2, 2], "ffn_multipliers": [1.0, 1.5, 2.0],
+            "partial_rotary_factor": 1.0,
+        });
+        let fine = with(llama(), openelm);
+        ModelSpec::from_json(&fine.to_string(), None)
+            .unwrap_or_else(|error| panic!("{architecture}: {error}"));
+        let refused = ModelSpec::from_json(&with(fine, json!({ field: value })).to_string(), None);
+        let message = refused.expect_err(field).to_string();
+        assert!(message.contains(field), "{architecture}: {message}");
+    }
+    let falcon = json!({"architectures": ["FalconForCausalLM"], "new_decoder_architecture": true});
+    let sequential = with(with(llama(), falcon), json!({"parallel_attn": false}));
+    let message = ModelSpec::from_json(&sequential.to_string(), None).unwrap_err().to_string();
+    assert!(message.contains("parallel_attn"), "{message}");
 }

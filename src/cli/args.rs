@@ -107,6 +107,19 @@ pub(super) struct ModelArgs {
     /// Precision of the weights; auto = as stored
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub(super) dtype: DtypeArg,
+    /// What the KV cache keeps of a number; auto = float32 on the CPU, on a GPU what the model computes in. fp8 is
+    /// fp8_e4m3; int8 and fp8_per_token_head scale each token's keys and values by their own greatest
+    #[arg(long, value_enum, default_value_t = KvCacheDtypeArg::Auto)]
+    pub(super) kv_cache_dtype: KvCacheDtypeArg,
+    /// Fields of config.json to replace, as JSON: {"rope_scaling": {"factor": 4}}; an object replaces single fields
+    /// of the object of that name
+    #[arg(long, value_name = "JSON")]
+    pub(super) hf_overrides: Option<String>,
+    /// Quantise full-precision weights when they are loaded: int8 or fp8 (a scale a row), nf4, q8_0, q4_k;
+    /// embeddings, lm_head and routers of experts stay. Quantised checkpoints are known by themselves; naming their
+    /// method (gptq, awq, ...) refuses all others
+    #[arg(long, short, value_name = "METHOD")]
+    pub(super) quantization: Option<String>,
     /// Where weights come from; dummy = random numbers of the right shape, for measurements
     #[arg(long, value_enum, default_value_t = LoadFormatArg::Auto)]
     pub(super) load_format: LoadFormatArg,
@@ -383,6 +396,26 @@ pub(super) enum DtypeArg {
     Bfloat16,
     #[value(alias = "float")]
     Float32,
+}
+
+/// Value of `--kv-cache-dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the names are the values")]
+pub(super) enum KvCacheDtypeArg {
+    Auto,
+    Float32,
+    #[value(alias = "half")]
+    Float16,
+    Bfloat16,
+    #[value(name = "fp8_e4m3", alias = "fp8")]
+    Fp8E4m3,
+    #[value(name = "fp8_e5m2")]
+    Fp8E5m2,
+    #[value(name = "int8_per_token_head", alias = "int8")]
+    Int8PerTokenHead,
+    #[value(name = "fp8_per_token_head")]
+    Fp8PerTokenHead,
 }
 
 /// Value of `--runner`.

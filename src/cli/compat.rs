@@ -73,7 +73,6 @@ const ACCEPTED: &[Accepted] = &[
     one_of("model-impl", &["auto"], "there is one implementation"),
     one_of("tokenizer-mode", &["auto", "hf"], "tokenizer.json is used"),
     one_of("config-format", &["auto", "hf"], "config.json is used"),
-    one_of("kv-cache-dtype", &["auto"], "the KV cache has the precision in which the model computes"),
     one_of(
         "logprobs-mode",
         &["raw_logprobs"],
@@ -130,13 +129,11 @@ const NO_COMPILER: &str = "there is no compiler to configure";
 const NO_TRACES: &str = "traces are not exported";
 
 const REFUSED: &[(&str, &str)] = &[
-    ("quantization", "weights are used as stored in the folder"),
     ("revision", NO_DOWNLOAD),
     ("tokenizer-revision", NO_DOWNLOAD),
     ("code-revision", NO_DOWNLOAD),
     ("download-dir", NO_DOWNLOAD),
     ("hf-token", NO_DOWNLOAD),
-    ("hf-overrides", "the model is what its config.json says"),
     ("model-loader-extra-config", "loading has nothing to configure"),
     ("num-gpu-blocks-override", "give --kv-cache-memory-bytes"),
     ("max-num-active-seqs", "give --max-num-seqs"),
@@ -369,7 +366,7 @@ mod tests {
         assert_eq!(long_form("-tp").as_deref(), Some("--tensor-parallel-size"));
         assert_eq!(long_form("-tp=2").as_deref(), Some("--tensor-parallel-size=2"));
         assert_eq!(long_form("-q"), None);
-        for flag in ["--quantization", "--no-enable-dbo", "--compilation-config.mode", "--middleware=x"] {
+        for flag in ["--revision", "--no-enable-dbo", "--compilation-config.mode", "--middleware=x"] {
             assert!(refusal(flag).is_some(), "{flag}");
         }
         assert_eq!(refusal("--max-num-sqes"), None);

@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn errors_name_the_flag() {
         let cases = [
-            ("serve --quantization awq", "--quantization"),
+            ("serve --download-dir x", "--download-dir"),
             ("serve -tp 2", "--tensor-parallel-size 2"),
             ("serve --no-enable-chunked-prefill", "--enable-chunked-prefill"),
             ("serve --max-num-seqs 0", "--max-num-seqs"),

@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use quire_model::gguf;
+use quire_model::{KvDtype, gguf};
 use quire_scheduler::SchedulingPolicy;
 use serde_json::{Map, Value};
 
 use super::args::{
-    ChatFormatArgs, ConvertArg, DtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg, RunnerArg,
-    SchedulingArgs, ServeArgs,
+    ChatFormatArgs, ConvertArg, DtypeArg, KvCacheDtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg,
+    RunnerArg, SchedulingArgs, ServeArgs,
 };
 use crate::config::{
     AnswerConfig, ChatConfig, ClientAuth, CorsConfig, EngineConfig, GenerationConfig, LoadFormat,
@@ -126,6 +126,18 @@ pub(super) fn engine_config(
             DtypeArg::Bfloat16 => WeightDtype::Bf16,
             DtypeArg::Float32 => WeightDtype::F32,
         },
+        kv_cache_dtype: match m.kv_cache_dtype {
+            KvCacheDtypeArg::Auto => None,
+            KvCacheDtypeArg::Float32 => Some(KvDtype::F32),
+            KvCacheDtypeArg::Float16 => Some(KvDtype::F16),
+            KvCacheDtypeArg::Bfloat16 => Some(KvDtype::Bf16),
+            KvCacheDtypeArg::Fp8E4m3 => Some(KvDtype::Fp8E4m3),
+            KvCacheDtypeArg::Fp8E5m2 => Some(KvDtype::Fp8E5m2),
+            KvCacheDtypeArg::Int8PerTokenHead => Some(KvDtype::Int8PerTokenHead),
+            KvCacheDtypeArg::Fp8PerTokenHead => Some(KvDtype::Fp8PerTokenHead),
+        },
+        hf_overrides: hf_overrides(m.hf_overrides.as_deref())?,
+        quantization: m.quantization,
         load_format: match m.load_format {
             LoadFormatArg::Auto => LoadFormat::Auto,
             LoadFormatArg::Safetensors => LoadFormat::Safetensors,
@@ -311,6 +323,12 @@ fn override_generation_config(text: Option<&str>) -> Result<Map<String, Value>, 
     }
 }
 
+fn hf_overrides(text: Option<&str>) -> Result<Map<String, Value>, ConfigError> {
+    let Some(text) = text else { return Ok(Map::new()) };
+    serde_json::from_str(text)
+        .map_err(|_| value("hf-overrides", text, "must be a JSON object: '{\"rope_theta\": 1000000}'"))
+}
+
 /// vLLM's variable for its CPU back end: whole GiB.
 fn cpu_kv_cache_space(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<u64>, ConfigError> {
     let Some(text) = env("VLLM_CPU_KVCACHE_SPACE").filter(|text| !text.is_empty()) else { return Ok(None) };
@@ -457,15 +475,17 @@ mod tests {
     #[test]
     fn values_are_turned_into_what_they_mean() {
         let args = "serve --max-num-batched-tokens 32 --max-logprobs -1 --host localhost --no-grpc --dtype float \
-                    --device cuda:3 --kv-cache-memory-bytes 1GiB --allowed-origins [\"a\",\"b\"] --scheduling-policy priority";
+                    --device cuda:3 --kv-cache-memory-bytes 1GiB --allowed-origins [\"a\",\"b\"] --scheduling-policy priority --disable-hybrid-kv-cache-manager";
         let (engine, server) = resolved(args, &[("VLLM_CPU_KVCACHE_SPACE", "7")]).unwrap();
         assert_eq!((engine.max_num_seqs, engine.max_num_batched_tokens), (None, Some(32)));
         assert_eq!((engine.max_logprobs, engine.device), (None, DeviceChoice::Cuda(3)));
         assert_eq!((engine.kv_cache_memory_bytes, engine.dtype), (Some(1 << 30), WeightDtype::F32));
         assert_eq!(engine.scheduling_policy, SchedulingPolicy::Priority);
+        assert!(!engine.hybrid_kv_cache);
         assert_eq!((server.grpc_port, server.cors.origins), (None, vec!["a".to_string(), "b".to_string()]));
         let (engine, _) = resolved("serve", &[("VLLM_CPU_KVCACHE_SPACE", "7")]).unwrap();
         assert_eq!(engine.kv_cache_memory_bytes, Some(7 << 30));
+        assert!(engine.hybrid_kv_cache);
     }
 
     #[test]

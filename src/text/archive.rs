@@ -200,4 +200,15 @@ mod tests {
         assert!(has(&folder, "special_tokens_map.json") && !has(&demo, "special_tokens_map.json"));
         assert!(!has(&folder, "model.safetensors"), "no weights");
     }
+
+    #[test]
+    fn a_gguf_file_gives_what_its_folder_would_have() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tests/fixtures/gguf-llama/model.gguf");
+        let files = TokenizerFiles { model: Some(path.into()), tokenizer: None };
+        assert_eq!(files.config().unwrap()["eos_token"], "</s>");
+        let archive = files.archive().unwrap();
+        for name in ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"] {
+            assert!(archive.windows(name.len()).any(|bytes| bytes == name.as_bytes()), "{name}");
+        }
+    }
 }

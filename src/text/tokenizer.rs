@@ -96,14 +96,13 @@ impl Tokenizer {
         Self::new(tokenizer_json, SpecialTokens::from_config(&config), Templates::from_config(&config))
     }
 
-    /// Loads `tokenizer.json` from a checkpoint's directory, and `tokenizer_config.json`,
+    /// Loads `tokenizer.json` from a checkpoint's directory, or else SentencePiece's `tokenizer.model`, and `tokenizer_config.json`,
     /// `special_tokens_map.json` and `chat_template.jinja` where they exist. The last one takes precedence
     /// over a template in the config.
     ///
     /// # Errors
     /// [`TextError::Read`] and [`TextError::BadFile`].
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
-        let tokenizer_json = read(&dir.join("tokenizer.json"))?;
         let parse_optional = |name: &'static str| match read_optional(&dir.join(name))? {
             Some(bytes) => parse_json(name, &bytes),
             None => Ok(Value::Null),
@@ -111,6 +110,16 @@ impl Tokenizer {
         let config = parse_optional("tokenizer_config.json")?;
         let map = parse_optional("special_tokens_map.json")?;
         let special = SpecialTokens::from_config(&config).or(SpecialTokens::from_config(&map));
+        let path = dir.join("tokenizer.json");
+        let (tokenizer_json, special) = match read_optional(&dir.join("tokenizer.model"))? {
+            Some(model) if !path.exists() => {
+                let bad = |message| TextError::BadFile { file: "tokenizer.model", message };
+                let converted = convert::from_sentencepiece(&model, &config).map_err(bad)?;
+                let own = SpecialTokens::from_config(&converted.config);
+                (converted.tokenizer.to_string().into_bytes(), special.or(own))
+            }
+            _ => (read(&path)?, special),
+        };
         let mut templates = Templates::from_config(&config);
         if let Some(bytes) = read_optional(&dir.join("chat_template.jinja"))? {
             let source = String::from_utf8(bytes).map_err(|error| TextError::BadFile {

@@ -139,10 +139,9 @@ impl Fixture {
         let token_ids = ids("token_ids");
         let logprobs = tensors.f32s("logprobs");
         let vocab = logprobs.len() / token_ids.len();
-        let has_config = folder.join("config.json").exists();
         Self {
             name: folder.file_name().expect("a name").to_string_lossy().into_owned(),
-            model: if has_config { folder.to_owned() } else { gguf_in(folder) },
+            model: folder.to_owned(),
             logprobs: logprobs.chunks_exact(vocab).map(<[f32]>::to_vec).collect(),
             greedy_ids: ids("greedy_ids"),
             greedy_margins: tensors.f32s("greedy_margins"),
@@ -182,11 +181,7 @@ impl Fixture {
 }
 
 fn fixtures() -> Vec<Fixture> {
-    // Fixtures that are ahead of their families; cpu/tests/transformers.rs makes sure of it.
-    let awaited = std::fs::read_to_string(Path::new(FIXTURES).join("awaited.txt")).expect("a list");
-    let is_awaited = |folder: &PathBuf| awaited.lines().any(|name| folder.ends_with(name));
     let folders = folders().into_iter().filter(|folder| folder.join("expected.safetensors").exists());
-    let folders = folders.filter(|folder| !is_awaited(folder));
     folders.map(|folder| Fixture::read(&folder)).collect()
 }
 
@@ -196,14 +191,6 @@ fn folders() -> Vec<PathBuf> {
     folders.retain(|path| path.is_dir());
     folders.sort();
     folders
-}
-
-/// The one GGUF file of a folder, which is a whole model.
-fn gguf_in(folder: &Path) -> PathBuf {
-    let mut entries =
-        std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
-    let is_gguf = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "gguf");
-    entries.find(is_gguf).unwrap_or_else(|| panic!("{} has no model", folder.display()))
 }
 
 /// A safetensors file: the length of its header, the header, and the numbers that it points into.

@@ -57,6 +57,27 @@ async fn defaults_of_sampling_are_the_operators() {
     }
 }
 
+#[tokio::test]
+async fn weights_are_quantised_if_the_operator_says_so() {
+    let first = async |flags: &[&str]| -> f64 {
+        let whole = chat(&Server::start(flags), json!({"logprobs": true, "temperature": 0})).await.ok();
+        whole["choices"][0]["logprobs"]["content"][0]["logprob"].as_f64().expect("a number")
+    };
+    let plain = first(&[]).await;
+    for method in ["int8", "fp8", "nf4", "q8_0", "q4_k"] {
+        let quantised = first(&["--quantization", method]).await;
+        assert!(quantised != plain && (quantised - plain).abs() < 1.0, "{method}: {quantised} for {plain}");
+    }
+    for method in ["gptq", "int3"] {
+        let output = command(&["serve", "--quantization", method]).output().expect("the binary starts");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && error.contains("--quantization") && error.contains("nf4"),
+            "{error}"
+        );
+    }
+}
+
 /// Asks over the socket, which is closed after the answer.
 fn ask(path: &std::path::Path, target: &str) -> Option<String> {
     let mut socket = UnixStream::connect(path).ok()?;

@@ -25,6 +25,7 @@ mod embeddings;
 mod endpoints;
 mod every_model;
 mod flags;
+mod gguf;
 mod golden;
 mod inference;
 mod invariance;

@@ -9,6 +9,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+mod small;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
@@ -16,6 +17,7 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 use half::{bf16, f16};
 pub(crate) use portable::Portable;
+pub(crate) use small::{E4m3, E5m2};
 
 /// Number of lanes.
 pub(crate) const LANES: usize = 16;
@@ -79,10 +81,12 @@ pub(crate) trait Lanes: Copy {
     fn greatest(self) -> f32;
 }
 
-/// A stored number that kernels can read sixteen of.
+/// A stored number that kernels can read sixteen of. All-zero bytes are 0.
 pub(crate) trait Element: Copy + Default + Send + Sync {
     fn load<V: Lanes>(values: &[Self; LANES]) -> V;
     fn to_f32(self) -> f32;
+    /// The nearest of this type.
+    fn of(value: f32) -> Self;
 }
 
 impl Element for f32 {
@@ -93,6 +97,10 @@ impl Element for f32 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
+    }
+    #[inline(always)]
+    fn of(value: f32) -> Self {
+        value
     }
 }
 
@@ -105,6 +113,10 @@ impl Element for bf16 {
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
     }
+    #[inline(always)]
+    fn of(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
 }
 
 impl Element for f16 {
@@ -115,6 +127,10 @@ impl Element for f16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
+    }
+    #[inline(always)]
+    fn of(value: f32) -> Self {
+        f16::from_f32(value)
     }
 }
 

@@ -7,7 +7,7 @@ use quire_model::{
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{MoeScratch, moe};
+use super::{MoeScratch, Threads, moe};
 use crate::lanes::Isa;
 use crate::linear::UnpackScratch;
 use crate::pool::Pool;
@@ -196,7 +196,9 @@ impl Mixture {
             down_bias: &self.down_bias,
         };
         let mut out = vec![9.0; rows * self.hidden];
-        moe(pool, isa, &mut scratch, &mut UnpackScratch::default(), &experts, x, logits, &mut out);
+        let mut unpack = UnpackScratch::default();
+        let mut threads = Threads { pool, isa, unpacked: unpack.share() };
+        moe(&mut threads, &mut scratch, &experts, x, logits, &mut out);
         out
     }
 

@@ -270,7 +270,8 @@ impl<'a> KernelBench<'a> {
             tokens * spec.layers[0].attention.qkv_size(),
         )?;
         let block_len = KvLayout::new(spec, BLOCK_SIZE).block_len(0);
-        let mut cache = self.backend.alloc(BufferRole::KvCache, self.steps.num_blocks(rows) * block_len)?;
+        let mut cache =
+            self.backend.alloc(BufferRole::Activation, self.steps.num_blocks(rows) * block_len)?;
         let us = self.timer.time_us(&mut self.backend, &mut |backend, _| {
             let qk_norm = norms.as_ref().map(|[q_weight, k_weight]| QkNorm {
                 kind: NormKind::Rms,
@@ -306,7 +307,7 @@ impl<'a> KernelBench<'a> {
         let block_len = KvLayout::new(self.spec, BLOCK_SIZE).block_len(0);
         let len = self.steps.num_blocks(rows) * block_len;
         let copies = 0..self.copies(read_bytes);
-        let caches = copies.map(|_| random_buffer(&mut self.backend, BufferRole::KvCache, len));
+        let caches = copies.map(|_| random_buffer(&mut self.backend, BufferRole::Activation, len));
         Ok(caches.collect::<std::result::Result<_, BackendError>>()?)
     }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use quire_cuda::driver::Context;
 use quire_cuda::{CudaBackend, MemoryPlan};
-use quire_model::{Backend, Checkpoint, Dtype, KvLayout, Model, ModelSpec, Runner, RunnerConfig};
+use quire_model::{Backend, Checkpoint, Dtype, KvDtype, KvLayout, Model, ModelSpec, Runner, RunnerConfig};
 use quire_scheduler::kv::BlockId;
 use quire_scheduler::{
     AdmittedRequest, ModelRunner, RequestId, SamplingParams, ScheduledRow, SchedulerOutput, StepTicket,
@@ -105,7 +105,7 @@ impl StepBench {
         };
         let plan = MemoryPlan::new(context, spec, &config.step_limits(spec), Dtype::Bf16, MEMORY_SHARE)?;
         println!("\n{}: {plan}", what.name);
-        let available = KvLayout::new(spec, BLOCK_SIZE).num_blocks(plan.kv_bytes() as usize, Dtype::Bf16);
+        let available = KvLayout::new(spec, BLOCK_SIZE).num_blocks(plan.kv_bytes() as usize, KvDtype::Bf16);
         // One block is padding.
         let fits = |batch: usize| batch * blocks_per_sequence < available;
         let batches: Vec<usize> = sizes.batches.iter().copied().filter(|batch| fits(*batch)).collect();

@@ -26,7 +26,7 @@ fn cohere(config: &Config) -> Result<ModelSpec, ModelError> {
 /// Three layers with a window and a rotation, then one that sees all and does not rotate.
 fn cohere2(config: &Config) -> Result<ModelSpec, ModelError> {
     let mut spec = common(config)?;
-    let window = sliding_window(&config.with_default("sliding_window", 4096.into()))?;
+    let window = sliding_window(&config.unless_said("sliding_window", 4096.into()))?;
     let pattern = config.positive_or("sliding_window_pattern", Some(4))?;
     set_windows(config, &mut spec.layers, window, |index| (index + 1) % pattern != 0)?;
     for attention in spec.layers.iter_mut().map(|layer| &mut layer.attention) {

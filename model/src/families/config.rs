@@ -34,6 +34,14 @@ impl Config {
         Self { fields }
     }
 
+    /// The same with a default for a field of which `null` says that there is none.
+    pub(crate) fn unless_said(&self, field: &str, value: Value) -> Self {
+        match self.fields.contains_key(field) {
+            true => Self { fields: self.fields.clone() },
+            false => self.with(field, value),
+        }
+    }
+
     /// The same with a field set, whatever it was.
     pub(crate) fn with(&self, field: &str, value: Value) -> Self {
         let mut fields = self.fields.clone();
@@ -97,15 +105,6 @@ impl Config {
     /// A finite number with transformers' default.
     pub(crate) fn f32_or(&self, field: &'static str, default: f32) -> Result<f32, ModelError> {
         Ok(self.number(field)?.map_or(default, |number| number as f32))
-    }
-
-    /// A finite number with a default where it is absent; `null` says that there is none.
-    pub(crate) fn number_or_null(
-        &self,
-        field: &'static str,
-        default: Option<f64>,
-    ) -> Result<Option<f64>, ModelError> {
-        if self.fields.contains_key(field) { self.number(field) } else { Ok(default) }
     }
 
     /// A switch with transformers' default.

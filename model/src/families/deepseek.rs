@@ -33,8 +33,7 @@ fn deepseek_v2(config: &Config) -> Result<ModelSpec, ModelError> {
     config.only("scoring_func", "softmax".into(), "softmax")?;
     // Whether weights that add up to one would be scaled as well is told differently wherever one looks.
     config.only("norm_topk_prob", false.into(), "false")?;
-    let config =
-        config.with_default("first_k_dense_replace", 0.into()).with_default("q_lora_rank", 1536.into());
+    let config = config.with_default("first_k_dense_replace", 0.into());
     let mut moe = routed(&config, RouterScores::Softmax, false)?;
     moe.router.groups = match config.word("topk_method")? {
         None | Some("greedy") => None,
@@ -116,9 +115,9 @@ fn groups(config: &Config, moe: &MoeSpec, score: GroupScore) -> Result<ExpertGro
 /// Attention and its rotation, which turns the last part of each query and of the one key.
 fn latent_attention(config: &Config) -> Result<(AttentionSpec, RopeSpec), ModelError> {
     let latent = LatentSpec {
-        q_lora_rank: match config.get("q_lora_rank") {
+        q_lora_rank: match config.unless_said("q_lora_rank", 1536.into()).number("q_lora_rank")? {
             None => None,
-            Some(_) => Some(config.positive("q_lora_rank")?),
+            Some(_) => Some(config.positive_or("q_lora_rank", Some(1536))?),
         },
         kv_lora_rank: config.positive_or("kv_lora_rank", Some(512))?,
         nope_head_dim: config.positive_or("qk_nope_head_dim", Some(128))?,

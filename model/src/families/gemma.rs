@@ -35,7 +35,10 @@ fn gemma(config: &Config) -> Result<ModelSpec, ModelError> {
 
 /// Norms around both blocks, soft caps, and a window in every other layer.
 fn gemma2(config: &Config) -> Result<ModelSpec, ModelError> {
-    let mut spec = second(config, Some(50.0), Some(30.0))?;
+    let caps = config
+        .unless_said("attn_logit_softcapping", json!(50.0))
+        .unless_said("final_logit_softcapping", json!(30.0));
+    let mut spec = second(&caps)?;
     let head_dim = spec.layers[0].attention.head_dim;
     spec.positions = Positions::Rotary(vec![rope(config, head_dim)?]);
     set_windows(config, &mut spec.layers, window(config)?, |index| index % 2 == 0)?;
@@ -44,7 +47,9 @@ fn gemma2(config: &Config) -> Result<ModelSpec, ModelError> {
 
 /// Norms of heads, and layers with a window have a rotation of their own.
 fn gemma3(config: &Config) -> Result<ModelSpec, ModelError> {
-    let mut spec = second(config, None, None)?;
+    // transformers reads a cap on scores and does not apply it.
+    config.only("attn_logit_softcapping", Value::Null, "null")?;
+    let mut spec = second(config)?;
     let pattern = config.positive_or("sliding_window_pattern", Some(6))?;
     set_windows(config, &mut spec.layers, window(config)?, |index| (index + 1) % pattern != 0)?;
     for attention in spec.layers.iter_mut().map(|layer| &mut layer.attention) {
@@ -70,22 +75,17 @@ fn gemma3(config: &Config) -> Result<ModelSpec, ModelError> {
     Ok(spec)
 }
 
-/// What Gemma 2 and 3 share; the soft caps are those of a config that does not mention them.
-fn second(
-    config: &Config,
-    attention_cap: Option<f64>,
-    logits_cap: Option<f64>,
-) -> Result<ModelSpec, ModelError> {
+/// What Gemma 2 and 3 share.
+fn second(config: &Config) -> Result<ModelSpec, ModelError> {
     let mut spec = common(config, activation(config, "hidden_activation", Activation::GeluTanh)?)?;
-    let softcap = config.number_or_null("attn_logit_softcapping", attention_cap)?;
+    let softcap = config.number("attn_logit_softcapping")?;
     let scalar = config.f32_or("query_pre_attn_scalar", 256.0)?;
     for attention in spec.layers.iter_mut().map(|layer| &mut layer.attention) {
         attention.scale = scalar.powf(-0.5);
         attention.softcap = softcap.map(|cap| cap as f32);
     }
     spec.norms = Norms::Around;
-    spec.scales.logits_softcap =
-        config.number_or_null("final_logit_softcapping", logits_cap)?.map(|cap| cap as f32);
+    spec.scales.logits_softcap = config.number("final_logit_softcapping")?.map(|cap| cap as f32);
     Ok(spec)
 }
 
@@ -109,5 +109,5 @@ fn common(config: &Config, activation: Activation) -> Result<ModelSpec, ModelErr
 }
 
 fn window(config: &Config) -> Result<Option<u32>, ModelError> {
-    sliding_window(&config.with_default("sliding_window", 4096.into()))
+    sliding_window(&config.unless_said("sliding_window", 4096.into()))
 }

@@ -33,6 +33,7 @@ pub(super) fn llama(config: &Config) -> Result<ModelSpec, ModelError> {
 /// No biases; a window holds for all layers unless `layer_types` says otherwise (Ministral).
 fn mistral(config: &Config) -> Result<ModelSpec, ModelError> {
     let mut spec = decoder(config)?;
-    set_windows(config, &mut spec.layers, sliding_window(config)?, |_| true)?;
+    let window = sliding_window(&config.unless_said("sliding_window", 4096.into()))?;
+    set_windows(config, &mut spec.layers, window, |_| true)?;
     Ok(spec)
 }

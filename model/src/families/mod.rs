@@ -31,7 +31,8 @@ use std::path::Path;
 use quire_scheduler::TokenId;
 use serde_json::Value;
 
-use self::config::{Config, invalid, parse};
+pub(crate) use self::config::parse;
+use self::config::{Config, invalid};
 use self::names::Names;
 use crate::error::ModelError;
 use crate::labels::num_labels;

@@ -34,15 +34,14 @@ fn openelm(config: &Config) -> Result<ModelSpec, ModelError> {
         .renamed("num_transformer_layers", "num_hidden_layers")
         .renamed("max_context_length", "max_position_embeddings")
         .renamed("rope_freq_constant", "rope_theta")
-        .renamed("share_input_output_layers", "tie_word_embeddings")
-        .with_default("tie_word_embeddings", true.into());
+        .renamed("share_input_output_layers", "tie_word_embeddings");
     config.only("ffn_with_glu", true.into(), "true")?;
     config.only("activation_fn_name", "swish".into(), "swish")?;
     config.only("normalization_layer_name", "rms_norm".into(), "rms_norm")?;
     let hidden_size = config.positive("hidden_size")?;
     let head_dim = config.positive("head_dim")?;
     let qk_norm = QkNormSpec { kind: NormKind::Rms, span: NormSpan::Head };
-    let qk_norm = config.flag_or("normalize_qk_projections", true)?.then_some(qk_norm);
+    let qk_norm = config.flag_or("normalize_qk_projections", false)?.then_some(qk_norm);
     let layers = (0..super::decoder::num_layers(&config)?).map(|index| {
         let heads = config
             .with("num_attention_heads", entry(&config, "num_query_heads", index)?)

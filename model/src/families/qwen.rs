@@ -33,8 +33,9 @@ fn qwen3(config: &Config) -> Result<ModelSpec, ModelError> {
 /// A switch, and a first layer from which on there is a window.
 fn with_windows(config: &Config, mut spec: ModelSpec) -> Result<ModelSpec, ModelError> {
     let switched_on = config.flag_or("use_sliding_window", false)?;
-    let window = if switched_on { sliding_window(config)? } else { None };
+    let config = config.unless_said("sliding_window", 4096.into());
+    let window = if switched_on { sliding_window(&config)? } else { None };
     let first = config.count("max_window_layers")?.unwrap_or(28);
-    set_windows(config, &mut spec.layers, window, |index| index >= first)?;
+    set_windows(&config, &mut spec.layers, window, |index| index >= first)?;
     Ok(spec)
 }

@@ -6,9 +6,8 @@
 use std::array;
 use std::ops::Range;
 
-use half::{bf16, f16};
-
 use super::GgmlType;
+use crate::quantization::small_float;
 
 /// The numbers of `columns` of one row, into `out`, which has as many places. `row` are the row's bytes.
 ///
@@ -19,8 +18,8 @@ pub fn decode_row(kind: GgmlType, row: &[u8], columns: Range<usize>, out: &mut [
     assert_eq!(columns.len(), out.len(), "as many places as columns");
     match kind {
         GgmlType::F32 => plain(row, columns, out, f32::from_le_bytes),
-        GgmlType::F16 => plain(row, columns, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
-        GgmlType::Bf16 => plain(row, columns, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        GgmlType::F16 => plain(row, columns, out, |bytes| small_float::f16(u16::from_le_bytes(bytes))),
+        GgmlType::Bf16 => plain(row, columns, out, |bytes| small_float::bf16(u16::from_le_bytes(bytes))),
         GgmlType::Q8_0 => blocks(row, columns, out, q8_0),
         GgmlType::Q4_0 => blocks(row, columns, out, q4_0),
         GgmlType::Q4_1 => blocks(row, columns, out, q4_1),
@@ -233,7 +232,7 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 
 #[inline(always)]
 fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    small_float::f16(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
 #[inline(always)]

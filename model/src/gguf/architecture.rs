@@ -9,8 +9,10 @@ pub(super) struct Architecture {
     pub(super) name: &'static str,
     /// In `architectures` of config.json.
     pub(super) hf_name: &'static str,
-    /// What differs from Llama.
+    /// How converters treat it.
     pub(super) kind: Kind,
+    /// How many experts its layers have; 0 where they have none.
+    pub(super) num_experts: u64,
 }
 
 /// Ways in which converters from Hugging Face's folders treat an architecture.
@@ -28,24 +30,43 @@ pub(super) enum Kind {
     Gemma2,
 }
 
-const ARCHITECTURES: [Architecture; 7] = [
-    Architecture { name: "llama", hf_name: "LlamaForCausalLM", kind: Kind::Llama },
-    Architecture { name: "qwen2", hf_name: "Qwen2ForCausalLM", kind: Kind::Plain },
-    Architecture { name: "qwen3", hf_name: "Qwen3ForCausalLM", kind: Kind::Plain },
-    Architecture { name: "phi3", hf_name: "Phi3ForCausalLM", kind: Kind::Phi3 },
-    Architecture { name: "gemma", hf_name: "GemmaForCausalLM", kind: Kind::Gemma },
-    Architecture { name: "gemma2", hf_name: "Gemma2ForCausalLM", kind: Kind::Gemma2 },
-    Architecture { name: "gemma3", hf_name: "Gemma3ForCausalLM", kind: Kind::Gemma2 },
+const ARCHITECTURES: [Architecture; 9] = [
+    Architecture::new("llama", "LlamaForCausalLM", Kind::Llama),
+    Architecture::new("qwen2", "Qwen2ForCausalLM", Kind::Plain),
+    Architecture::new("qwen3", "Qwen3ForCausalLM", Kind::Plain),
+    Architecture::new("qwen2moe", "Qwen2MoeForCausalLM", Kind::Plain),
+    Architecture::new("qwen3moe", "Qwen3MoeForCausalLM", Kind::Plain),
+    Architecture::new("phi3", "Phi3ForCausalLM", Kind::Phi3),
+    Architecture::new("gemma", "GemmaForCausalLM", Kind::Gemma),
+    Architecture::new("gemma2", "Gemma2ForCausalLM", Kind::Gemma2),
+    Architecture::new("gemma3", "Gemma3ForCausalLM", Kind::Gemma2),
 ];
 
+/// As in llama.cpp.
+const MAX_EXPERTS: u64 = 512;
+
 impl Architecture {
+    const fn new(name: &'static str, hf_name: &'static str, kind: Kind) -> Self {
+        Self { name, hf_name, kind, num_experts: 0 }
+    }
+
     /// That of a file.
     pub(super) fn of(metadata: &Metadata) -> Result<Self, String> {
         let key = "general.architecture";
         let name = metadata.text(key)?.ok_or_else(|| format!("key {key:?} is missing"))?;
-        ARCHITECTURES.iter().find(|known| known.name == name).copied().ok_or_else(|| {
+        let known = ARCHITECTURES.iter().find(|known| known.name == name).copied().ok_or_else(|| {
             let names = ARCHITECTURES.map(|known| known.name).join(", ");
             format!("key {key:?}: {name:?} is not supported; supported: {names}")
-        })
+        })?;
+        let key = format!("{name}.expert_count");
+        match metadata.integer(&key)?.unwrap_or(0) {
+            0 => Ok(known),
+            count if count > MAX_EXPERTS => Err(format!("key {key:?}: {count}; at most {MAX_EXPERTS}")),
+            // Mixtral goes by the name of Llama.
+            count if known.kind == Kind::Llama => {
+                Ok(Self { hf_name: "MixtralForCausalLM", num_experts: count, ..known })
+            }
+            count => Ok(Self { num_experts: count, ..known }),
+        }
     }
 }

@@ -73,8 +73,10 @@ impl Settings<'_> {
         set("torch_dtype", self.dtype().into());
         set("vocab_size", self.vocab_size()?.into());
         set("hidden_size", self.need("embedding_length")?.into());
-        set("intermediate_size", self.need("feed_forward_length")?.into());
-        set("num_hidden_layers", self.need("block_count")?.into());
+        // Where every layer is a mixture, some files have only the width of an expert.
+        let inner = self.size("feed_forward_length")?.or(self.size("expert_feed_forward_length")?);
+        set("intermediate_size", inner.ok_or_else(|| self.missing("feed_forward_length"))?.into());
+        set("num_hidden_layers", self.num_layers()?.into());
         set("num_attention_heads", head_count.into());
         set("num_key_value_heads", self.size("attention.head_count_kv")?.unwrap_or(head_count).into());
         set("head_dim", head_dim.into());
@@ -94,7 +96,10 @@ impl Settings<'_> {
                         "key {key:?}: {rotated} is not supported; supported: the whole head, {head_dim}"
                     ));
                 }
-                set("partial_rotary_factor", (rotated as f64 / head_dim as f64).into());
+                // Such that its product with the width of a head is not just below the number.
+                let share = rotated as f64 / head_dim as f64;
+                let is_less = ((share * head_dim as f64) as u64) < rotated;
+                set("partial_rotary_factor", if is_less { share.next_up() } else { share }.into());
             }
             _ => {}
         }
@@ -106,6 +111,10 @@ impl Settings<'_> {
         let mut config = Map::new();
         let window = self.size("attention.sliding_window")?.filter(|window| *window > 0);
         match (self.architecture.kind, self.architecture.name) {
+            (Kind::Llama, _) if self.architecture.num_experts > 0 => {
+                config.insert("num_local_experts".into(), self.architecture.num_experts.into());
+                config.insert("num_experts_per_tok".into(), self.need("expert_used_count")?.into());
+            }
             (Kind::Llama, _) => {
                 config.insert("attention_bias".into(), self.has("blk.0.attn_q.bias").into());
                 config.insert("mlp_bias".into(), self.has("blk.0.ffn_gate.bias").into());
@@ -114,11 +123,14 @@ impl Settings<'_> {
                     config.insert("sliding_window".into(), window.into());
                 }
             }
-            (Kind::Plain, _) => {
+            (Kind::Plain, name) => {
                 config.insert("use_sliding_window".into(), window.is_some().into());
                 if let Some(window) = window {
                     config.insert("sliding_window".into(), window.into());
                     config.insert("max_window_layers".into(), 0.into());
+                }
+                if self.architecture.num_experts > 0 {
+                    config.extend(self.of_qwen_experts(name == "qwen3moe")?);
                 }
             }
             (Kind::Phi3, _) => {
@@ -135,6 +147,26 @@ impl Settings<'_> {
         Ok(config)
     }
 
+    fn of_qwen_experts(&self, third: bool) -> Result<Map<String, Value>, String> {
+        let mut config = Map::new();
+        let mut set = |field: &str, value: Value| config.insert(field.into(), value);
+        set("num_experts", self.architecture.num_experts.into());
+        set("num_experts_per_tok", self.need("expert_used_count")?.into());
+        // Older files do not say it: it is then what the second projection takes.
+        let own = |key: &str, tensor: &str| -> Result<Value, String> {
+            let of_tensor = || Some(*self.file.tensor(tensor)?.0.shape.last()? as u64);
+            self.size(key)?.or_else(of_tensor).map(Value::from).ok_or_else(|| self.missing(key))
+        };
+        set("moe_intermediate_size", own("expert_feed_forward_length", "blk.0.ffn_down_exps.weight")?);
+        set("norm_topk_prob", third.into());
+        if !third {
+            let shared = own("expert_shared_feed_forward_length", "blk.0.ffn_down_shexp.weight")?;
+            set("shared_expert_intermediate_size", shared);
+            set("qkv_bias", self.has("blk.0.attn_q.bias").into());
+        }
+        Ok(config)
+    }
+
     fn of_gemma(&self, third: bool, window: Option<u64>) -> Result<Map<String, Value>, String> {
         let mut config = Map::new();
         let mut set = |field: &str, value: Value| config.insert(field.into(), value);
@@ -142,7 +174,7 @@ impl Settings<'_> {
         set("sliding_window", window.ok_or_else(|| self.missing("attention.sliding_window"))?.into());
         // Queries are scaled by the width of a head, but in the largest models by what a head is of the residual
         // stream. No key tells which, so it is known by the number of layers, as in llama.cpp.
-        let num_layers = self.need("block_count")?;
+        let num_layers = self.num_layers()?;
         let scalar = match num_layers == if third { 62 } else { 46 } {
             true => self.need("embedding_length")? / self.need("attention.head_count")?.max(1),
             false => self.head_dim()?,
@@ -193,8 +225,12 @@ impl Settings<'_> {
             "linear" => Ok(Some(json!({"rope_type": "linear", "factor": need_factor()?}))),
             "yarn" => {
                 let original = self.need("rope.scaling.original_context_length")?;
-                let mut scaling =
-                    json!({"rope_type": "yarn", "factor": need_factor()?, ORIGINAL_LENGTH: original});
+                let factor = need_factor()?;
+                let mut scaling = json!({"rope_type": "yarn", "factor": factor, ORIGINAL_LENGTH: original});
+                if let Some(more) = attention_factor {
+                    // On top of YaRN's own.
+                    scaling["attention_factor"] = (more * (0.1 * factor.max(1.0).ln() + 1.0)).into();
+                }
                 for (field, name) in [
                     ("beta_fast", "rope.scaling.yarn_beta_fast"),
                     ("beta_slow", "rope.scaling.yarn_beta_slow"),
@@ -296,13 +332,29 @@ impl Settings<'_> {
     }
 
     fn size(&self, name: &str) -> Result<Option<u64>, String> {
-        self.file.metadata().integer_of_layers(&self.key(name))
+        let key = self.key(name);
+        match self.file.metadata().integer_of_layers(&key)? {
+            Some(size) if size > MAX_SIZE => Err(format!("key {key:?}: {size}; at most {MAX_SIZE}")),
+            size => Ok(size),
+        }
+    }
+
+    /// Each layer has tensors, so there are no more layers than these.
+    fn num_layers(&self) -> Result<u64, String> {
+        let (count, num_tensors) = (self.need("block_count")?, self.file.tensors().count());
+        if count <= num_tensors as u64 {
+            return Ok(count);
+        }
+        Err(format!("key {:?}: {count} layers, and there are {num_tensors} tensors", self.key("block_count")))
     }
 
     fn need(&self, name: &str) -> Result<u64, String> {
         self.size(name)?.ok_or_else(|| self.missing(name))
     }
 }
+
+/// Of any setting: widths, counts, and positions.
+const MAX_SIZE: u64 = 1 << 28;
 
 const ORIGINAL_LENGTH: &str = "original_max_position_embeddings";
 

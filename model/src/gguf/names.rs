@@ -13,10 +13,47 @@ pub(super) enum Change {
     KeyRows,
     /// One was added.
     PlusOne,
+    /// It is a vector instead of a matrix of one row.
+    Vector,
+    /// It is the matrix of this number in a tensor of all experts'.
+    Expert(usize),
 }
 
-/// What a tensor is called in a Hugging Face folder. `None` if it is not known, or if its numbers are settings there.
-pub(super) fn hf_name(architecture: Architecture, name: &str) -> Option<(String, Change)> {
+/// What a tensor is called in a Hugging Face folder, with what to undo: one name, or one for each expert; none if it is
+/// not known.
+pub(super) fn hf_names(architecture: Architecture, name: &str) -> Vec<(String, Change)> {
+    match expert_names(architecture, name) {
+        Some(names) => names,
+        None => hf_name(architecture, name).into_iter().collect(),
+    }
+}
+
+/// Of `blk.L.ffn_gate_exps.weight`, which has all experts of a layer, or `blk.L.ffn_gate.E.weight`, as older files
+/// have them.
+fn expert_names(architecture: Architecture, name: &str) -> Option<Vec<(String, Change)>> {
+    let rest = name.strip_prefix("blk.")?.strip_suffix(".weight")?;
+    let (layer, module) = rest.split_once('.')?;
+    let modules = match architecture.kind {
+        Kind::Llama => [("ffn_gate", "w1"), ("ffn_up", "w3"), ("ffn_down", "w2")],
+        _ => [("ffn_gate", "gate_proj"), ("ffn_up", "up_proj"), ("ffn_down", "down_proj")],
+    };
+    let block = if architecture.kind == Kind::Llama { "block_sparse_moe" } else { "mlp" };
+    let (own, expert) = match module.strip_suffix("_exps") {
+        Some(own) => (own, None),
+        None => module.split_once('.').map(|(own, expert)| (own, Some(expert)))?,
+    };
+    let (_, module) = modules.iter().find(|(known, _)| *known == own)?;
+    let of = |expert: &str| format!("model.layers.{layer}.{block}.experts.{expert}.{module}.weight");
+    Some(match expert {
+        Some(expert) => vec![(of(expert), Change::None)],
+        None => {
+            let all = 0..architecture.num_experts as usize;
+            all.map(|expert| (of(&expert.to_string()), Change::Expert(expert))).collect()
+        }
+    })
+}
+
+fn hf_name(architecture: Architecture, name: &str) -> Option<(String, Change)> {
     let (module, ending) = name.rsplit_once('.')?;
     if !["weight", "bias"].contains(&ending) {
         return None;
@@ -55,6 +92,12 @@ fn layer_module(kind: Kind, module: &str, norm: Change) -> Option<(&'static str,
         ("post_ffw_norm", Kind::Gemma2) => ("post_feedforward_layernorm", norm),
         ("ffn_norm", _) => ("post_attention_layernorm", norm),
         ("ffn_up", Kind::Phi3) => ("mlp.gate_up_proj", Change::None),
+        ("ffn_gate_inp", Kind::Llama) => ("block_sparse_moe.gate", Change::None),
+        ("ffn_gate_inp", _) => ("mlp.gate", Change::None),
+        ("ffn_gate_shexp", _) => ("mlp.shared_expert.gate_proj", Change::None),
+        ("ffn_up_shexp", _) => ("mlp.shared_expert.up_proj", Change::None),
+        ("ffn_down_shexp", _) => ("mlp.shared_expert.down_proj", Change::None),
+        ("ffn_gate_inp_shexp", _) => ("mlp.shared_expert_gate", Change::Vector),
         ("ffn_gate", _) => ("mlp.gate_proj", Change::None),
         ("ffn_up", _) => ("mlp.up_proj", Change::None),
         ("ffn_down", _) => ("mlp.down_proj", Change::None),

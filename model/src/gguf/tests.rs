@@ -285,3 +285,105 @@ fn parts_are_found_by_name_and_joined() {
     assert!(error.contains("says to be part 1 of the model, by its name it is part 2"), "{error}");
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+/// A model without weights to speak of.
+fn settings(architecture: &str, num_layers: u32, changes: &[(&str, u32)]) -> Builder {
+    let usual = [
+        ("block_count", num_layers),
+        ("embedding_length", 64),
+        ("feed_forward_length", 96),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("context_length", 128),
+    ];
+    let mut file = Builder::new().text("general.architecture", architecture);
+    let eps = format!("{architecture}.attention.layer_norm_rms_epsilon");
+    file = file.key(&eps, 6, &1e-5f32.to_le_bytes());
+    for (name, value) in usual {
+        let value = changes.iter().find(|(changed, _)| *changed == name).map_or(value, |(_, value)| *value);
+        file = file.integer(&format!("{architecture}.{name}"), value);
+    }
+    for (name, value) in changes.iter().filter(|(name, _)| !usual.iter().any(|(known, _)| known == name)) {
+        file = file.integer(&format!("{architecture}.{name}"), *value);
+    }
+    for layer in 0..num_layers.min(50) {
+        file = file.tensor(&format!("blk.{layer}.attn_norm.weight"), GgmlType::F32, &[1], &[0; 4]);
+    }
+    file.tensor("token_embd.weight", GgmlType::F16, &[10, 64], &[0; 1280])
+}
+
+fn config(file: Builder) -> Result<serde_json::Value, String> {
+    let file = GgufFile::from_bytes(file.finish()).unwrap();
+    let text = file.config_json().map_err(|error| error.to_string())?;
+    Ok(serde_json::from_str(&text).unwrap())
+}
+
+#[test]
+fn settings_are_those_of_the_same_model_in_a_folder() {
+    let factors: Vec<u8> = [1f32, 1.0, 2.0, 8.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let llama = settings("llama", 2, &[("attention.key_length", 8), ("rope.dimension_count", 8)])
+        .tensor("rope_freqs.weight", GgmlType::F32, &[4], &factors)
+        .tensor("output.weight", GgmlType::F16, &[10, 64], &[0; 1280]);
+    let found = config(llama).unwrap();
+    assert_eq!(found["architectures"], serde_json::json!(["LlamaForCausalLM"]));
+    assert_eq!((&found["head_dim"], &found["vocab_size"]), (&8.into(), &10.into()));
+    assert_eq!((&found["tie_word_embeddings"], &found["torch_dtype"]), (&false.into(), &"float16".into()));
+    assert_eq!(found["rope_scaling"]["long_factor"], serde_json::json!([1.0, 1.0, 2.0, 8.0]));
+    assert_eq!(found["rope_scaling"]["attention_factor"], 1.0);
+
+    let window = [("attention.sliding_window", 32)];
+    let mistral = config(settings("llama", 2, &window)).unwrap();
+    assert_eq!(mistral["architectures"], serde_json::json!(["MistralForCausalLM"]));
+    assert_eq!((&mistral["sliding_window"], &mistral["head_dim"]), (&32.into(), &16.into()));
+    // Of the largest Gemma 2, queries are scaled by what a head is of the residual stream.
+    for (num_layers, scalar) in [(26, 32), (46, 16)] {
+        let changes = [("attention.sliding_window", 32), ("attention.key_length", 32)];
+        let gemma = config(settings("gemma2", num_layers, &changes)).unwrap();
+        assert_eq!(gemma["query_pre_attn_scalar"], scalar, "{num_layers} layers");
+        assert_eq!(
+            (&gemma["layer_types"][0], &gemma["layer_types"][1]),
+            (&"sliding_attention".into(), &"full_attention".into())
+        );
+        assert_eq!(gemma["tie_word_embeddings"], true);
+    }
+    let changes = [("attention.key_length", 96), ("rope.dimension_count", 72)];
+    let share = config(settings("phi3", 2, &changes)).unwrap()["partial_rotary_factor"].as_f64().unwrap();
+    assert_eq!((share * 96.0) as usize, 72);
+}
+
+#[test]
+fn settings_that_mean_nothing_are_refused_by_key() {
+    let cases = [
+        (settings("bert", 2, &[]), "\"bert\" is not supported; supported: llama, qwen2,"),
+        (Builder::new(), "key \"general.architecture\" is missing"),
+        (settings("llama", u32::MAX, &[]), "key \"llama.block_count\": 4294967295; at most"),
+        (
+            settings("gemma3", 1 << 20, &[]),
+            "key \"gemma3.block_count\": 1048576 layers, and there are 51 tensors",
+        ),
+        (settings("llama", 2, &[("attention.head_count", 0)]), "key \"llama.attention.head_count\": 0 heads"),
+        (settings("llama", 2, &[("expert_count", 513)]), "key \"llama.expert_count\": 513; at most 512"),
+        (settings("llama", 2, &[("expert_count", 8)]), "key \"llama.expert_used_count\" is missing"),
+        (
+            settings("llama", 2, &[("rope.dimension_count", 8)]),
+            "8 is not supported; supported: the whole head, 16",
+        ),
+        (
+            settings("qwen3", 2, &[("attention.key_length", 16), ("attention.value_length", 8)]),
+            "\"qwen3.attention.value_length\": 8",
+        ),
+        (settings("gemma2", 2, &[]), "key \"gemma2.attention.sliding_window\" is missing"),
+        (
+            settings("qwen2", 2, &[]).text("qwen2.rope.scaling.type", "dynamic"),
+            "\"dynamic\" is not supported",
+        ),
+        (
+            settings("qwen2", 2, &[]).text("qwen2.rope.scaling.type", "yarn"),
+            "\"qwen2.rope.scaling.original_context_length\" is",
+        ),
+    ];
+    for (file, words) in cases {
+        let error = config(file).expect_err(words);
+        assert!(error.contains(words), "{words}: {error}");
+    }
+}

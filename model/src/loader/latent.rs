@@ -3,8 +3,10 @@
 
 use super::{Loader, Part};
 use crate::backend::Backend;
+use crate::checkpoint::TensorView;
 use crate::error::ModelError;
 use crate::latent_spec::LatentSpec;
+use crate::quantization::MatrixView;
 use crate::row_order::halves;
 use crate::spec::AttentionSpec;
 use crate::weights::LatentWeights;
@@ -83,14 +85,19 @@ impl<B: Backend> Loader<'_, B> {
         latent: &LatentSpec,
     ) -> Result<(B::Weight, B::Weight), ModelError> {
         let LatentSpec { nope_head_dim: nope, v_head_dim: value, kv_lora_rank: rank, .. } = *latent;
-        let name = format!("{}.weight", self.names.layer(index, self.names.of.latent.kv_up));
+        let module = self.names.layer(index, self.names.of.latent.kv_up);
         let rows = num_heads * (nope + value);
         let rows_of = |head: usize, first: usize, count: usize| -> Vec<usize> {
             let start = head * (nope + value) + first;
             (start..start + count).collect()
         };
         let values: Vec<usize> = (0..num_heads).flat_map(|head| rows_of(head, nope, value)).collect();
-        let matrix = self.tensor(&name, &[rows, rank])?;
+        // Columns become rows, which no packed form can do.
+        let stored = self.spec.quantization.only_as_stored();
+        let matrix = match self.matrix(&module, (rows, rank), false, &stored)? {
+            MatrixView::Plain(view) => view,
+            MatrixView::Packed(packed) => TensorView::from_f32(&packed.dequantize(), vec![rows, rank]),
+        };
         let keys =
             (0..num_heads).map(|head| matrix.clone().select_rows(&rows_of(head, 0, nope)).transposed());
         let into_latent = self.backend.load(&keys.collect::<Vec<_>>())?;

@@ -6,6 +6,7 @@ use crate::checkpoint::TensorView;
 use crate::error::ModelError;
 use crate::families::names::ExpertNames;
 use crate::moe_spec::MoeSpec;
+use crate::quantization::{Quantization, quantize, read_experts};
 use crate::row_order::grouped;
 use crate::weights::MoeWeights;
 
@@ -28,7 +29,8 @@ impl<B: Backend> Loader<'_, B> {
     pub(super) fn moe(&mut self, index: usize, moe: &MoeSpec) -> Result<MoeWeights<B>, ModelError> {
         let (names, hidden) = (self.names.of.moe, self.spec.hidden_size);
         let router = Part::whole(self.names.layer(index, names.router), moe.router.num_experts);
-        let router = self.projection(&[router], hidden, moe.router_bias)?;
+        let full_precision = self.spec.quantization.only_as_stored();
+        let router = self.projection_in(&full_precision, &[router], hidden, moe.router_bias)?;
         let correction = self.names.layer(index, names.correction_bias);
         let correction_bias = match moe.router.correction_bias {
             true => Some(self.vector(&correction, moe.router.num_experts, None, 0.0)?),
@@ -45,7 +47,7 @@ impl<B: Backend> Loader<'_, B> {
         };
         let gate = Part::whole(self.names.layer(index, names.shared_gate), 1);
         let shared_gate = match moe.shared.is_some_and(|shared| shared.gated) {
-            true => Some(self.stacked(&[gate], hidden, false)?.0),
+            true => Some(self.stacked(&full_precision, &[gate], hidden, false)?.0),
             false => None,
         };
         let ExpertWeights { gate_up, gate_up_bias, down, down_bias } = experts;
@@ -76,10 +78,10 @@ impl<B: Backend> Loader<'_, B> {
             };
             let [gate, up, down] = modules;
             let (gate_up, down) = ([part(gate, inner), part(up, inner)], [part(down, hidden)]);
-            let (weight, bias) = self.stacked(&gate_up, hidden, moe.bias)?;
+            let (weight, bias) = self.stacked(&self.spec.quantization, &gate_up, hidden, moe.bias)?;
             experts.gate_up.push(weight);
             experts.gate_up_bias.extend(bias);
-            let (weight, bias) = self.stacked(&down, inner, moe.bias)?;
+            let (weight, bias) = self.stacked(&self.spec.quantization, &down, inner, moe.bias)?;
             experts.down.push(weight);
             experts.down_bias.extend(bias);
         }
@@ -98,9 +100,10 @@ impl<B: Backend> Loader<'_, B> {
         let down = self.tensor(&output, &[count, hidden, inner])?;
         let mut experts = ExpertWeights::new();
         for expert in 0..count {
-            experts.gate_up.push(self.backend.load(&[gate_up.entry(expert)])?);
-            experts.down.push(self.backend.load(&[down.entry(expert)])?);
+            experts.gate_up.push(self.expert(&input, gate_up.entry(expert))?);
+            experts.down.push(self.expert(&output, down.entry(expert))?);
         }
+        [input, output].iter().for_each(|name| self.checkpoint.give_back(name));
         Ok(experts)
     }
 
@@ -112,23 +115,63 @@ impl<B: Backend> Loader<'_, B> {
     ) -> Result<ExpertWeights<B::Weight>, ModelError> {
         let (count, hidden, inner) = (moe.router.num_experts, self.spec.hidden_size, moe.intermediate_size);
         let name = |what: &str| self.names.layer(index, &format!("{prefix}.{what}"));
-        let names = ["gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"].map(name);
-        let gate_up = self.tensor(&names[0], &[count, hidden, 2 * inner])?;
-        let gate_up_bias = self.tensor(&names[1], &[count, 2 * inner])?;
-        let down = self.tensor(&names[2], &[count, inner, hidden])?;
-        let down_bias = self.tensor(&names[3], &[count, hidden])?;
+        let (gate_up, down) = (name("gate_up_proj"), name("down_proj"));
         let order = grouped(2, inner);
         let mut experts = ExpertWeights::new();
+        let names = [format!("{gate_up}_bias"), format!("{down}_bias")];
+        let gate_up_bias = self.tensor(&names[0], &[count, 2 * inner])?;
+        let down_bias = self.tensor(&names[1], &[count, hidden])?;
         for expert in 0..count {
-            experts.gate_up.push(self.backend.load(&[upright(&gate_up, expert).select_rows(&order)])?);
             experts.gate_up_bias.push(self.backend.load(&[gate_up_bias.entry(expert).select_rows(&order)])?);
-            experts.down.push(self.backend.load(&[upright(&down, expert)])?);
             experts.down_bias.push(self.backend.load(&[down_bias.entry(expert)])?);
         }
+        experts.gate_up = self.expert_matrices(&gate_up, count, (2 * inner, hidden), Some(&order))?;
+        experts.down = self.expert_matrices(&down, count, (hidden, inner), None)?;
         Ok(experts)
     }
-}
 
-fn upright<'v>(view: &'v TensorView<'_>, expert: usize) -> TensorView<'v> {
-    view.entry(expert).transposed()
+    /// One matrix of `shape` an expert, its rows in `order`: in four bits, or `[expert][column][row]`.
+    fn expert_matrices(
+        &mut self,
+        name: &str,
+        count: usize,
+        (rows, columns): (usize, usize),
+        order: Option<&[usize]>,
+    ) -> Result<Vec<B::Weight>, ModelError> {
+        let as_stored: Vec<usize> = (0..rows).collect();
+        let order = order.unwrap_or(&as_stored);
+        let unused = &mut self.unused;
+        let mut used = |name: &str| {
+            unused.remove(name);
+        };
+        let packed = read_experts(self.checkpoint, name, count, (rows, columns), &mut used)?;
+        let mut weights = Vec::with_capacity(count);
+        if let Some(all) = packed {
+            self.loaded_bytes += all.bytes();
+            for expert in 0..count {
+                let rows: Vec<usize> = order.iter().map(|row| expert * rows + row).collect();
+                weights.push(self.backend.load_packed(all.select_rows(&rows))?);
+            }
+            return Ok(weights);
+        }
+        let all = self.tensor(name, &[count, columns, rows])?;
+        for expert in 0..count {
+            weights.push(self.expert(name, all.entry(expert).transposed().select_rows(order))?);
+        }
+        self.checkpoint.give_back(name);
+        Ok(weights)
+    }
+
+    /// An expert's matrix, quantised if that is what is done at load.
+    fn expert(&mut self, name: &str, matrix: TensorView<'_>) -> Result<B::Weight, ModelError> {
+        let Quantization::AtLoad(to) = self.spec.quantization else {
+            return Ok(self.backend.load(&[matrix])?);
+        };
+        let packed = quantize(&matrix, to);
+        let packed = packed.map_err(|reason| ModelError::PackedTensor { name: name.into(), reason })?;
+        Ok(match packed {
+            Some(packed) => self.backend.load_packed(packed)?,
+            None => self.backend.load(&[matrix])?,
+        })
+    }
 }

@@ -66,11 +66,8 @@ fn four_bits(module: &mut Module<'_, '_>, state: &'static str) -> Result<PackedM
         len if len == (rows * columns).div_ceil(2) => Ok(repack(tensor.bytes, rows, columns)),
         len => Err(tensor.wrong(format!("has {len} bytes; {rows} x {columns} codes of 4 bits do not"))),
     })?;
-    // The widest run that never crosses a row or a block: the block, where it divides the row.
-    let block = greatest_common_divisor(columns, state.blocksize);
-    let scale = |run: usize| absmax[run * block / state.blocksize];
-    let scales = Scales::F32((0..rows * columns / block).map(scale).collect());
-    Ok(PackedRows::Codebook(CodebookRows { columns, codes, table, block, scales }).into())
+    let rows = CodebookRows::in_stream(columns, codes, table, state.blocksize, &absmax);
+    Ok(PackedRows::Codebook(rows).into())
 }
 
 /// The scale of each block.
@@ -98,10 +95,6 @@ fn repack(stream: &[u8], rows: usize, columns: usize) -> Vec<u8> {
     }
     let code = |index: usize| stream[index / 2] >> (4 * (1 - index % 2)) & 15;
     IntegerRows::pack((rows, columns), CodeWidth::Four, |row, column| code(row * columns + column))
-}
-
-fn greatest_common_divisor(a: usize, b: usize) -> usize {
-    if b == 0 { a.max(1) } else { greatest_common_divisor(b, a % b) }
 }
 
 fn int8(module: &mut Module<'_, '_>) -> Result<PackedMatrix, ModelError> {

@@ -35,6 +35,22 @@ pub(super) const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 impl CodebookRows {
+    /// Of blocks that run on over the ends of rows: `scales` are those of each `block` weights of all rows together.
+    pub(super) fn in_stream(
+        columns: usize,
+        codes: Vec<u8>,
+        table: Codebook,
+        block: usize,
+        scales: &[f32],
+    ) -> Self {
+        let rows = codes.len() / columns.div_ceil(2).max(1);
+        // The widest run that never crosses a row or a block: the block, where it divides the row.
+        let run = greatest_common_divisor(columns, block);
+        let scale = |index: usize| scales[index * run / block];
+        let scales = Scales::F32((0..rows * columns / run).map(scale).collect());
+        Self { columns, codes, table, block: run, scales }
+    }
+
     pub(super) fn rows(&self) -> usize {
         self.codes.len() / self.columns.div_ceil(2).max(1)
     }
@@ -63,4 +79,8 @@ impl CodebookRows {
             out.iter_mut().for_each(|out| *out *= scale);
         });
     }
+}
+
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a.max(1) } else { greatest_common_divisor(b, a % b) }
 }

@@ -47,7 +47,7 @@ fn packed_integers(module: &mut Module<'_, '_>) -> Result<PackedMatrix, ModelErr
     let (rows, columns) = (module.rows, module.columns);
     let (bits, row_words, words) = module.tensor("weight_packed", |tensor| {
         let fits = |bits: &usize| tensor.shape == [rows, (columns * bits).div_ceil(32)];
-        let bits = [2, 4, 8].into_iter().find(fits).ok_or_else(|| {
+        let bits = [4, 8, 2].into_iter().find(fits).ok_or_else(|| {
             let found = &tensor.shape;
             tensor.wrong(format!(
                 "has shape {found:?}, which is not {rows} rows of {columns} codes of 2, 4 or 8 bits"

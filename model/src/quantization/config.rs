@@ -124,21 +124,6 @@ impl Quantization {
     }
 }
 
-impl AtLoad {
-    /// Those of `--quantization`.
-    pub const NAMES: &str = "int8, fp8, nf4";
-
-    fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "int8" => Self::Int8,
-            "fp8" => Self::Fp8,
-            // What vLLM makes of full-precision weights under this name.
-            "nf4" | "bitsandbytes" => Self::Nf4,
-            _ => return None,
-        })
-    }
-}
-
 fn gptq(config: &Value) -> Result<Quantization, ModelError> {
     const FORMATS: &[&str] = &["gptq", "gptq_v2"];
     bits(config, "bits", &[2, 3, 4, 8])?;
@@ -149,7 +134,8 @@ fn gptq(config: &Value) -> Result<Quantization, ModelError> {
         return Err(unsupported("is_marlin_format", &config["is_marlin_format"], "false"));
     }
     let v2 = config["checkpoint_format"] == "gptq_v2" || config["format"] == "gptq_v2";
-    Ok(Quantization::Gptq(GptqSpec { group_size: group_size(config, "group_size")?, v2 }))
+    let bits = config["bits"].as_u64().map(|bits| bits as usize);
+    Ok(Quantization::Gptq(GptqSpec { bits, group_size: group_size(config, "group_size")?, v2 }))
 }
 
 fn awq(config: &Value) -> Result<Quantization, ModelError> {

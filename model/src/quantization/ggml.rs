@@ -28,10 +28,10 @@ impl GgmlRows {
 
     /// A copy of a tensor of two dimensions.
     pub(super) fn of(tensor: GgufTensor<'_>) -> Result<Self, String> {
-        let [_, columns] = tensor.shape else {
+        let [_, columns] = tensor.shape[..] else {
             return Err(format!("has shape {:?}, and is no matrix", tensor.shape));
         };
-        Self::new(tensor.kind, *columns, tensor.bytes.into_owned())
+        Self::new(tensor.kind, columns, tensor.bytes.into_owned())
     }
 
     pub(super) fn rows(&self) -> usize {

@@ -14,6 +14,8 @@ use crate::quantization::stored::Stored;
 /// What config.json says of a GPTQ checkpoint, and its tensors do not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GptqSpec {
+    /// Bits of a code, unless a module's tensors say otherwise.
+    pub bits: Option<usize>,
     /// Columns of a group where there is no `g_idx`; `None` = a whole row.
     pub group_size: Option<usize>,
     /// Format `gptq_v2`: zero points are stored as they are. Before, one less, modulo 2^bits.
@@ -26,7 +28,7 @@ pub(super) fn read(module: &mut Module<'_, '_>, spec: &GptqSpec) -> Result<Optio
     }
     let (rows, columns) = (module.rows, module.columns);
     let (bits, words) = module.tensor("qweight", |tensor| {
-        let bits = bits_of(&tensor, columns, rows)?;
+        let bits = bits_of(&tensor, columns, rows, spec.bits)?;
         Ok((bits, tensor.words()?))
     })?;
     let groups = module.optional("g_idx", |tensor| group_index(&tensor, columns))?;
@@ -112,9 +114,14 @@ pub(super) fn groups_of_index(index: Vec<u32>, count: usize, group_size: Option<
 }
 
 /// Bits of a code, from how many words hold a column of `qweight`.
-fn bits_of(tensor: &Stored<'_>, columns: usize, rows: usize) -> Result<usize, ModelError> {
+fn bits_of(
+    tensor: &Stored<'_>,
+    columns: usize,
+    rows: usize,
+    usual: Option<usize>,
+) -> Result<usize, ModelError> {
     let fits = |bits: &usize| tensor.shape == [(columns * bits).div_ceil(32), rows];
-    [2, 3, 4, 8].into_iter().find(fits).ok_or_else(|| {
+    usual.into_iter().chain([2, 3, 4, 8]).find(fits).ok_or_else(|| {
         tensor.wrong(format!(
             "has shape {:?}; for {rows} rows of {columns} columns it is [{}, {rows}] with 4 bits, and 2, 3 and 8 are \
              supported as well",

@@ -20,7 +20,7 @@ mod packed;
 mod plain;
 mod read;
 mod scales;
-mod small_float;
+pub(crate) mod small_float;
 mod stored;
 
 pub use at_load::{AtLoad, quantize};

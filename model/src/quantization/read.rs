@@ -75,7 +75,7 @@ pub fn read_matrix<'a>(
     if rows.checked_mul(columns).is_none_or(|elements| elements == 0) {
         return Ok(MatrixView::Plain(module.plain()?));
     }
-    if let Some(matrix) = module.blocks()? {
+    if let Some(matrix) = module.blocks(quantization)? {
         return Ok(MatrixView::Packed(matrix));
     }
     let packed = match quantization {
@@ -87,13 +87,8 @@ pub fn read_matrix<'a>(
         Quantization::BitsAndBytes => bitsandbytes::read(&mut module)?,
         // Only experts are packed, under names of their own.
         Quantization::Mxfp4 => None,
-        Quantization::AtLoad(to) => {
-            let view = module.plain()?;
-            Some(
-                quantize(&view, *to)
-                    .map_err(|reason| ModelError::PackedTensor { name: format!("{name}.weight"), reason })?,
-            )
-        }
+        Quantization::AtLoad(to) => quantize(&module.plain()?, *to)
+            .map_err(|reason| ModelError::PackedTensor { name: format!("{name}.weight"), reason })?,
     };
     match packed {
         Some(matrix) => Ok(MatrixView::Packed(matrix)),
@@ -138,9 +133,14 @@ impl<'a> Module<'a, '_> {
     }
 
     /// The weight, if a GGUF file has it as blocks.
-    fn blocks(&mut self) -> Result<Option<PackedMatrix>, ModelError> {
+    fn blocks(&mut self, quantization: &Quantization) -> Result<Option<PackedMatrix>, ModelError> {
         let name = format!("{}.weight", self.name);
         let Some(tensor) = self.checkpoint.blocks(&name) else { return Ok(None) };
+        if matches!(quantization, Quantization::AtLoad(_)) {
+            let kind = tensor.kind.name();
+            let reason = format!("is stored as {kind} already; --quantization is for full-precision weights");
+            return Err(ModelError::PackedTensor { name, reason });
+        }
         let expected = [self.rows, self.columns];
         if tensor.shape != expected {
             let found = tensor.shape.to_vec();

@@ -24,7 +24,7 @@ pub(super) fn e4m3(byte: u8) -> f32 {
 
 /// IEEE 754 half precision.
 #[inline(always)]
-pub(super) fn f16(bits: u16) -> f32 {
+pub(crate) fn f16(bits: u16) -> f32 {
     let value = finite::<5, 10>(u32::from(bits));
     // Infinities and what is not a number: the greatest exponent stays the greatest.
     let greatest = f32::from_bits(value.to_bits() | 0x7f80_0000);
@@ -33,7 +33,7 @@ pub(super) fn f16(bits: u16) -> f32 {
 
 /// The upper half of an `f32`.
 #[inline(always)]
-pub(super) fn bf16(bits: u16) -> f32 {
+pub(crate) fn bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 

@@ -49,9 +49,10 @@ impl SimMemory {
     /// first that `start` sees.
     pub(super) fn verify(&self, table: &[BlockId], start: u32, prefix: &[u64]) -> Result<(), String> {
         for (group, kind) in self.groups.iter().enumerate() {
-            for position in kind.first_visible(start) as usize..prefix.len() {
+            let first = kind.first_visible(start) as usize;
+            for (position, &hash) in prefix.iter().enumerate().skip(first) {
                 let at = self.address(table, group, position)?;
-                if self.entries[at] != entry(prefix[position], group) {
+                if self.entries[at] != entry(hash, group) {
                     let block = at / self.block_size;
                     return Err(format!("block {block} does not hold position {position} for group {group}"));
                 }

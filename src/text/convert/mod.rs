@@ -4,11 +4,13 @@
 mod gguf;
 mod json;
 mod merges;
+mod sentencepiece;
 mod splits;
 
 use serde_json::Value;
 
 pub use gguf::from_gguf;
+pub use sentencepiece::from_sentencepiece;
 
 /// A tokenizer in Hugging Face's form.
 #[derive(Debug, Clone, PartialEq)]

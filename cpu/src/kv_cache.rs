@@ -1,0 +1,288 @@
+//! [`CpuKvCache`]: one layer's keys and values, in the type asked for, and what they are multiplied by.
+
+use half::{bf16, f16};
+use quire_model::{KvDtype, KvScales};
+
+use crate::lanes::{E4m3, E5m2, Element};
+use crate::zeroed::zeroed;
+
+/// One layer's cache, `[block][K | V][kv_head][token in block][head_dim]`.
+pub struct CpuKvCache {
+    pub(crate) data: KvData,
+    pub(crate) scales: StoredScales,
+}
+
+/// The elements.
+pub(crate) enum KvData {
+    F32(Vec<f32>),
+    Bf16(Vec<bf16>),
+    F16(Vec<f16>),
+    E4m3(Vec<E4m3>),
+    E5m2(Vec<E5m2>),
+    Int8(Vec<i8>),
+}
+
+/// What elements are multiplied by.
+pub(crate) enum StoredScales {
+    /// The same for all.
+    Fixed(KvScales),
+    /// `[block][K | V][kv_head][token in block]`.
+    OfToken(Vec<f32>),
+}
+
+/// [`StoredScales`], to read.
+#[derive(Clone, Copy)]
+pub(crate) enum Scales<'a> {
+    None,
+    Fixed(KvScales),
+    OfToken(&'a [f32]),
+}
+
+/// Evaluates an expression with `$elements` bound to the vector of elements, whatever they are.
+macro_rules! with_elements {
+    ($data:expr, $elements:ident => $body:expr) => {
+        match $data {
+            $crate::kv_cache::KvData::F32($elements) => $body,
+            $crate::kv_cache::KvData::Bf16($elements) => $body,
+            $crate::kv_cache::KvData::F16($elements) => $body,
+            $crate::kv_cache::KvData::E4m3($elements) => $body,
+            $crate::kv_cache::KvData::E5m2($elements) => $body,
+            $crate::kv_cache::KvData::Int8($elements) => $body,
+        }
+    };
+}
+pub(crate) use with_elements;
+
+impl CpuKvCache {
+    /// `num_vectors` vectors (a key or a value each) of `head_dim` zeros. `None` if there is not the memory.
+    pub(crate) fn new(dtype: KvDtype, num_vectors: usize, head_dim: usize, scales: KvScales) -> Option<Self> {
+        let len = num_vectors.checked_mul(head_dim)?;
+        let data = match dtype {
+            KvDtype::F32 => KvData::F32(zeroed(len)?),
+            KvDtype::Bf16 => KvData::Bf16(zeroed(len)?),
+            KvDtype::F16 => KvData::F16(zeroed(len)?),
+            KvDtype::Fp8E4m3 | KvDtype::Fp8PerTokenHead => KvData::E4m3(zeroed(len)?),
+            KvDtype::Fp8E5m2 => KvData::E5m2(zeroed(len)?),
+            KvDtype::Int8PerTokenHead => KvData::Int8(zeroed(len)?),
+        };
+        let scales = match dtype {
+            KvDtype::Int8PerTokenHead | KvDtype::Fp8PerTokenHead => {
+                StoredScales::OfToken(zeroed(num_vectors)?)
+            }
+            KvDtype::Fp8E4m3 | KvDtype::Fp8E5m2 => StoredScales::Fixed(scales),
+            KvDtype::F32 | KvDtype::F16 | KvDtype::Bf16 => StoredScales::Fixed(KvScales::default()),
+        };
+        Some(Self { data, scales })
+    }
+
+    /// A cache of these numbers.
+    pub fn of_f32(values: Vec<f32>) -> Self {
+        Self { data: KvData::F32(values), scales: StoredScales::Fixed(KvScales::default()) }
+    }
+
+    /// Its numbers, if they are kept as f32.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        match &self.data {
+            KvData::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// What elements are multiplied by when they are read.
+    pub(crate) fn scales(&self) -> Scales<'_> {
+        match &self.scales {
+            StoredScales::Fixed(scales) if *scales == KvScales::default() => Scales::None,
+            StoredScales::Fixed(scales) => Scales::Fixed(*scales),
+            StoredScales::OfToken(scales) => Scales::OfToken(scales),
+        }
+    }
+
+    /// Stores a key at its offset.
+    pub(crate) fn write_key(&mut self, at: usize, key: &[f32]) {
+        self.write(at, key, |scales| scales.key);
+    }
+
+    /// Stores a value at its offset.
+    pub(crate) fn write_value(&mut self, at: usize, value: &[f32]) {
+        self.write(at, value, |scales| scales.value);
+    }
+
+    fn write(&mut self, at: usize, vector: &[f32], fixed: impl Fn(&KvScales) -> f32) {
+        let Self { data, scales } = self;
+        let scale = match scales {
+            StoredScales::Fixed(scales) => fixed(scales),
+            StoredScales::OfToken(scales) => {
+                let scale = greatest(vector) / data.greatest();
+                scales[at / vector.len()] = scale;
+                scale
+            }
+        };
+        with_elements!(data, elements => store(vector, scale, &mut elements[at..at + vector.len()]));
+    }
+}
+
+impl KvData {
+    /// The greatest number that a scale brings others to.
+    fn greatest(&self) -> f32 {
+        match self {
+            Self::E4m3(_) => 448.0,
+            Self::Int8(_) => 127.0,
+            _ => 1.0,
+        }
+    }
+}
+
+impl Scales<'_> {
+    /// Multiplies a number for each key from offset `at` on by that key's scale.
+    #[inline(always)]
+    pub(crate) fn apply_to_keys(self, at: usize, head_dim: usize, numbers: &mut [f32]) {
+        match self {
+            Self::None => {}
+            Self::Fixed(scales) => numbers.iter_mut().for_each(|number| *number *= scales.key),
+            Self::OfToken(scales) => multiply(numbers, &scales[at / head_dim..]),
+        }
+    }
+
+    /// The same for values.
+    #[inline(always)]
+    pub(crate) fn apply_to_values(self, at: usize, head_dim: usize, numbers: &mut [f32]) {
+        match self {
+            Self::None => {}
+            Self::Fixed(scales) => numbers.iter_mut().for_each(|number| *number *= scales.value),
+            Self::OfToken(scales) => multiply(numbers, &scales[at / head_dim..]),
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply(numbers: &mut [f32], factors: &[f32]) {
+    numbers.iter_mut().zip(factors).for_each(|(number, factor)| *number *= factor);
+}
+
+/// The greatest absolute value; not a number if there is one that is not.
+fn greatest(vector: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if a.is_nan() || b <= a { a } else { b };
+    vector.iter().fold(0.0, |greatest, x| greater(greatest, x.abs()))
+}
+
+fn store<T: Element>(vector: &[f32], scale: f32, elements: &mut [T]) {
+    // A vector of zeros has the scale 0.
+    let factor = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    elements.iter_mut().zip(vector).for_each(|(element, x)| *element = T::of(x * factor));
+}
+
+#[cfg(test)]
+mod tests {
+    use quire_model::AttentionShape;
+
+    use super::*;
+    use crate::attention::{PagedKv, Queries, Values, attend, key_offset, scores_len};
+    use crate::lanes::Isa;
+
+    const TOKENS: usize = 21;
+    const BLOCK_SIZE: usize = 4;
+    const SHAPE: AttentionShape = AttentionShape {
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 22,
+        kv_group: 0,
+        rotary_dim: 0,
+        alibi: false,
+        scale: 0.3,
+        softcap: None,
+        sliding_window: None,
+    };
+
+    /// Reproducible numbers, some of them small and some 0.
+    fn numbers(seed: usize, len: usize) -> Vec<f32> {
+        let number = |i: usize| ((seed * 7919 + i * 104_729) % 1009) as f32 / 504.5 - 1.0;
+        (0..len).map(|i| number(i) * [1.0, 1e-2, 3.0, 0.0][(i + seed) % 4]).collect()
+    }
+
+    /// What is stored of each vector: the numbers as they are read.
+    fn as_read(cache: &CpuKvCache) -> Vec<f32> {
+        let values: Vec<f32> = with_elements!(&cache.data, elements => elements.iter().map(|element| element.to_f32()).collect());
+        let plane = SHAPE.num_kv_heads * BLOCK_SIZE * SHAPE.head_dim;
+        let scale = |(i, value): (usize, f32)| match &cache.scales {
+            StoredScales::Fixed(scales) => value * [scales.key, scales.value][i / plane % 2],
+            StoredScales::OfToken(scales) => value * scales[i / SHAPE.head_dim],
+        };
+        values.into_iter().enumerate().map(scale).collect()
+    }
+
+    /// How far a number may be from what is stored of it, next to others of which `greatest` is the greatest.
+    fn allowed_error(dtype: KvDtype, scale: f32, x: f32, greatest: f32) -> f32 {
+        let x = x.abs();
+        1.001
+            * match dtype {
+                KvDtype::F32 => 0.0,
+                KvDtype::F16 => (x / 2048.0).max(2f32.powi(-25)),
+                KvDtype::Bf16 => x / 256.0,
+                KvDtype::Fp8E4m3 => (x / 16.0).max(scale * 2f32.powi(-10)),
+                KvDtype::Fp8PerTokenHead => (x / 16.0).max(greatest / 448.0 * 2f32.powi(-10)),
+                KvDtype::Fp8E5m2 => (x / 8.0).max(scale * 2f32.powi(-17)),
+                KvDtype::Int8PerTokenHead => greatest / 254.0,
+            }
+    }
+
+    #[test]
+    fn what_is_stored_is_near_and_attention_is_over_what_is_stored() {
+        let vectors = TOKENS.div_ceil(BLOCK_SIZE) * 2 * SHAPE.num_kv_heads * BLOCK_SIZE;
+        let table: Vec<u32> = (0..TOKENS.div_ceil(BLOCK_SIZE) as u32).rev().collect();
+        let plane = SHAPE.num_kv_heads * BLOCK_SIZE * SHAPE.head_dim;
+        for (dtype, scales) in KvDtype::ALL.into_iter().flat_map(|dtype| {
+            [KvScales::default(), KvScales { key: 0.0625, value: 0.3 }].map(|scales| (dtype, scales))
+        }) {
+            let mut cache = CpuKvCache::new(dtype, vectors, SHAPE.head_dim, scales).unwrap();
+            for position in 0..TOKENS {
+                let block = table[position / BLOCK_SIZE] as usize;
+                for head in 0..SHAPE.num_kv_heads {
+                    let at =
+                        key_offset(&SHAPE, Values::Stored, BLOCK_SIZE, block, head, position % BLOCK_SIZE);
+                    let (key, value) = (numbers(2 * at, SHAPE.head_dim), numbers(2 * at + 1, SHAPE.head_dim));
+                    cache.write_key(at, &key);
+                    cache.write_value(at + plane, &value);
+                    let read = as_read(&cache);
+                    for (at, vector, scale) in [(at, key, scales.key), (at + plane, value, scales.value)] {
+                        for (x, found) in vector.iter().zip(&read[at..]) {
+                            let allowed = allowed_error(dtype, scale, *x, greatest(&vector)) + x.abs() * 1e-6;
+                            assert!((x - found).abs() <= allowed, "{dtype:?} {scales:?}: {found} for {x}");
+                        }
+                    }
+                }
+            }
+            let plain = CpuKvCache::of_f32(as_read(&cache));
+            for isa in Isa::available() {
+                let (found, expected) = (attention(isa, &cache, &table), attention(isa, &plain, &table));
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!((found - expected).abs() <= 1e-5, "{dtype:?} {isa:?}: {found} for {expected}");
+                }
+            }
+        }
+    }
+
+    /// Of the last token, over all of them.
+    fn attention(isa: Isa, cache: &CpuKvCache, block_table: &[u32]) -> Vec<f32> {
+        let heads = numbers(3, SHAPE.num_heads / SHAPE.num_kv_heads * SHAPE.head_dim);
+        let mut scores = vec![0.0; 2 * scores_len(TOKENS)];
+        let mut out = vec![0.0; heads.len()];
+        let queries = Queries { kv_head: 1, position: TOKENS - 1, heads: &heads, sinks: &[] };
+        with_elements!(&cache.data, elements => {
+            let (scales, values) = (cache.scales(), Values::Stored);
+            let kv = PagedKv { cache: elements, scales, block_table, block_size: BLOCK_SIZE, values };
+            attend(isa, &SHAPE, kv, queries, &mut scores, &mut out);
+        });
+        out
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so() {
+        for dtype in KvDtype::ALL {
+            let mut cache = CpuKvCache::new(dtype, 16, SHAPE.head_dim, KvScales::default()).unwrap();
+            let mut vector = numbers(5, SHAPE.head_dim);
+            vector[3] = f32::NAN;
+            cache.write_key(0, &vector);
+            assert!(as_read(&cache)[3].is_nan(), "{dtype:?}");
+        }
+    }
+}
