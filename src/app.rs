@@ -88,6 +88,9 @@ pub struct ModelInfo {
     pub block_size: u32,
     /// KV blocks, the padding block not counted.
     pub num_blocks: u32,
+    /// Blocks that a sequence of the greatest length holds at a time: fewer than its tokens fill where layers have
+    /// windows, more where layers are in several groups.
+    pub blocks_per_sequence: u32,
     /// Requests in a step at most.
     pub max_num_seqs: u32,
     /// Tokens in a step at most.

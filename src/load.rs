@@ -559,6 +559,7 @@ fn model_info(config: &EngineConfig, spec: &ModelSpec, scheduler: &SchedulerConf
         num_parameters: spec.num_parameters() as u64,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
+        blocks_per_sequence: scheduler.blocks_per_sequence(),
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         enable_prefix_caching: scheduler.enable_prefix_caching,

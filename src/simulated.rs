@@ -137,6 +137,7 @@ fn model_info(scheduler: &SchedulerConfig) -> ModelInfo {
         num_parameters: 0,
         block_size: scheduler.block_size,
         num_blocks: scheduler.num_blocks - 1,
+        blocks_per_sequence: scheduler.blocks_per_sequence(),
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         enable_prefix_caching: scheduler.enable_prefix_caching,

@@ -173,7 +173,8 @@ impl Backend for CpuBackend {
         bias: Option<&CpuWeight>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        linear(&mut self.pool, &mut self.unpacked, self.isa, rows, x, weight, bias.map(CpuWeight::f32), out);
+        let factors = (weight, bias.map(CpuWeight::f32));
+        linear(&mut self.pool, &mut self.unpacked, self.isa, rows, x, factors, out);
         Ok(())
     }
 

@@ -58,8 +58,7 @@ pub(crate) fn linear(
     isa: Isa,
     rows: usize,
     x: &[f32],
-    weight: &CpuWeight,
-    bias: Option<&[f32]>,
+    (weight, bias): (&CpuWeight, Option<&[f32]>),
     out: &mut [f32],
 ) {
     let (n, k) = (weight.rows, weight.columns);

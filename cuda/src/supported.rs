@@ -23,7 +23,7 @@ pub(crate) fn check(spec: &ModelSpec) -> Result<(), BackendError> {
     Err(refusal(reason))
 }
 
-fn missing(spec: &ModelSpec) -> Vec<&'static str> {
+fn missing(spec: &ModelSpec) -> Vec<String> {
     let any = |asks: fn(&LayerSpec) -> bool| spec.layers.iter().any(asks);
     let first = spec.layers.first();
     let differ = |layer: &LayerSpec| first.is_some_and(|first| !same_sizes(first, layer));
@@ -46,7 +46,9 @@ fn missing(spec: &ModelSpec) -> Vec<&'static str> {
         (spec.layers.iter().any(differ), "layers of different sizes"),
     ]
     .into_iter()
-    .filter_map(|(is_missing, what)| is_missing.then_some(what))
+    .filter(|(is_missing, _)| *is_missing)
+    .map(|(_, what)| what.to_owned())
+    .chain(spec.quantization.name().map(|name| format!("products by quantised weights ({name})")))
     .collect()
 }
 

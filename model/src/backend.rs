@@ -284,7 +284,7 @@ pub trait Backend: Send {
     /// first step, if requests may have adapters.
     fn prepare_adapters(&mut self, max_rank: usize, targets: &LoraTargets) -> Result<(), BackendError> {
         let _ = (max_rank, targets);
-        Err(self.not_built("adapters (LoRA)"))
+        Err(self.not_built("LoRA"))
     }
 
     /// Adds to `out[T][width]`, which is product number `projection` of `x[T][k]`, what the adapters of the step's rows
@@ -299,7 +299,7 @@ pub trait Backend: Send {
         out: &mut Self::Buffer,
     ) -> Result<(), BackendError> {
         let _ = (projection, width, x, out);
-        Err(self.not_built("adapters (LoRA)"))
+        Err(self.not_built("LoRA"))
     }
 
     /// `out[rows][n] = x[rows][k] · weight[n][k]ᵀ + bias[n]`.

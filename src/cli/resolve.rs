@@ -397,7 +397,7 @@ fn model_source(
     }
 }
 
-/// A folder of safetensors files, or one that has a GGUF file and none of these.
+/// A folder of Hugging Face's form, or else one that has a GGUF file.
 fn folder_source(folder: PathBuf) -> Result<ModelSource, ConfigError> {
     let Ok(entries) = std::fs::read_dir(&folder) else { return Ok(ModelSource::Folder(folder)) };
     let names: Vec<String> =
@@ -406,7 +406,9 @@ fn folder_source(folder: PathBuf) -> Result<ModelSource, ConfigError> {
     let mut models: Vec<&String> =
         names.iter().filter(|name| name.ends_with(".gguf") && !later_part(name)).collect();
     models.sort_unstable();
-    if names.iter().any(|name| name.ends_with(".safetensors")) {
+    // Folders of GGUF files may have a config.json too.
+    let has_config = names.iter().any(|name| name == "config.json");
+    if has_config && names.iter().any(|name| name.ends_with(".safetensors")) {
         return Ok(ModelSource::Folder(folder));
     }
     match models[..] {

@@ -85,9 +85,10 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
 #[inline(always)]
 fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
     let (scale, quants) = (half_at(block, 0), bytes_at::<16>(block, 2));
-    for i in 0..16 {
-        out[i] = (i32::from(quants[i] & 15) - 8) as f32 * scale;
-        out[i + 16] = (i32::from(quants[i] >> 4) - 8) as f32 * scale;
+    let (low, high) = out.split_at_mut(16);
+    for ((low, high), quant) in low.iter_mut().zip(high).zip(quants) {
+        *low = (i32::from(quant & 15) - 8) as f32 * scale;
+        *high = (i32::from(quant >> 4) - 8) as f32 * scale;
     }
 }
 
@@ -96,9 +97,10 @@ fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
 fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
     let (scale, least) = (half_at(block, 0), half_at(block, 2));
     let quants = bytes_at::<16>(block, 4);
-    for i in 0..16 {
-        out[i] = f32::from(quants[i] & 15) * scale + least;
-        out[i + 16] = f32::from(quants[i] >> 4) * scale + least;
+    let (low, high) = out.split_at_mut(16);
+    for ((low, high), quant) in low.iter_mut().zip(high).zip(quants) {
+        *low = f32::from(quant & 15) * scale + least;
+        *high = f32::from(quant >> 4) * scale + least;
     }
 }
 

@@ -187,8 +187,9 @@ impl Settings<'_> {
         set("attn_logit_softcapping", softcap("attn_logit_softcapping", default(50.0))?);
         set("final_logit_softcapping", softcap("final_logit_softcapping", default(30.0))?);
         let period = if third { 6 } else { 2 };
-        let kind =
-            |layer: u64| if (layer + 1) % period == 0 { "full_attention" } else { "sliding_attention" };
+        let kind = |layer: u64| {
+            if (layer + 1).is_multiple_of(period) { "full_attention" } else { "sliding_attention" }
+        };
         set("layer_types", (0..num_layers).map(kind).collect::<Vec<_>>().into());
         if third {
             set("rope_local_base_freq", self.number("rope.freq_base_swa")?.unwrap_or(10_000.0).into());

@@ -19,7 +19,6 @@ pub struct GgufFile {
 
 enum Bytes {
     Mapped(MappedFile),
-    #[cfg(test)]
     Memory(Vec<u8>),
 }
 
@@ -65,7 +64,6 @@ impl GgufFile {
         let (part, info) = self.tensors.get(name)?;
         let file = match &self.parts[*part] {
             Bytes::Mapped(file) => file.bytes(),
-            #[cfg(test)]
             Bytes::Memory(bytes) => &bytes[..],
         };
         Some((info, &file[info.bytes.clone()]))
@@ -80,8 +78,8 @@ impl GgufFile {
         }
     }
 
-    #[cfg(test)]
-    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Self, ModelError> {
+    /// A whole file that is in memory.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, ModelError> {
         let path = PathBuf::from("memory.gguf");
         let header =
             Header::parse(&bytes).map_err(|reason| ModelError::Malformed { path: path.clone(), reason })?;

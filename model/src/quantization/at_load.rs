@@ -58,6 +58,17 @@ impl AtLoad {
         })
     }
 
+    /// Its usual name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Fp8 => "fp8",
+            Self::Nf4 => "nf4",
+            Self::Q8_0 => "q8_0",
+            Self::Q4K => "q4_k",
+        }
+    }
+
     /// The type that rows of that many columns get, if it is one of ggml's.
     fn ggml_type(self, columns: usize) -> Option<GgmlType> {
         let types: &[GgmlType] = match self {

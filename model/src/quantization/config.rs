@@ -82,16 +82,7 @@ impl Quantization {
     /// What `--quantization` makes of it: a way to quantise full-precision weights, or the method by which they
     /// are quantised already, under vLLM's names.
     pub fn asked_for(self, flag: &str) -> Result<Self, ModelError> {
-        let own = match &self {
-            Self::None => &[][..],
-            Self::Gptq(_) => &["gptq", "gptq_marlin"],
-            Self::Awq(_) => &["awq", "awq_marlin"],
-            Self::Fp8(_) => &["fp8", "fbgemm_fp8", "modelopt"],
-            Self::CompressedTensors(_) => &["compressed-tensors"],
-            Self::BitsAndBytes => &["bitsandbytes"],
-            Self::Mxfp4 => &["mxfp4"],
-            Self::AtLoad(_) => &[],
-        };
+        let own = self.names();
         if own.contains(&flag) {
             return Ok(self);
         }
@@ -103,6 +94,27 @@ impl Quantization {
             },
         };
         Err(ModelError::Flag { flag: "--quantization", value: flag.into(), reason })
+    }
+
+    /// How weights are quantised, by vLLM's name, if they are.
+    pub fn name(&self) -> Option<&'static str> {
+        match self {
+            Self::AtLoad(to) => Some(to.name()),
+            stored => stored.names().first().copied(),
+        }
+    }
+
+    /// What the checkpoint's own method may be called; the first name is the usual one.
+    fn names(&self) -> &'static [&'static str] {
+        match self {
+            Self::None | Self::AtLoad(_) => &[],
+            Self::Gptq(_) => &["gptq", "gptq_marlin"],
+            Self::Awq(_) => &["awq", "awq_marlin"],
+            Self::Fp8(_) => &["fp8", "fbgemm_fp8", "modelopt"],
+            Self::CompressedTensors(_) => &["compressed-tensors"],
+            Self::BitsAndBytes => &["bitsandbytes"],
+            Self::Mxfp4 => &["mxfp4"],
+        }
     }
 
     /// The same for the product that makes logits, and for routers of experts, which stay in full precision where

@@ -185,6 +185,7 @@ fn app(options: Options) -> App {
             num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1000,
+            blocks_per_sequence: MAX_MODEL_LEN.div_ceil(16),
             max_num_seqs: 32,
             max_num_batched_tokens: 256,
             enable_prefix_caching: true,

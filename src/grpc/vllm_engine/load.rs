@@ -9,7 +9,11 @@ pub(super) fn scheduler_load(app: &App) -> SchedulerLoad {
     let stats = app.engine.stats().scheduler();
     let (running, waiting) = (stats.num_running, stats.num_waiting_capacity + stats.num_waiting_deferred);
     let used_blocks = stats.num_blocks_total - stats.num_blocks_free;
-    let tokens = |blocks: u32| blocks.saturating_mul(app.model.block_size) as i32;
+    // Layers may be in several groups, and those with windows keep only these: blocks are worth what a whole sequence
+    // makes of them.
+    let (longest, blocks) = (app.limits.max_model_len, app.model.blocks_per_sequence.max(1));
+    let tokens =
+        |count: u32| (u64::from(count) * u64::from(longest) / u64::from(blocks)).min(i32::MAX as u64) as i32;
     let share = |part: f64, whole: f64| if whole == 0.0 { 0.0 } else { part / whole };
     SchedulerLoad {
         dp_rank: 0,

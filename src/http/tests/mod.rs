@@ -188,6 +188,7 @@ fn app(settings: Settings) -> Arc<App> {
             num_parameters: 1_234_567,
             block_size: 16,
             num_blocks: 1024,
+            blocks_per_sequence: MAX_MODEL_LEN.div_ceil(16),
             max_num_seqs: 32,
             max_num_batched_tokens: 256,
             enable_prefix_caching: true,
