@@ -28,7 +28,7 @@ fn cohere2(config: &Config) -> Result<ModelSpec, ModelError> {
     let mut spec = common(config)?;
     let window = sliding_window(&config.unless_said("sliding_window", 4096.into()))?;
     let pattern = config.positive_or("sliding_window_pattern", Some(4))?;
-    set_windows(config, &mut spec.layers, window, |index| (index + 1) % pattern != 0)?;
+    set_windows(config, &mut spec.layers, window, |index| !(index + 1).is_multiple_of(pattern))?;
     for attention in spec.layers.iter_mut().map(|layer| &mut layer.attention) {
         attention.rope = attention.sliding_window.map(|_| 0);
     }

@@ -41,7 +41,7 @@ fn gemma2(config: &Config) -> Result<ModelSpec, ModelError> {
     let mut spec = second(&caps)?;
     let head_dim = spec.layers[0].attention.head_dim;
     spec.positions = Positions::Rotary(vec![rope(config, head_dim)?]);
-    set_windows(config, &mut spec.layers, window(config)?, |index| index % 2 == 0)?;
+    set_windows(config, &mut spec.layers, window(config)?, |index| index.is_multiple_of(2))?;
     Ok(spec)
 }
 
@@ -51,7 +51,7 @@ fn gemma3(config: &Config) -> Result<ModelSpec, ModelError> {
     config.only("attn_logit_softcapping", Value::Null, "null")?;
     let mut spec = second(config)?;
     let pattern = config.positive_or("sliding_window_pattern", Some(6))?;
-    set_windows(config, &mut spec.layers, window(config)?, |index| (index + 1) % pattern != 0)?;
+    set_windows(config, &mut spec.layers, window(config)?, |index| !(index + 1).is_multiple_of(pattern))?;
     for attention in spec.layers.iter_mut().map(|layer| &mut layer.attention) {
         attention.qk_norm = Some(QkNormSpec { kind: NormKind::Rms, span: NormSpan::Head });
         attention.rope = Some(usize::from(attention.sliding_window.is_some()));
