@@ -42,6 +42,9 @@ struct Part {
     order: Option<Vec<usize>>,
 }
 
+/// Of queries and of keys, if they are normalised.
+type QkNormWeights<B> = Option<(<B as Backend>::Weight, <B as Backend>::Weight)>;
+
 impl<'a, B: Backend> Loader<'a, B> {
     pub(crate) fn new(
         backend: &'a mut B,
@@ -247,11 +250,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         rope.filter(|rope| rope.interleaved).map(|rope| rope.dim)
     }
 
-    fn qk_norm(
-        &mut self,
-        index: usize,
-        attention: &AttentionSpec,
-    ) -> Result<Option<(B::Weight, B::Weight)>, ModelError> {
+    fn qk_norm(&mut self, index: usize, attention: &AttentionSpec) -> Result<QkNormWeights<B>, ModelError> {
         let Some(norm) = attention.qk_norm else { return Ok(None) };
         let (names, rotated) = (self.names.of, self.interleaved_dim(attention));
         let mut load = |name: &str, heads: usize| {
