@@ -48,8 +48,10 @@ impl LoraTargets {
     /// The layer of that name. What is in front of all names may be there or not, as it is in checkpoints of models with
     /// and without a head.
     pub fn get(&self, module: &str) -> Option<&LoraTarget> {
-        let without = || self.by_name.get(module.strip_prefix("model.")?);
-        self.by_name.get(module).or_else(without).or_else(|| self.by_name.get(&format!("model.{module}")))
+        let bare = |name: &str| name.split_once('.').map(|(_, rest)| rest.to_owned());
+        let without = || self.by_name.get(&bare(module)?);
+        let with = || self.by_name.iter().find(|(name, _)| bare(name).as_deref() == Some(module));
+        self.by_name.get(module).or_else(without).or_else(|| with().map(|(_, target)| target))
     }
 
     /// Keeps the layers of these names alone, each the last part of some; the error is one that is no layer's.
