@@ -188,7 +188,7 @@ fn draw_config(rng: &mut Rng) -> SchedulerConfig {
         };
     }
     let least = config.kv_cache().max_blocks(max_model_len) as u32;
-    config.num_blocks = 1 + least + rng.below(4 * least + 2);
+    config.num_blocks = 1 + least + rng.below(3 * least + 2);
     config
 }
 
