@@ -30,6 +30,7 @@ mod golden;
 mod inference;
 mod invariance;
 mod lifecycle;
+mod loading;
 mod lora;
 mod ollama;
 mod overload;
