@@ -100,6 +100,20 @@ async fn invariant_8_chunks_change_no_bit() {
 }
 
 #[tokio::test]
+async fn invariant_8_narrower_keys_and_values_change_no_bit_with_the_batch() {
+    let asks = asks(805, 24);
+    for dtype in ["fp8", "int8"] {
+        let kv = ["--kv-cache-dtype", dtype];
+        let server = Server::start(&kv);
+        let expected = alone(&server, &asks).await;
+        // Everything is in the prefix cache now.
+        expect(&expected, &asks, &server, 16).await;
+        let small = ["--max-num-batched-tokens", "32", "--max-num-seqs", "7"];
+        expect(&expected, &asks, &Server::start(&[&kv[..], &small, TINY_KV].concat()), 24).await;
+    }
+}
+
+#[tokio::test]
 async fn invariant_8_block_size_changes_no_bit() {
     let asks = asks(803, 24);
     let expected = alone(&Server::shared(&[]), &asks).await;

@@ -29,6 +29,7 @@ mod golden;
 mod inference;
 mod invariance;
 mod lifecycle;
+mod loading;
 mod ollama;
 mod overload;
 mod pooled_requests;
