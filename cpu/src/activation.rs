@@ -54,7 +54,7 @@ fn gelu<V: Lanes>(x: V) -> V {
 /// `(1 + tanh(u)) / 2` is the logistic function of `2 u`, which loses no digits where `u` is small.
 #[inline(always)]
 fn gelu_tanh<V: Lanes>(x: V) -> V {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     let cubic = x.mul(x).mul(V::splat(0.044_715)).mul_add(x, x);
     let exponent = cubic.mul(V::splat(-TWICE_SQRT_2_OVER_PI));
     x.div(V::splat(1.0).add(exp(exponent)))

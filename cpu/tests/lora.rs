@@ -40,7 +40,8 @@ fn runner(base: &str) -> Runner<CpuBackend> {
 fn adapter(runner: &Runner<CpuBackend>, name: &str) -> Adapter {
     let dir = fixtures().join("lora").join(name);
     let weights = LoraWeights::read(&dir, runner.lora_targets(), MAX_RANK, None).unwrap();
-    Adapter::new(name, &weights.digest().to_owned(), weights)
+    let digest = weights.digest().to_owned();
+    Adapter::new(name, &digest, weights)
 }
 
 /// What PEFT stored: tokens, and the log-probabilities behind each.
@@ -185,7 +186,8 @@ fn random_adapter(runner: &Runner<CpuBackend>, rng: &mut StdRng) -> Adapter {
     let bytes = std::fs::read(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
     let weights = LoraWeights::from_bytes(config.as_bytes(), Ok(bytes), targets, MAX_RANK, None).unwrap();
-    Adapter::new("random", &weights.digest().to_owned(), weights)
+    let digest = weights.digest().to_owned();
+    Adapter::new("random", &digest, weights)
 }
 
 #[test]

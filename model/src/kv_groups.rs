@@ -77,14 +77,15 @@ impl KvGroups {
         KvLayout { layers: kept.collect(), block_size }
     }
 
-    /// Groups as large as the rarest kind, as vLLM has them; or as the commonest, if that leaves less idle.
+    /// Groups as large as the rarest kind, as vLLM has them; or as the commonest, if that leaves no more idle: the
+    /// fewer groups, the fewer block tables.
     fn sort(kinds: &[(KvGroup, Vec<usize>)], num_layers: usize) -> Self {
         let num_groups =
             |size: usize| kinds.iter().map(|(_, layers)| layers.len().div_ceil(size)).sum::<usize>();
         let sizes = kinds.iter().map(|(_, layers)| layers.len());
         let (rarest, commonest) = (sizes.clone().min().unwrap_or(1), sizes.max().unwrap_or(1));
-        let is_less = num_groups(commonest) * commonest < num_groups(rarest) * rarest;
-        let mut size = if is_less { commonest } else { rarest };
+        let no_more = num_groups(commonest) * commonest <= num_groups(rarest) * rarest;
+        let mut size = if no_more { commonest } else { rarest };
         while num_groups(size) > MAX_KV_GROUPS {
             size += 1;
         }
@@ -141,7 +142,8 @@ mod tests {
         assert_eq!(shape(62, 6), (7, 10), "Gemma 3 27B: 52 and 10");
         assert_eq!(shape(24, 2), (2, 12), "gpt-oss 20B");
         assert_eq!(shape(32, 100), (1, 32), "Mistral 7B: all layers");
-        assert_eq!(shape(5, 2), (2, 3), "3 and 2: six places, not eight");
+        assert_eq!(shape(5, 2), (2, 3), "3 and 2: six places either way");
+        assert_eq!(shape(7, 2), (2, 4), "4 and 3: eight places, not nine");
     }
 
     #[test]
