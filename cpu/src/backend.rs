@@ -3,17 +3,17 @@
 use std::ops::Range;
 
 use quire_model::{
-    Activation, AttentionShape, Backend, BackendError, BufferRole, Experts, Heads, KvScales, LatentInput,
-    LatentNorm, LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, LoraTargets, MAX_KV_GROUPS,
-    MoeSpec, PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs,
-    StepLimits, TensorView, sample_row,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Experts, Heads, LatentInput, LatentNorm,
+    LatentShape, LayerNorm, LinearShape, LogitsRow, LogitsTask, LoraTargets, MAX_KV_GROUPS, MoeSpec,
+    PLACEHOLDER_BIT, PackedMatrix, PoolRow, QkNorm, RowResult, SamplerScratch, Slot, StepInputs, StepLimits,
+    TensorView, sample_row,
 };
 
 use crate::activation::activate_row;
 use crate::attention::{PagedKv, Queries, Sequence, Values, attend, attend_all, key_offset, scores_len};
 use crate::device::{CpuBackend, ELEMENT_CHUNK, MIN_WORK_PER_CHUNK, WorkerScratch, chunk_of, error, row_of};
 use crate::elementwise::{gate_row, layer_norm, rms_norm, rotate, scale};
-use crate::kv_cache::{CpuKvCache, StoredScales, with_elements};
+use crate::kv_cache::{CpuKvCache, with_elements};
 use crate::lanes::Element;
 use crate::latent::{LatentToken, attend_latents, head_linear};
 use crate::linear::linear;
@@ -61,18 +61,13 @@ impl Backend for CpuBackend {
         Ok(buffer)
     }
 
-    fn alloc_kv_cache(
-        &mut self,
-        vectors: usize,
-        width: usize,
-        scales: KvScales,
-    ) -> Result<CpuKvCache, BackendError> {
+    fn alloc_kv_cache(&mut self, vectors: usize, width: usize) -> Result<CpuKvCache, BackendError> {
         let dtype = self.kv_dtype;
-        let mut cache = CpuKvCache::new(dtype, vectors, width, scales).ok_or_else(|| {
+        let mut cache = CpuKvCache::new(dtype, vectors, width).ok_or_else(|| {
             error(format!("no memory for {vectors} keys and values of {width} numbers as {}", dtype.name()))
         })?;
         with_elements!(&mut cache.data, elements => self.touch(elements));
-        if let StoredScales::OfToken(scales) = &mut cache.scales {
+        if let Some(scales) = &mut cache.own_scales {
             self.touch(scales);
         }
         Ok(cache)
@@ -221,8 +216,8 @@ impl Backend for CpuBackend {
             let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
             for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
                 let to = key_offset(shape, Values::Stored, block_size, block, index, position % block_size);
-                kv_cache.write_key(to, key);
-                kv_cache.write_value(to + plane, value);
+                kv_cache.write(to, key, shape.kv_scales.key);
+                kv_cache.write(to + plane, value, shape.kv_scales.value);
             }
         }
         Ok(())
@@ -263,7 +258,8 @@ impl Backend for CpuBackend {
                 let sinks = sinks.map_or(&[][..], |sinks| &sinks.f32()[kv_head * group..][..group]);
                 let queries = Queries { kv_head, position, heads, sinks };
                 with_elements!(&kv_cache.data, cache => {
-                    let (block_size, scales, values) = (limits.block_size, kv_cache.scales(), Values::Stored);
+                    let (block_size, values) = (limits.block_size, Values::Stored);
+                    let scales = kv_cache.scales(shape.kv_scales);
                     let kv = PagedKv { cache, scales, block_table: table, block_size, values };
                     attend(*isa, shape, kv, queries, &mut scratch.scores, out);
                 });

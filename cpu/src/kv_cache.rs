@@ -9,7 +9,8 @@ use crate::zeroed::zeroed;
 /// One layer's cache, `[block][K | V][kv_head][token in block][head_dim]`.
 pub struct CpuKvCache {
     pub(crate) data: KvData,
-    pub(crate) scales: StoredScales,
+    /// `[block][K | V][kv_head][token in block]` what elements are times, in formats that keep one for each vector.
+    pub(crate) own_scales: Option<Vec<f32>>,
 }
 
 /// The elements.
@@ -22,15 +23,7 @@ pub(crate) enum KvData {
     Int8(Vec<i8>),
 }
 
-/// What elements are multiplied by.
-pub(crate) enum StoredScales {
-    /// The same for all.
-    Fixed(KvScales),
-    /// `[block][K | V][kv_head][token in block]`.
-    OfToken(Vec<f32>),
-}
-
-/// [`StoredScales`], to read.
+/// What elements are multiplied by when they are read.
 #[derive(Clone, Copy)]
 pub(crate) enum Scales<'a> {
     None,
@@ -55,7 +48,7 @@ pub(crate) use with_elements;
 
 impl CpuKvCache {
     /// `num_vectors` vectors (a key or a value each) of `head_dim` zeros. `None` if there is not the memory.
-    pub(crate) fn new(dtype: KvDtype, num_vectors: usize, head_dim: usize, scales: KvScales) -> Option<Self> {
+    pub(crate) fn new(dtype: KvDtype, num_vectors: usize, head_dim: usize) -> Option<Self> {
         let len = num_vectors.checked_mul(head_dim)?;
         let data = match dtype {
             KvDtype::F32 => KvData::F32(zeroed(len)?),
@@ -65,19 +58,14 @@ impl CpuKvCache {
             KvDtype::Fp8E5m2 => KvData::E5m2(zeroed(len)?),
             KvDtype::Int8PerTokenHead => KvData::Int8(zeroed(len)?),
         };
-        let scales = match dtype {
-            KvDtype::Int8PerTokenHead | KvDtype::Fp8PerTokenHead => {
-                StoredScales::OfToken(zeroed(num_vectors)?)
-            }
-            KvDtype::Fp8E4m3 | KvDtype::Fp8E5m2 => StoredScales::Fixed(scales),
-            KvDtype::F32 | KvDtype::F16 | KvDtype::Bf16 => StoredScales::Fixed(KvScales::default()),
-        };
-        Some(Self { data, scales })
+        let has_own = matches!(dtype, KvDtype::Int8PerTokenHead | KvDtype::Fp8PerTokenHead);
+        let own_scales = if has_own { Some(zeroed(num_vectors)?) } else { None };
+        Some(Self { data, own_scales })
     }
 
     /// A cache of these numbers.
     pub fn of_f32(values: Vec<f32>) -> Self {
-        Self { data: KvData::F32(values), scales: StoredScales::Fixed(KvScales::default()) }
+        Self { data: KvData::F32(values), own_scales: None }
     }
 
     /// Its numbers, if they are kept as f32.
@@ -88,30 +76,22 @@ impl CpuKvCache {
         }
     }
 
-    /// What elements are multiplied by when they are read.
-    pub(crate) fn scales(&self) -> Scales<'_> {
-        match &self.scales {
-            StoredScales::Fixed(scales) if *scales == KvScales::default() => Scales::None,
-            StoredScales::Fixed(scales) => Scales::Fixed(*scales),
-            StoredScales::OfToken(scales) => Scales::OfToken(scales),
+    /// What elements are multiplied by when they are read, in a layer with these scales.
+    pub(crate) fn scales(&self, of_layer: KvScales) -> Scales<'_> {
+        match &self.own_scales {
+            Some(scales) => Scales::OfToken(scales),
+            None if self.data.is_scaled() && of_layer != KvScales::default() => Scales::Fixed(of_layer),
+            None => Scales::None,
         }
     }
 
-    /// Stores a key at its offset.
-    pub(crate) fn write_key(&mut self, at: usize, key: &[f32]) {
-        self.write(at, key, |scales| scales.key);
-    }
-
-    /// Stores a value at its offset.
-    pub(crate) fn write_value(&mut self, at: usize, value: &[f32]) {
-        self.write(at, value, |scales| scales.value);
-    }
-
-    fn write(&mut self, at: usize, vector: &[f32], fixed: impl Fn(&KvScales) -> f32) {
-        let Self { data, scales } = self;
-        let scale = match scales {
-            StoredScales::Fixed(scales) => fixed(scales),
-            StoredScales::OfToken(scales) => {
+    /// Stores a key or a value at its offset, in a layer where its kind has that scale.
+    pub(crate) fn write(&mut self, at: usize, vector: &[f32], of_layer: f32) {
+        let Self { data, own_scales } = self;
+        let scale = match own_scales {
+            None if data.is_scaled() => of_layer,
+            None => 1.0,
+            Some(scales) => {
                 let scale = greatest(vector) / data.greatest();
                 scales[at / vector.len()] = scale;
                 scale
@@ -122,6 +102,11 @@ impl CpuKvCache {
 }
 
 impl KvData {
+    /// Whether a layer's scales apply.
+    fn is_scaled(&self) -> bool {
+        matches!(self, Self::E4m3(_) | Self::E5m2(_))
+    }
+
     /// The greatest number that a scale brings others to.
     fn greatest(&self) -> f32 {
         match self {
@@ -181,6 +166,7 @@ mod tests {
 
     const TOKENS: usize = 21;
     const BLOCK_SIZE: usize = 4;
+    const ONES: KvScales = KvScales { key: 1.0, value: 1.0 };
     const SHAPE: AttentionShape = AttentionShape {
         num_heads: 4,
         num_kv_heads: 2,
@@ -191,6 +177,7 @@ mod tests {
         scale: 0.3,
         softcap: None,
         sliding_window: None,
+        kv_scales: ONES,
     };
 
     /// Reproducible numbers, some of them small and some 0.
@@ -200,12 +187,13 @@ mod tests {
     }
 
     /// What is stored of each vector: the numbers as they are read.
-    fn as_read(cache: &CpuKvCache) -> Vec<f32> {
+    fn as_read(cache: &CpuKvCache, of_layer: KvScales) -> Vec<f32> {
         let values: Vec<f32> = with_elements!(&cache.data, elements => elements.iter().map(|element| element.to_f32()).collect());
         let plane = SHAPE.num_kv_heads * BLOCK_SIZE * SHAPE.head_dim;
-        let scale = |(i, value): (usize, f32)| match &cache.scales {
-            StoredScales::Fixed(scales) => value * [scales.key, scales.value][i / plane % 2],
-            StoredScales::OfToken(scales) => value * scales[i / SHAPE.head_dim],
+        let scale = |(i, value): (usize, f32)| match cache.scales(of_layer) {
+            Scales::None => value,
+            Scales::Fixed(scales) => value * [scales.key, scales.value][i / plane % 2],
+            Scales::OfToken(scales) => value * scales[i / SHAPE.head_dim],
         };
         values.into_iter().enumerate().map(scale).collect()
     }
@@ -233,16 +221,16 @@ mod tests {
         for (dtype, scales) in KvDtype::ALL.into_iter().flat_map(|dtype| {
             [KvScales::default(), KvScales { key: 0.0625, value: 0.3 }].map(|scales| (dtype, scales))
         }) {
-            let mut cache = CpuKvCache::new(dtype, vectors, SHAPE.head_dim, scales).unwrap();
+            let mut cache = CpuKvCache::new(dtype, vectors, SHAPE.head_dim).unwrap();
             for position in 0..TOKENS {
                 let block = table[position / BLOCK_SIZE] as usize;
                 for head in 0..SHAPE.num_kv_heads {
                     let at =
                         key_offset(&SHAPE, Values::Stored, BLOCK_SIZE, block, head, position % BLOCK_SIZE);
                     let (key, value) = (numbers(2 * at, SHAPE.head_dim), numbers(2 * at + 1, SHAPE.head_dim));
-                    cache.write_key(at, &key);
-                    cache.write_value(at + plane, &value);
-                    let read = as_read(&cache);
+                    cache.write(at, &key, scales.key);
+                    cache.write(at + plane, &value, scales.value);
+                    let read = as_read(&cache, scales);
                     for (at, vector, scale) in [(at, key, scales.key), (at + plane, value, scales.value)] {
                         for (x, found) in vector.iter().zip(&read[at..]) {
                             let allowed = allowed_error(dtype, scale, *x, greatest(&vector)) + x.abs() * 1e-6;
@@ -251,9 +239,10 @@ mod tests {
                     }
                 }
             }
-            let plain = CpuKvCache::of_f32(as_read(&cache));
+            let plain = CpuKvCache::of_f32(as_read(&cache, scales));
             for isa in Isa::available() {
-                let (found, expected) = (attention(isa, &cache, &table), attention(isa, &plain, &table));
+                let found = attention(isa, &cache, scales, &table);
+                let expected = attention(isa, &plain, scales, &table);
                 for (found, expected) in found.iter().zip(&expected) {
                     assert!((found - expected).abs() <= 1e-5, "{dtype:?} {isa:?}: {found} for {expected}");
                 }
@@ -262,13 +251,13 @@ mod tests {
     }
 
     /// Of the last token, over all of them.
-    fn attention(isa: Isa, cache: &CpuKvCache, block_table: &[u32]) -> Vec<f32> {
+    fn attention(isa: Isa, cache: &CpuKvCache, scales: KvScales, block_table: &[u32]) -> Vec<f32> {
         let heads = numbers(3, SHAPE.num_heads / SHAPE.num_kv_heads * SHAPE.head_dim);
         let mut scores = vec![0.0; 2 * scores_len(TOKENS)];
         let mut out = vec![0.0; heads.len()];
         let queries = Queries { kv_head: 1, position: TOKENS - 1, heads: &heads, sinks: &[] };
         with_elements!(&cache.data, elements => {
-            let (scales, values) = (cache.scales(), Values::Stored);
+            let (scales, values) = (cache.scales(scales), Values::Stored);
             let kv = PagedKv { cache: elements, scales, block_table, block_size: BLOCK_SIZE, values };
             attend(isa, &SHAPE, kv, queries, &mut scores, &mut out);
         });
@@ -278,11 +267,11 @@ mod tests {
     #[test]
     fn what_is_not_a_number_stays_so() {
         for dtype in KvDtype::ALL {
-            let mut cache = CpuKvCache::new(dtype, 16, SHAPE.head_dim, KvScales::default()).unwrap();
+            let mut cache = CpuKvCache::new(dtype, 16, SHAPE.head_dim).unwrap();
             let mut vector = numbers(5, SHAPE.head_dim);
             vector[3] = f32::NAN;
-            cache.write_key(0, &vector);
-            assert!(as_read(&cache)[3].is_nan(), "{dtype:?}");
+            cache.write(0, &vector, 1.0);
+            assert!(as_read(&cache, ONES)[3].is_nan(), "{dtype:?}");
         }
     }
 }

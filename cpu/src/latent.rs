@@ -2,7 +2,7 @@
 //! heads at once. Queries are brought into its space before, results out of it afterwards, by each head's own
 //! matrix, so that nothing is ever decompressed.
 
-use quire_model::{AttentionShape, Heads, LatentInput, LatentShape};
+use quire_model::{AttentionShape, Heads, KvScales, LatentInput, LatentShape};
 
 use crate::attention::{PagedKv, Queries, Values, attend};
 use crate::device::CpuBackend;
@@ -81,7 +81,7 @@ impl LatentToken<'_> {
         let kv = &input.kv[token * cached..][..cached];
         rms_norm(self.isa, &kv[..latent_dim], self.norm, self.eps, latent);
         rotate(angles, &kv[latent_dim..], key);
-        cache.write_key(entry * cached, &self.row[..cached]);
+        cache.write(entry * cached, &self.row[..cached], self.shape.kv_scale);
         let heads = input.q[token * num_heads * query..][..num_heads * query].chunks_exact(query);
         let queries = queries[token * num_heads * cached..][..num_heads * cached].chunks_exact_mut(cached);
         for (head, out) in heads.zip(queries) {
@@ -118,6 +118,7 @@ pub(crate) fn attend_latents(
         sliding_window: None,
         alibi: false,
         kv_group: 0,
+        kv_scales: KvScales { key: shape.kv_scale, value: shape.kv_scale },
     };
     let CpuBackend { pool, isa, limits, step, block_tables, scratch, .. } = backend;
     let (scratch, out) = (SharedSlice::new(scratch), SharedSlice::new(out));
@@ -141,7 +142,7 @@ pub(crate) fn attend_latents(
             (&mut scratch.part(worker, 1)[0], out.part(at, heads * shape.latent_dim))
         };
         with_elements!(&kv_cache.data, cache => {
-            let kv = PagedKv { cache, scales: kv_cache.scales(), block_table, block_size, values };
+            let kv = PagedKv { cache, scales: kv_cache.scales(as_keys.kv_scales), block_table, block_size, values };
             attend(*isa, &as_keys, kv, queries, &mut scratch.scores, out);
         });
     });

@@ -2,9 +2,9 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use candle_core::{Device, safetensors};
+use candle_core::{Device, Tensor, safetensors};
 use quire_cpu::{CpuBackend, CpuOptions};
 use quire_model::{Checkpoint, KvDtype, KvLayout, Model, ModelSpec, Runner, RunnerConfig};
 use quire_scheduler::{ALL_LOGPROBS, SamplingParams, TokenId};
@@ -40,6 +40,24 @@ fn fewer_bits_lose_no_more_than_their_rounding() {
     }
 }
 
+/// Keys and values that are larger or smaller by powers of two, and queries and outputs that make up for it, are the
+/// same model. FP8 could not hold them without the scales that say so.
+#[test]
+fn scales_of_a_checkpoint_bring_keys_and_values_into_range() {
+    for (name, key, value) in [("llama-bias-llama3", 18, 17), ("mistral-window", -19, 18), ("phi4", 18, -20)]
+    {
+        for dtype in [KvDtype::F32, KvDtype::Fp8E4m3, KvDtype::Fp8E5m2] {
+            let dir = fixture(name);
+            let plain = logprobs(name, dtype);
+            for (scaled, same) in [(true, true), (false, dtype == KvDtype::F32)] {
+                let checkpoint = with_larger_kv(&dir, [key, value].map(|power| 2f64.powi(power)), scaled);
+                let found = logprobs_of(&dir, &checkpoint, dtype);
+                assert_eq!(found == plain, same, "{name}, {}, with scales: {scaled}", dtype.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn a_block_is_as_large_as_its_numbers_and_scales() {
     let spec = ModelSpec::from_dir(&fixture("qwen2-window")).unwrap();
@@ -55,9 +73,51 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures").join(name)
 }
 
+/// The fixture's weights with keys and values times `factors`, which nothing else shows; with the scales that a
+/// checkpoint would have for FP8, or without.
+fn with_larger_kv(dir: &Path, [key, value]: [f64; 2], scaled: bool) -> Checkpoint {
+    let mut tensors = safetensors::load(dir.join("model.safetensors"), &Device::Cpu).unwrap();
+    let spec = ModelSpec::from_dir(dir).unwrap();
+    for (index, layer) in spec.layers.iter().enumerate() {
+        let attention = format!("model.layers.{index}.self_attn");
+        let [q_rows, kv_rows] = [layer.attention.num_heads, layer.attention.num_kv_heads]
+            .map(|heads| heads * layer.attention.head_dim);
+        for kind in ["weight", "bias"] {
+            for (part, factor) in [("q", 1.0 / key), ("k", key), ("v", value)] {
+                if let Some(tensor) = tensors.get_mut(&format!("{attention}.{part}_proj.{kind}")) {
+                    *tensor = (&*tensor * factor).unwrap();
+                }
+            }
+            if let Some(tensor) = tensors.get_mut(&format!("{attention}.qkv_proj.{kind}")) {
+                let part = |at, len, factor: f64| (tensor.narrow(0, at, len).unwrap() * factor).unwrap();
+                let (q, k) = (part(0, q_rows, 1.0 / key), part(q_rows, kv_rows, key));
+                *tensor = Tensor::cat(&[q, k, part(q_rows + kv_rows, kv_rows, value)], 0).unwrap();
+            }
+        }
+        let output = tensors.get_mut(&format!("{attention}.o_proj.weight")).unwrap();
+        *output = (&*output / value).unwrap();
+        for (name, scale) in [("k_scale", key), ("v_scale", value)] {
+            if scaled {
+                let scale = Tensor::new(scale as f32, &Device::Cpu).unwrap();
+                tensors.insert(format!("{attention}.{name}"), scale);
+            }
+        }
+    }
+    let file = std::env::temp_dir().join(format!("quire-kv-scales-{}.safetensors", std::process::id()));
+    safetensors::save(&tensors, &file).unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::remove_file(file).unwrap();
+    Checkpoint::from_bytes(bytes).unwrap()
+}
+
 /// All log-probabilities of a fixture's tokens.
 fn logprobs(name: &str, dtype: KvDtype) -> Vec<f32> {
     let dir = fixture(name);
+    logprobs_of(&dir, &Checkpoint::open(&dir).unwrap(), dtype)
+}
+
+/// The same with other weights.
+fn logprobs_of(dir: &Path, checkpoint: &Checkpoint, dtype: KvDtype) -> Vec<f32> {
     let stored = safetensors::load(dir.join("expected.safetensors"), &Device::Cpu).unwrap();
     let token_ids: Vec<TokenId> =
         stored["token_ids"].to_vec1::<i64>().unwrap().into_iter().map(|id| id as TokenId).collect();
@@ -69,8 +129,8 @@ fn logprobs(name: &str, dtype: KvDtype) -> Vec<f32> {
         num_blocks: 20,
     };
     let mut backend = CpuBackend::new(CpuOptions::default()).unwrap().with_kv_dtype(dtype);
-    let spec = ModelSpec::from_dir(&dir).unwrap();
-    let model = Model::load(&mut backend, spec, &Checkpoint::open(&dir).unwrap(), &mut |_| {}).unwrap();
+    let spec = ModelSpec::from_dir(dir).unwrap();
+    let model = Model::load(&mut backend, spec, checkpoint, &mut |_| {}).unwrap();
     let mut runner = Runner::new(backend, model, config).unwrap();
     let sampling = SamplingParams {
         logprobs: Some(ALL_LOGPROBS),

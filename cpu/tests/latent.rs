@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use quire_cpu::{CpuBackend, CpuOptions, CpuWeight, Isa};
 use quire_model::{
-    Backend, BufferRole, Dtype, Heads, InputBatch, KvScales, LatentInput, LatentNorm, LatentShape,
-    StepLimits, TensorData, TensorView,
+    Backend, BufferRole, Dtype, Heads, InputBatch, KvDtype, LatentInput, LatentNorm, LatentShape, StepLimits,
+    TensorData, TensorView,
 };
 use quire_scheduler::kv::BlockId;
 use quire_scheduler::{AdmittedRequest, RequestId, SamplingParams, ScheduledRow, SchedulerOutput};
@@ -83,6 +83,7 @@ impl Case {
             nope_dim: rng.random_range(1..30),
             rope_dim: 2 * rng.random_range(1..9),
             scale: rng.random_range(0.1..1.0),
+            kv_scale: 1.0,
         };
         let (value_dim, num_tokens) = (rng.random_range(1..30), rng.random_range(1..40));
         let LatentShape { num_heads, latent_dim, nope_dim, rope_dim, .. } = shape;
@@ -99,11 +100,33 @@ impl Case {
         }
     }
 
+    fn with_larger_latents(&self, factor: f32, kv_scale: f32) -> Self {
+        let LatentShape { latent_dim, nope_dim, rope_dim, .. } = self.shape;
+        let all = |numbers: &[f32], factor: f32| numbers.iter().map(|x| x * factor).collect::<Vec<_>>();
+        let tails = |rows: &[f32], row: usize, from: usize, factor: f32| {
+            let factor = |(at, x): (usize, &f32)| if at % row < from { *x } else { x * factor };
+            rows.iter().enumerate().map(factor).collect()
+        };
+        Self {
+            shape: LatentShape { kv_scale, ..self.shape },
+            value_dim: self.value_dim,
+            num_tokens: self.num_tokens,
+            queries: tails(&self.queries, nope_dim + rope_dim, nope_dim, 1.0 / factor),
+            kv: tails(&self.kv, latent_dim + rope_dim, latent_dim, factor),
+            norm: all(&self.norm, factor),
+            angles: self.angles.clone(),
+            key_up: all(&self.key_up, 1.0 / factor),
+            value_up: all(&self.value_up, 1.0 / factor),
+        }
+    }
+
     /// The operations, on a cache of blocks of which every other one is somebody else's.
-    fn compute(&self, isa: Isa, block_size: usize) -> Vec<f32> {
+    fn compute(&self, isa: Isa, block_size: usize, kv_dtype: KvDtype) -> Vec<f32> {
         let LatentShape { num_heads, latent_dim, nope_dim, rope_dim, .. } = self.shape;
         let (rows, cached, query) = (self.num_tokens, latent_dim + rope_dim, nope_dim + rope_dim);
-        let mut backend = CpuBackend::new(CpuOptions { num_threads: Some(2), isa: Some(isa) }).unwrap();
+        let mut backend = CpuBackend::new(CpuOptions { num_threads: Some(2), isa: Some(isa) })
+            .unwrap()
+            .with_kv_dtype(kv_dtype);
         let limits = StepLimits {
             max_num_seqs: 1,
             max_num_batched_tokens: rows,
@@ -128,7 +151,7 @@ impl Case {
         let norm = backend.load_table(&self.norm, latent_dim).unwrap();
         let table = backend.load_table(&self.angles, rope_dim).unwrap();
         let blocks = 2 * rows.div_ceil(block_size) + 1;
-        let mut cache = backend.alloc_kv_cache(blocks * block_size, cached, KvScales::default()).unwrap();
+        let mut cache = backend.alloc_kv_cache(blocks * block_size, cached).unwrap();
         let mut buffer = |len| backend.alloc(BufferRole::Activation, rows * num_heads * len).unwrap();
         let (mut queries, mut attended, mut out) =
             (buffer(cached), buffer(latent_dim), buffer(self.value_dim));
@@ -146,7 +169,7 @@ impl Case {
 
     /// Keys and values of every head made of the latent, and plain attention.
     fn naive(&self) -> Vec<f64> {
-        let LatentShape { num_heads, latent_dim, nope_dim, rope_dim, scale } = self.shape;
+        let LatentShape { num_heads, latent_dim, nope_dim, rope_dim, scale, .. } = self.shape;
         let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|x| f64::from(*x)).collect() };
         let (queries, kv, norm) = (wide(&self.queries), wide(&self.kv), wide(&self.norm));
         let (angles, key_up, value_up) = (wide(&self.angles), wide(&self.key_up), wide(&self.value_up));
@@ -202,7 +225,7 @@ fn absorbed_attention_is_attention_with_decompressed_keys_and_values() {
         let block_size = rng.random_range(1..20);
         let mut bits = Vec::new();
         for isa in Isa::available() {
-            let found = case.compute(isa, block_size);
+            let found = case.compute(isa, block_size, KvDtype::F32);
             assert_eq!(found.len(), expected.len());
             for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let error = (f64::from(*found) - expected).abs();
@@ -214,5 +237,26 @@ fn absorbed_attention_is_attention_with_decompressed_keys_and_values() {
             bits.push(found.into_iter().map(f32::to_bits).collect::<Vec<_>>());
         }
         assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}: instruction sets differ");
+    }
+}
+
+/// A latent that is larger by a power of two, and heads that make up for it, are the same attention; FP8 could not hold
+/// it without the layer's scale.
+#[test]
+fn the_scale_of_a_layer_brings_its_latents_into_range() {
+    for seed in 0..8 {
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let case = Case::random(rng);
+        let factor = 2f32.powi(if seed % 2 == 0 { 20 } else { -22 });
+        let isa = *Isa::available().last().unwrap();
+        let plain = case.compute(isa, 4, KvDtype::Fp8E4m3);
+        for kv_scale in [factor, 1.0] {
+            let found = case.with_larger_latents(factor, kv_scale).compute(isa, 4, KvDtype::Fp8E4m3);
+            assert_eq!(
+                found == plain,
+                kv_scale == factor,
+                "seed {seed}, {factor} with a scale of {kv_scale}"
+            );
+        }
     }
 }

@@ -190,6 +190,7 @@ fn rotation_and_attention_are_candles() {
             rotary_dim: 2 * rng.random_range(1..=head_dim / 2),
             alibi: false,
             kv_group: 0,
+            kv_scales: KvScales::default(),
             scale: rng.random_range(0.1..3.0),
             softcap: rng.random_bool(0.5).then_some(1.5),
             sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..30)),
@@ -217,7 +218,7 @@ fn rotation_and_attention_are_candles() {
         let (weight, table) = load(backend, &table, &[40, shape.rotary_dim], Dtype::F32);
         let kept = KvOfToken { num_kv_heads, head_dim: shape.head_dim, has_values: true };
         let vectors = 200 * kept.vectors() * limits.block_size;
-        let mut cache = backend.alloc_kv_cache(vectors, shape.head_dim, KvScales::default()).unwrap();
+        let mut cache = backend.alloc_kv_cache(vectors, shape.head_dim).unwrap();
         let mut rotated = buffer(backend, &qkv);
         let mut out = buffer(backend, &vec![9.0; num_tokens * shape.num_heads * shape.head_dim]);
         backend.rope_and_cache(&shape, None, Some(&weight), &mut rotated, &mut cache).unwrap();
@@ -289,6 +290,7 @@ fn head_norms_touch_queries_and_keys_only() {
             rotary_dim: head_dim,
             alibi: false,
             kv_group: 0,
+            kv_scales: KvScales::default(),
             scale: 1.0,
             softcap: None,
             sliding_window: None,
@@ -312,8 +314,7 @@ fn head_norms_touch_queries_and_keys_only() {
         // Cosines of 1 and sines of 0: a rotation that changes nothing.
         let table: Vec<f32> = (0..8 * head_dim).map(|i| f32::from(i % head_dim < head_dim / 2)).collect();
         let table = backend.load_table(&table, head_dim).unwrap();
-        let mut cache =
-            backend.alloc_kv_cache(200 * 2 * num_kv_heads * 4, head_dim, KvScales::default()).unwrap();
+        let mut cache = backend.alloc_kv_cache(200 * 2 * num_kv_heads * 4, head_dim).unwrap();
         let mut out = buffer(backend, &qkv);
         let norms = QkNorm {
             kind: NormKind::Rms,

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use quire_model::{
-    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, KvScales, LinearShape, LogitsRow,
-    ModelSpec, NormKind, NormSpan, QkNorm, RowResult, Slot, StepInputs, StepLimits, TensorView,
+    Activation, AttentionShape, Backend, BackendError, BufferRole, Dtype, LinearShape, LogitsRow, ModelSpec,
+    NormKind, NormSpan, QkNorm, RowResult, Slot, StepInputs, StepLimits, TensorView,
 };
 
 use crate::buffer::{CudaBuffer, element_type};
@@ -170,16 +170,8 @@ impl Backend for CudaBackend {
         CudaBuffer::zeroed(&self.context, &self.stream, dtype, len)
     }
 
-    fn alloc_kv_cache(
-        &mut self,
-        vectors: usize,
-        width: usize,
-        scales: KvScales,
-    ) -> Result<CudaBuffer, BackendError> {
-        match scales == KvScales::default() {
-            true => self.alloc(BufferRole::Activation, vectors * width),
-            false => Err(self.not_built("a KV cache with scales")),
-        }
+    fn alloc_kv_cache(&mut self, vectors: usize, width: usize) -> Result<CudaBuffer, BackendError> {
+        self.alloc(BufferRole::Activation, vectors * width)
     }
 
     fn prepare(&mut self, limits: &StepLimits, linears: &[LinearShape]) -> Result<(), BackendError> {

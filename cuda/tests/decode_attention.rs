@@ -10,7 +10,7 @@ use quire_cuda::StepPointers;
 use quire_cuda::decode_attention::{DecodeAttention, DecodeKernel};
 use quire_cuda::driver::{Context, DeviceMemory, Stream};
 use quire_cuda::prefill_attention::AttentionOperands;
-use quire_model::{AttentionShape, Dtype, StepLimits};
+use quire_model::{AttentionShape, Dtype, KvScales, StepLimits};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -178,6 +178,7 @@ impl Case {
             rotary_dim: head_dim,
             alibi: false,
             kv_group: 0,
+            kv_scales: KvScales::default(),
             scale: rng.random_range(0.5..2.0) / (head_dim as f32).sqrt(),
             softcap: rng.random_bool(0.5).then(|| rng.random_range(1.0..5.0)),
             sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..200)),

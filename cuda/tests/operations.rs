@@ -7,9 +7,9 @@ mod support;
 use quire_cpu::{CpuBackend, CpuKvCache, CpuOptions, CpuWeight};
 use quire_cuda::{CudaBackend, CudaBuffer, CudaOptions, CudaWeight};
 use quire_model::{
-    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, KvOfToken, LinearShape,
-    LogitsRow, LogitsTask, NormKind, NormSpan, QkNorm, RopeScaling, RopeSpec, Slot, StepLimits, TensorData,
-    TensorView, rope_table,
+    Activation, AttentionShape, Backend, BufferRole, Dtype, InputBatch, KvLayout, KvOfToken, KvScales,
+    LinearShape, LogitsRow, LogitsTask, NormKind, NormSpan, QkNorm, RopeScaling, RopeSpec, Slot, StepLimits,
+    TensorData, TensorView, rope_table,
 };
 use quire_scheduler::SamplingParams;
 use rand::rngs::StdRng;
@@ -261,7 +261,7 @@ fn embedding_and_gather_are_the_cpus() {
         let (table, rows) = devices.weight(&random(rng, VOCAB * width), &[VOCAB, width]);
         for _ in 0..4 {
             steps.next(rng);
-            devices.upload(&steps.batch, &[], &[]);
+            devices.upload(&steps.batch, &[], steps.batch.slots());
             let num_tokens = steps.num_tokens();
             let mut out = devices.output(BufferRole::Residual, num_tokens * width);
             devices.cuda.embed(&table, &mut out.cuda).unwrap();
@@ -344,6 +344,7 @@ fn random_shape(rng: &mut StdRng, head_dim: usize) -> AttentionShape {
         rotary_dim: head_dim,
         alibi: false,
         kv_group: 0,
+        kv_scales: KvScales::default(),
         scale: rng.random_range(0.1..3.0),
         softcap: rng.random_bool(0.4).then_some(1.5),
         sliding_window: rng.random_bool(0.5).then(|| rng.random_range(1..100)),
@@ -377,7 +378,7 @@ fn check_attention(devices: &mut Devices, rng: &mut StdRng, shape: &AttentionSha
     for step in 0..5 {
         let what = format!("{what}, step {step}");
         steps.next(rng);
-        devices.upload(&steps.batch, &[], &[]);
+        devices.upload(&steps.batch, &[], steps.batch.slots());
         let num_tokens = steps.num_tokens();
         let mut qkv = devices.buffer(BufferRole::Activation, &random(rng, num_tokens * row_len));
         let cuda_norm = qk_norm.then(|| head_norm(&q_weight.0, &k_weight.0));

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use quire_cuda::driver::{Context, DeviceMemory, Stream};
 use quire_cuda::prefill_attention::{AttentionOperands, PrefillAttention, PrefillKernel, TUNED_HEAD_DIMS};
 use quire_cuda::{Kernels, KvStrides, StepPointers, emulator};
-use quire_model::{AttentionShape, Dtype, StepLimits};
+use quire_model::{AttentionShape, Dtype, KvScales, StepLimits};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -70,6 +70,7 @@ impl Case {
             rotary_dim: head_dim,
             alibi: false,
             kv_group: 0,
+            kv_scales: KvScales::default(),
             scale: (head_dim as f32).powf(-0.5),
             softcap: rng.random_bool(0.3).then(|| [5.0, 50.0][rng.random_range(0..2)]),
             sliding_window: rng.random_bool(0.3).then(|| rng.random_range(1..200)),

@@ -100,6 +100,8 @@ pub struct AttentionShape {
     pub alibi: bool,
     /// Whose block tables say where keys and values are.
     pub kv_group: usize,
+    /// What the cache's elements are times, if they are FP8 and have no scales of their own.
+    pub kv_scales: KvScales,
 }
 
 impl AttentionShape {
@@ -115,6 +117,7 @@ impl AttentionShape {
             sliding_window: attention.sliding_window,
             alibi: spec.positions == Positions::Alibi,
             kv_group: 0,
+            kv_scales: KvScales::default(),
         }
     }
 }
@@ -214,13 +217,8 @@ pub trait Backend: Send {
     fn alloc(&mut self, role: BufferRole, len: usize) -> Result<Self::Buffer, BackendError>;
 
     /// The cache of a layer: `vectors` of `width` zeros, each a key or a value of one token and head, in the order of
-    /// [`crate::KvLayout`]. Formats with a scale of their own for each vector take no other.
-    fn alloc_kv_cache(
-        &mut self,
-        vectors: usize,
-        width: usize,
-        scales: KvScales,
-    ) -> Result<Self::KvCache, BackendError>;
+    /// [`crate::KvLayout`].
+    fn alloc_kv_cache(&mut self, vectors: usize, width: usize) -> Result<Self::KvCache, BackendError>;
 
     /// Allocates what the operations themselves need. Called once, before the first step; `linears` are the
     /// products there will be.

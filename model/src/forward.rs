@@ -6,7 +6,6 @@ mod moe;
 use crate::backend::{AttentionShape, Backend, BackendError, BufferRole, LayerNorm, QkNorm, StepLimits};
 use crate::forward::latent::LatentBuffers;
 use crate::forward::moe::MoeBuffers;
-use crate::kv_dtype::KvScales;
 use crate::kv_groups::{KvGroups, KvPlace};
 use crate::rope::rope_table;
 use crate::runner::RunnerConfig;
@@ -58,7 +57,7 @@ impl<B: Backend> Workspace<B> {
         let mut kv_cache = Vec::with_capacity(layout.layers.len());
         for kept in &layout.layers {
             let vectors = config.num_blocks * layout.block_size * kept.vectors();
-            kv_cache.push(backend.alloc_kv_cache(vectors, kept.head_dim, KvScales::default())?);
+            kv_cache.push(backend.alloc_kv_cache(vectors, kept.head_dim)?);
         }
         let mut rope_tables = Vec::with_capacity(spec.ropes().len());
         for rope in spec.ropes() {
@@ -278,7 +277,8 @@ impl<B: Backend> Pass<'_, B> {
         let spec = &model.spec;
         let Workspace { qkv, attended, kv_cache, kv_groups, rope_tables, .. } = &mut **workspace;
         let KvPlace { group: kv_group, buffer } = kv_groups.place(index);
-        let shape = AttentionShape { kv_group, ..AttentionShape::of(spec, &layer.attention) };
+        let of_layer = AttentionShape::of(spec, &layer.attention);
+        let shape = AttentionShape { kv_group, kv_scales: weights.kv_scales, ..of_layer };
         if spec.causal {
             let qk_norm = layer.attention.qk_norm.zip(weights.qk_norm.as_ref());
             let qk_norm = qk_norm.map(|(norm, (q_weight, k_weight))| QkNorm {

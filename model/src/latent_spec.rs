@@ -1,5 +1,6 @@
 //! [`LatentSpec`]: attention over a compressed latent (MLA) as data.
 
+use crate::kv_dtype::KvScales;
 use crate::spec::AttentionSpec;
 
 /// Attention whose keys and values are made of one short vector a token, which is all that is cached.
@@ -51,17 +52,20 @@ pub struct LatentShape {
     pub rope_dim: usize,
     /// Factor on q·k.
     pub scale: f32,
+    /// What the cache's elements are times, if they are FP8 and have no scales of their own.
+    pub kv_scale: f32,
 }
 
 impl LatentShape {
     /// That of a layer whose attention is latent.
-    pub(crate) fn of(attention: &AttentionSpec, latent: &LatentSpec) -> Self {
+    pub(crate) fn of(attention: &AttentionSpec, latent: &LatentSpec, scales: KvScales) -> Self {
         Self {
             num_heads: attention.num_heads,
             latent_dim: latent.kv_lora_rank,
             nope_dim: latent.nope_head_dim,
             rope_dim: latent.rope_head_dim,
             scale: attention.scale,
+            kv_scale: scales.key,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Backends know one form of everything: projections of the same input stacked, rotated numbers in halves, norms as
 //! plain factors. What a checkpoint has otherwise is put into that form here, by an order of rows.
 
+mod kv_scales;
 mod latent;
 mod moe;
 
@@ -135,6 +136,7 @@ impl<'a, B: Backend> Loader<'a, B> {
                 false => None,
             },
             output: self.projection(&output, attention.output_size(), attention.output_bias)?,
+            kv_scales: self.kv_scales(index)?,
             latent: self.latent(index, attention)?,
             mlp: match &spec.mlp {
                 MlpSpec::Dense(mlp) => {

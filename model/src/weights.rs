@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::classifier::Classifier;
 use crate::error::ModelError;
+use crate::kv_dtype::KvScales;
 use crate::loader::Loader;
 use crate::lora::LoraTargets;
 use crate::spec::ModelSpec;
@@ -35,6 +36,8 @@ pub(crate) struct LayerWeights<B: Backend> {
     /// `[heads]` scores of seeing nothing.
     pub(crate) sinks: Option<B::Weight>,
     pub(crate) output: Projection<B>,
+    /// What FP8 keys and values are times.
+    pub(crate) kv_scales: KvScales,
     /// What latent attention has besides, where `qkv` is the first projection of queries.
     pub(crate) latent: Option<LatentWeights<B>>,
     pub(crate) mlp: MlpWeights<B>,

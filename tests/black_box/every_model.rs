@@ -5,7 +5,8 @@
 //! The near-tie rule: where the likeliest token was likelier than the runner-up by less than [`NEAR`] in
 //! log-probability, another order of sums may choose the runner-up; what comes after that is not compared.
 //!
-//! A folder is tested by being there: nothing else names it.
+//! A folder is tested by being there: nothing else names it. `QUIRE_FIXTURES` names another place to look for them,
+//! which model/tests/fixtures/make_random_fixtures.py can fill.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ struct Fixture {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_fixture_is_served_with_transformers_numbers_in_any_company() {
     let fixtures = fixtures();
-    assert!(fixtures.len() > 40, "the fixtures are gone: {} are left", fixtures.len());
+    assert!(!fixtures.is_empty(), "the fixtures are gone");
     let tasks = fixtures.into_iter().map(|fixture| async {
         let name = fixture.name.clone();
         // A task of its own, so that one that fails does not hide the others.
@@ -186,7 +187,8 @@ fn fixtures() -> Vec<Fixture> {
 }
 
 fn folders() -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(FIXTURES).expect("the fixtures are there");
+    let place = std::env::var_os("QUIRE_FIXTURES").map_or_else(|| PathBuf::from(FIXTURES), PathBuf::from);
+    let entries = std::fs::read_dir(place).expect("the fixtures are there");
     let mut folders: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
     folders.retain(|path| path.is_dir());
     folders.sort();

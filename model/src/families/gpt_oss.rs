@@ -1,6 +1,6 @@
 //! gpt-oss.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::config::Config;
 use super::decoder::{decoder, set_windows, sliding_window};
@@ -29,6 +29,7 @@ fn gpt_oss(config: &Config) -> Result<ModelSpec, ModelError> {
         .with_default("head_dim", 64.into())
         .with_default("rms_norm_eps", 1e-5.into())
         .with_default("rope_theta", 150_000.0.into())
+        .with_default("rope_scaling", default_rope_scaling())
         .with_default("sliding_window", json!(128))
         .with_default("num_experts_per_tok", 4.into())
         .with_default("num_local_experts", 128.into());
@@ -51,4 +52,16 @@ fn gpt_oss(config: &Config) -> Result<ModelSpec, ModelError> {
     }
     set_windows(&config, &mut spec.layers, sliding_window(&config)?, |index| index % 2 == 0)?;
     Ok(spec)
+}
+
+/// What a config.json that says nothing of it means.
+fn default_rope_scaling() -> Value {
+    json!({
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": false,
+        "original_max_position_embeddings": 4096,
+    })
 }

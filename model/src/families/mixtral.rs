@@ -25,6 +25,7 @@ pub(super) const MIXTRAL_NAMES: Names = Names {
 fn mixtral(config: &Config) -> Result<ModelSpec, ModelError> {
     let config = config
         .with_default("rms_norm_eps", 1e-5.into())
+        .with_default("rope_theta", 1_000_000.0.into())
         .with_default("num_key_value_heads", 8.into())
         .with_default("num_experts_per_tok", 2.into())
         .with_default("num_local_experts", 8.into());

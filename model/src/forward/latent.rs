@@ -75,7 +75,7 @@ impl<B: Backend> Pass<'_, B> {
             unreachable!("latent attention has its weights and a rotation")
         };
         let (rows, spec) = (*rows, &model.spec);
-        let (shape, eps) = (LatentShape::of(&layer.attention, latent), spec.norm.eps);
+        let (shape, eps) = (LatentShape::of(&layer.attention, latent, weights.kv_scales), spec.norm.eps);
         let x = if spec.norms == Norms::After { residual } else { normed };
         let q = match &of_latent.queries {
             None => &*qkv,

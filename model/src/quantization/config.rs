@@ -36,7 +36,7 @@ const FIELD: &str = "quantization_config";
 const METHODS: &str = "gptq, awq, fp8, fbgemm_fp8, modelopt (FP8), compressed-tensors, bitsandbytes, mxfp4, or unquantised weights";
 
 /// What names of such tensors end in.
-const OF_ACTIVATIONS: [&str; 13] = [
+const OF_ACTIVATIONS: [&str; 11] = [
     "input_scale",
     "input_scale_ub",
     "input_zero_point",
@@ -45,9 +45,7 @@ const OF_ACTIVATIONS: [&str; 13] = [
     "output_scale",
     "output_zero_point",
     "q_scale",
-    "k_scale",
-    "v_scale",
-    "kv_scale",
+    "prob_scale",
     "k_zero_point",
     "v_zero_point",
 ];
