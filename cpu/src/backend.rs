@@ -10,12 +10,13 @@ use quire_model::{
 };
 
 use crate::activation::activate_row;
-use crate::attention::{PagedKv, Queries, Sequence, Values, attend, attend_all, key_offset, scores_len};
+use crate::attention::{Kv, Layer};
+use crate::attention_step::Step;
 use crate::device::{CpuBackend, ELEMENT_CHUNK, MIN_WORK_PER_CHUNK, WorkerScratch, chunk_of, error, row_of};
 use crate::elementwise::{gate_row, layer_norm, rms_norm, rotate, scale};
-use crate::kv_cache::{CpuKvCache, with_elements};
+use crate::kv_cache::{CpuKvCache, Scales, with_elements, with_writer};
 use crate::lanes::Element;
-use crate::latent::{LatentToken, attend_latents, head_linear};
+use crate::latent::{LatentToken, attend_latents, head_linear, write_latents};
 use crate::linear::linear;
 use crate::lora::LoraBatch;
 use crate::moe::{Threads, moe};
@@ -70,6 +71,7 @@ impl Backend for CpuBackend {
         if let Some(scales) = &mut cache.own_scales {
             self.touch(scales);
         }
+        self.attention.reserve(width, self.pool.num_threads());
         Ok(cache)
     }
 
@@ -78,10 +80,9 @@ impl Backend for CpuBackend {
         self.block_tables = vec![0; limits.num_kv_groups * limits.max_num_seqs * limits.max_blocks_per_seq];
         self.last_tokens = vec![0; limits.max_num_seqs];
         self.results = vec![RowResult::default(); limits.max_num_seqs];
-        let longest = scores_len(limits.max_blocks_per_seq * limits.block_size);
-        let scores = || vec![0.0; limits.heads_per_group * longest];
+        self.attention.prepare(limits, self.pool.num_threads());
         self.scratch = (0..self.pool.num_threads())
-            .map(|_| WorkerScratch { scores: scores(), sampler: SamplerScratch::new(limits.vocab_size) })
+            .map(|_| WorkerScratch { sampler: SamplerScratch::new(limits.vocab_size) })
             .collect();
         Ok(())
     }
@@ -200,26 +201,38 @@ impl Backend for CpuBackend {
         if let Some(norm) = qk_norm {
             self.norm_heads(shape, &norm, qkv);
         }
-        let (head, kv_heads, block_size) = (shape.head_dim, shape.num_kv_heads, self.limits.block_size);
-        let plane = kv_heads * block_size * head;
-        let row_len = (shape.num_heads + 2 * kv_heads) * head;
-        let (positions, rows) = (self.step.positions(), self.step.token_rows());
-        for ((row, position), qkv) in rows.iter().zip(positions).zip(qkv.chunks_exact_mut(row_len)) {
-            let position = *position as usize;
-            if let Some(table) = table {
-                rotate(shape, &table.f32()[position * shape.rotary_dim..][..shape.rotary_dim], qkv);
-            }
-            let slot = self.step.row_slots()[*row as usize] as usize;
-            let table = shape.kv_group * self.limits.max_num_seqs + slot;
-            let entry = table * self.limits.max_blocks_per_seq + position / block_size;
-            let block = self.block_tables[entry] as usize;
-            let (keys, values) = qkv[shape.num_heads * head..].split_at(kv_heads * head);
-            for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
-                let to = key_offset(shape, Values::Stored, block_size, block, index, position % block_size);
-                kv_cache.write(to, key, shape.kv_scales.key);
-                kv_cache.write(to + plane, value, shape.kv_scales.value);
-            }
-        }
+        let Self { pool, limits, step, block_tables, .. } = self;
+        let (head, block_size) = (shape.head_dim, limits.block_size);
+        let (row_len, num_tokens) = ((shape.num_heads + 2 * shape.num_kv_heads) * head, step.num_tokens());
+        let (positions, rows, slots) = (step.positions(), step.token_rows(), step.row_slots());
+        let per_chunk = (MIN_WORK_PER_CHUNK / (4 * row_len)).max(1);
+        let qkv = SharedSlice::new(qkv);
+        with_writer!(kv_cache, cache => {
+            let kv = Kv::of_blocks(shape, &[(); 0], Scales::None, block_size);
+            pool.run(num_tokens.div_ceil(per_chunk), &|_, chunk| {
+                for token in chunk * per_chunk..num_tokens.min((chunk + 1) * per_chunk) {
+                    let position = positions[token] as usize;
+                    // SAFETY: each token is computed once.
+                    #[allow(unsafe_code)]
+                    let qkv = unsafe { row_of(&qkv, token, row_len) };
+                    if let Some(table) = table {
+                        rotate(shape, &table.f32()[position * shape.rotary_dim..][..shape.rotary_dim], qkv);
+                    }
+                    let blocks = shape.kv_group * limits.max_num_seqs + slots[rows[token] as usize] as usize;
+                    let blocks = &block_tables[blocks * limits.max_blocks_per_seq..];
+                    let (keys, values) = qkv[shape.num_heads * head..].split_at(shape.num_kv_heads * head);
+                    for (index, (key, value)) in keys.chunks_exact(head).zip(values.chunks_exact(head)).enumerate() {
+                        let (at, _) = kv.key(blocks, index, position);
+                        // SAFETY: no two tokens of a step have the same place.
+                        #[allow(unsafe_code)]
+                        unsafe {
+                            cache.write(at, key, shape.kv_scales.key);
+                            cache.write(at + kv.value_offset(), value, shape.kv_scales.value);
+                        }
+                    }
+                }
+            });
+        });
         Ok(())
     }
 
@@ -231,39 +244,19 @@ impl Backend for CpuBackend {
         kv_cache: &CpuKvCache,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        let Self { pool, isa, limits, step, block_tables, scratch, .. } = self;
-        let (kv_heads, group) = (shape.num_kv_heads, shape.num_heads / shape.num_kv_heads);
-        let (out_len, qkv_len) =
-            (shape.num_heads * shape.head_dim, (shape.num_heads + 2 * kv_heads) * shape.head_dim);
-        let (scratch, out, group_len) =
-            (SharedSlice::new(scratch), SharedSlice::new(out), group * shape.head_dim);
-        let work: usize =
-            step.positions().iter().map(|position| (*position as usize + 1) * 2 * out_len).sum();
-        let items = step.num_tokens() * kv_heads;
-        let per_chunk = items.div_ceil((work / MIN_WORK_PER_CHUNK).clamp(1, items.max(1)));
-        pool.run(items.div_ceil(per_chunk.max(1)), &|worker, chunk| {
-            // SAFETY: no two threads are the same worker at the same time.
-            #[allow(unsafe_code)]
-            let scratch = unsafe { &mut scratch.part(worker, 1)[0] };
-            for item in chunk * per_chunk..items.min((chunk + 1) * per_chunk) {
-                let (token, kv_head) = (item / kv_heads, item % kv_heads);
-                let position = step.positions()[token] as usize;
-                let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
-                let table = (shape.kv_group * limits.max_num_seqs + slot) * limits.max_blocks_per_seq;
-                let table = &block_tables[table..][..limits.max_blocks_per_seq];
-                let heads = &qkv[token * qkv_len + kv_head * group_len..][..group_len];
-                // SAFETY: each token's group of heads is computed once.
-                #[allow(unsafe_code)]
-                let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                let sinks = sinks.map_or(&[][..], |sinks| &sinks.f32()[kv_head * group..][..group]);
-                let queries = Queries { kv_head, position, heads, sinks };
-                with_elements!(&kv_cache.data, cache => {
-                    let (block_size, values) = (limits.block_size, Values::Stored);
-                    let scales = kv_cache.scales(shape.kv_scales);
-                    let kv = PagedKv { cache, scales, block_table: table, block_size, values };
-                    attend(*isa, shape, kv, queries, &mut scratch.scores, out);
-                });
-            }
+        let tables = self.limits.max_num_seqs * self.limits.max_blocks_per_seq;
+        let step = Step {
+            inputs: &self.step,
+            block_tables: &self.block_tables[shape.kv_group * tables..][..tables],
+            blocks_per_table: self.limits.max_blocks_per_seq,
+        };
+        with_elements!(&kv_cache.data, data => {
+            let scales = kv_cache.scales(shape.kv_scales);
+            let kv = Kv::of_blocks(shape, data, scales, self.limits.block_size);
+            let sinks = sinks.map_or(&[][..], |sinks| sinks.f32());
+            let query_stride = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
+            let layer = Layer { shape, queries: qkv, query_stride, sinks, kv };
+            self.attention.attend(&mut self.pool, self.isa, step, &layer, out);
         });
         Ok(())
     }
@@ -321,32 +314,10 @@ impl Backend for CpuBackend {
         qkv: &Vec<f32>,
         out: &mut Vec<f32>,
     ) -> Result<(), BackendError> {
-        let Self { pool, isa, step, scratch, .. } = self;
-        let (kv_heads, group) = (shape.num_kv_heads, shape.num_heads / shape.num_kv_heads);
-        let (group_len, out_len) = (group * shape.head_dim, shape.num_heads * shape.head_dim);
-        let stride = out_len + 2 * kv_heads * shape.head_dim;
-        let (scratch, out, ends) = (SharedSlice::new(scratch), SharedSlice::new(out), step.row_ends());
-        let items = step.num_tokens() * kv_heads;
-        let longest = step.positions().iter().max().map_or(1, |position| *position as usize + 1);
-        let per_chunk = (MIN_WORK_PER_CHUNK / (2 * longest * group_len).max(1)).max(1);
-        pool.run(items.div_ceil(per_chunk), &|worker, chunk| {
-            // SAFETY: no two threads are the same worker at the same time.
-            #[allow(unsafe_code)]
-            let scratch = unsafe { &mut scratch.part(worker, 1)[0] };
-            for item in chunk * per_chunk..items.min((chunk + 1) * per_chunk) {
-                let (token, kv_head) = (item / kv_heads, item % kv_heads);
-                let row = step.token_rows()[token] as usize;
-                let first = if row == 0 { 0 } else { ends[row - 1] as usize };
-                let sequence = Sequence { qkv: &qkv[first * stride..ends[row] as usize * stride], stride };
-                let heads = &qkv[token * stride + kv_head * group_len..][..group_len];
-                let position = step.positions()[token] as usize;
-                // SAFETY: each token's group of heads is computed once.
-                #[allow(unsafe_code)]
-                let out = unsafe { out.part(token * out_len + kv_head * group_len, group_len) };
-                let queries = Queries { kv_head, position, heads, sinks: &[] };
-                attend_all(*isa, shape, sequence, queries, &mut scratch.scores, out);
-            }
-        });
+        let step = Step { inputs: &self.step, block_tables: &[], blocks_per_table: 0 };
+        let kv = Kv::of_rows(shape, qkv);
+        let layer = Layer { shape, queries: qkv, query_stride: kv.token_stride, sinks: &[], kv };
+        self.attention.attend(&mut self.pool, self.isa, step, &layer, out);
         Ok(())
     }
 
@@ -458,18 +429,8 @@ impl Backend for CpuBackend {
         queries: &mut Vec<f32>,
         kv_cache: &mut CpuKvCache,
     ) -> Result<(), BackendError> {
-        let mut row = std::mem::take(&mut self.latent_row);
-        row.resize(shape.latent_dim + shape.rope_dim, 0.0);
-        let (isa, eps) = (self.isa, norm.eps);
-        let mut token = LatentToken { isa, shape, norm: norm.weight.f32(), eps, row: &mut row };
-        for (index, position) in self.step.positions().iter().enumerate() {
-            let position = *position as usize;
-            let (blocks, size) = self.blocks_of(index);
-            let entry = blocks[position / size] as usize * size + position % size;
-            let angles = &table.f32()[position * shape.rope_dim..][..shape.rope_dim];
-            token.write(index, angles, &input, queries, entry, kv_cache);
-        }
-        self.latent_row = row;
+        let token = LatentToken { isa: self.isa, shape, norm: norm.weight.f32(), eps: norm.eps };
+        write_latents(self, token, table.f32(), &input, queries, kv_cache);
         Ok(())
     }
 

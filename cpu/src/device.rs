@@ -7,6 +7,7 @@ use quire_model::{
     StepLimits,
 };
 
+use crate::attention_step::AttentionMemory;
 use crate::elementwise::norm_spans;
 use crate::lanes::{Element, Isa};
 use crate::linear::UnpackScratch;
@@ -44,14 +45,12 @@ pub struct CpuBackend {
     /// Vectors of the step.
     pub(crate) pooled: Vec<f32>,
     pub(crate) moe: MoeScratch,
-    /// One token's latent and shared key, on their way into the cache.
-    pub(crate) latent_row: Vec<f32>,
+    pub(crate) attention: AttentionMemory,
     pub(crate) lora: LoraBatch,
 }
 
 /// Memory of one thread.
 pub(crate) struct WorkerScratch {
-    pub(crate) scores: Vec<f32>,
     pub(crate) sampler: SamplerScratch,
 }
 
@@ -93,7 +92,7 @@ impl CpuBackend {
             num_results: 0,
             pooled: Vec::new(),
             moe: MoeScratch::default(),
-            latent_row: Vec::new(),
+            attention: AttentionMemory::default(),
             lora: LoraBatch::default(),
         })
     }
@@ -114,13 +113,6 @@ impl CpuBackend {
         self.pool.run(rows.div_ceil(per_chunk), &|_, chunk| {
             (chunk * per_chunk..rows.min((chunk + 1) * per_chunk)).for_each(&f);
         });
-    }
-
-    /// The blocks of the sequence of one of the step's tokens, and the tokens in a block.
-    pub(crate) fn blocks_of(&self, token: usize) -> (&[u32], usize) {
-        let slot = self.step.row_slots()[self.step.token_rows()[token] as usize] as usize;
-        let per_slot = self.limits.max_blocks_per_seq;
-        (&self.block_tables[slot * per_slot..][..per_slot], self.limits.block_size)
     }
 
     /// Norm of the queries and keys of the step's tokens.

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use quire_model::{KvDtype, KvScales};
 
 use crate::lanes::{E4m3, E5m2, Element};
+use crate::shared::SharedSlice;
 use crate::zeroed::zeroed;
 
 /// One layer's cache, `[block][K | V][kv_head][token in block][head_dim]`.
@@ -84,64 +85,76 @@ impl CpuKvCache {
             None => Scales::None,
         }
     }
+}
+
+/// Writes keys and values from several threads.
+pub(crate) struct KvWriter<'a, T> {
+    elements: SharedSlice<'a, T>,
+    own_scales: Option<SharedSlice<'a, f32>>,
+    is_scaled: bool,
+    /// What a scale of its own brings a vector's greatest number to.
+    greatest: f32,
+}
+
+/// Evaluates an expression with `$writer` bound to a [`KvWriter`] of a cache.
+macro_rules! with_writer {
+    ($cache:expr, $writer:ident => $body:expr) => {{
+        let (is_scaled, greatest) = ($cache.data.is_scaled(), $cache.data.greatest());
+        let own_scales = &mut $cache.own_scales;
+        $crate::kv_cache::with_elements!(&mut $cache.data, elements => {
+            let $writer = $crate::kv_cache::KvWriter::new(elements, own_scales, is_scaled, greatest);
+            $body
+        })
+    }};
+}
+pub(crate) use with_writer;
+
+impl<'a, T: Element> KvWriter<'a, T> {
+    pub(crate) fn new(
+        elements: &'a mut [T],
+        own_scales: &'a mut Option<Vec<f32>>,
+        is_scaled: bool,
+        greatest: f32,
+    ) -> Self {
+        let own_scales = own_scales.as_mut().map(|scales| SharedSlice::new(scales));
+        Self { elements: SharedSlice::new(elements), own_scales, is_scaled, greatest }
+    }
 
     /// Stores a key or a value at its offset, in a layer where its kind has that scale.
-    pub(crate) fn write(&mut self, at: usize, vector: &[f32], of_layer: f32) {
-        let Self { data, own_scales } = self;
-        let scale = match own_scales {
-            None if data.is_scaled() => of_layer,
+    ///
+    /// # Safety
+    /// No two vectors may be stored at the same offset at the same time.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn write(&self, at: usize, vector: &[f32], of_layer: f32) {
+        let scale = match &self.own_scales {
+            None if self.is_scaled => of_layer,
             None => 1.0,
             Some(scales) => {
-                let scale = greatest(vector) / data.greatest();
-                scales[at / vector.len()] = scale;
+                let scale = greatest(vector) / self.greatest;
+                // SAFETY: a scale belongs to a vector, of which the caller stores one at a time.
+                unsafe { scales.part(at / vector.len(), 1)[0] = scale };
                 scale
             }
         };
-        with_elements!(data, elements => store(vector, scale, &mut elements[at..at + vector.len()]));
+        // SAFETY: vectors do not overlap, and the caller stores each once at a time.
+        store(vector, scale, unsafe { self.elements.part(at, vector.len()) });
     }
 }
 
 impl KvData {
     /// Whether a layer's scales apply.
-    fn is_scaled(&self) -> bool {
+    pub(crate) fn is_scaled(&self) -> bool {
         matches!(self, Self::E4m3(_) | Self::E5m2(_))
     }
 
     /// The greatest number that a scale brings others to.
-    fn greatest(&self) -> f32 {
+    pub(crate) fn greatest(&self) -> f32 {
         match self {
             Self::E4m3(_) => 448.0,
             Self::Int8(_) => 127.0,
             _ => 1.0,
         }
     }
-}
-
-impl Scales<'_> {
-    /// Multiplies a number for each key from offset `at` on by that key's scale.
-    #[inline(always)]
-    pub(crate) fn apply_to_keys(self, at: usize, head_dim: usize, numbers: &mut [f32]) {
-        match self {
-            Self::None => {}
-            Self::Fixed(scales) => numbers.iter_mut().for_each(|number| *number *= scales.key),
-            Self::OfToken(scales) => multiply(numbers, &scales[at / head_dim..]),
-        }
-    }
-
-    /// The same for values.
-    #[inline(always)]
-    pub(crate) fn apply_to_values(self, at: usize, head_dim: usize, numbers: &mut [f32]) {
-        match self {
-            Self::None => {}
-            Self::Fixed(scales) => numbers.iter_mut().for_each(|number| *number *= scales.value),
-            Self::OfToken(scales) => multiply(numbers, &scales[at / head_dim..]),
-        }
-    }
-}
-
-#[inline(always)]
-fn multiply(numbers: &mut [f32], factors: &[f32]) {
-    numbers.iter_mut().zip(factors).for_each(|(number, factor)| *number *= factor);
 }
 
 /// The greatest absolute value; not a number if there is one that is not.
@@ -161,7 +174,7 @@ mod tests {
     use quire_model::AttentionShape;
 
     use super::*;
-    use crate::attention::{PagedKv, Queries, Values, attend, key_offset, scores_len};
+    use crate::attention::{AttentionScratch, Kv, Layer, Rows, Sees, attend};
     use crate::lanes::Isa;
 
     const TOKENS: usize = 21;
@@ -223,13 +236,12 @@ mod tests {
         }) {
             let mut cache = CpuKvCache::new(dtype, vectors, SHAPE.head_dim).unwrap();
             for position in 0..TOKENS {
-                let block = table[position / BLOCK_SIZE] as usize;
                 for head in 0..SHAPE.num_kv_heads {
-                    let at =
-                        key_offset(&SHAPE, Values::Stored, BLOCK_SIZE, block, head, position % BLOCK_SIZE);
+                    let kv = Kv::of_blocks(&SHAPE, &[(); 0], Scales::None, BLOCK_SIZE);
+                    let (at, _) = kv.key(&table, head, position);
                     let (key, value) = (numbers(2 * at, SHAPE.head_dim), numbers(2 * at + 1, SHAPE.head_dim));
-                    cache.write(at, &key, scales.key);
-                    cache.write(at + plane, &value, scales.value);
+                    write(&mut cache, at, &key, scales.key);
+                    write(&mut cache, at + plane, &value, scales.value);
                     let read = as_read(&cache, scales);
                     for (at, vector, scale) in [(at, key, scales.key), (at + plane, value, scales.value)] {
                         for (x, found) in vector.iter().zip(&read[at..]) {
@@ -252,16 +264,32 @@ mod tests {
 
     /// Of the last token, over all of them.
     fn attention(isa: Isa, cache: &CpuKvCache, scales: KvScales, block_table: &[u32]) -> Vec<f32> {
-        let heads = numbers(3, SHAPE.num_heads / SHAPE.num_kv_heads * SHAPE.head_dim);
-        let mut scores = vec![0.0; 2 * scores_len(TOKENS)];
-        let mut out = vec![0.0; heads.len()];
-        let queries = Queries { kv_head: 1, position: TOKENS - 1, heads: &heads, sinks: &[] };
+        let group = SHAPE.num_heads / SHAPE.num_kv_heads;
+        let queries = numbers(3, SHAPE.num_heads * SHAPE.head_dim);
+        let mut out = vec![0.0; group * SHAPE.head_dim];
+        let mut scratch = AttentionScratch::default();
+        scratch.reserve(SHAPE.head_dim);
+        let sees = Sees::Past(&[TOKENS as u32 - 1]);
+        let rows = Rows { kv_head: 1, first: 0, len: group, sees, block_table };
         with_elements!(&cache.data, elements => {
-            let (scales, values) = (cache.scales(scales), Values::Stored);
-            let kv = PagedKv { cache: elements, scales, block_table, block_size: BLOCK_SIZE, values };
-            attend(isa, &SHAPE, kv, queries, &mut scores, &mut out);
+            let kv = Kv::of_blocks(&SHAPE, elements, cache.scales(scales), BLOCK_SIZE);
+            let layer = Layer { shape: &SHAPE, queries: &queries, query_stride: queries.len(), sinks: &[], kv };
+            attend(isa, &layer, rows, &mut scratch, &mut |row, values, sum| {
+                let out = &mut out[row * SHAPE.head_dim..][..SHAPE.head_dim];
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = value / sum);
+            });
         });
         out
+    }
+
+    fn write(cache: &mut CpuKvCache, at: usize, vector: &[f32], of_layer: f32) {
+        with_writer!(cache, writer => {
+            // SAFETY: nobody else writes.
+            #[allow(unsafe_code)]
+            unsafe {
+                writer.write(at, vector, of_layer);
+            }
+        });
     }
 
     #[test]
@@ -270,7 +298,7 @@ mod tests {
             let mut cache = CpuKvCache::new(dtype, 16, SHAPE.head_dim).unwrap();
             let mut vector = numbers(5, SHAPE.head_dim);
             vector[3] = f32::NAN;
-            cache.write(0, &vector, 1.0);
+            write(&mut cache, 0, &vector, 1.0);
             assert!(as_read(&cache, ONES)[3].is_nan(), "{dtype:?}");
         }
     }

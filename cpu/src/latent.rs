@@ -4,19 +4,16 @@
 
 use quire_model::{AttentionShape, Heads, KvScales, LatentInput, LatentShape};
 
-use crate::attention::{PagedKv, Queries, Values, attend};
-use crate::device::CpuBackend;
+use crate::attention::{Kv, Layer, Values};
+use crate::attention_step::Step;
+use crate::device::{CpuBackend, MIN_WORK_PER_CHUNK};
 use crate::elementwise::rms_norm;
-use crate::kv_cache::{CpuKvCache, with_elements};
+use crate::kv_cache::{CpuKvCache, with_elements, with_writer};
 use crate::lanes::Isa;
 use crate::linear::{Product, UnpackScratch, chunk_columns, num_chunks, product};
 use crate::pool::Pool;
 use crate::shared::SharedSlice;
 use crate::weight::CpuWeight;
-
-/// Heads of one token that a thread attends with at a time: the cache is read once for all of them, and their
-/// scores are what a thread needs memory for.
-pub(crate) const HEADS_PER_ITEM: usize = 16;
 
 /// `out[rows][head][..n] = x[rows][head][..k] · w[head]ᵀ`, where heads of `x` and `out` may be wider than that.
 /// `weight` is `[heads * n][k]`, and `x` no longer than its rows.
@@ -53,41 +50,64 @@ pub(crate) fn head_linear(
 }
 
 /// How a token's latent and queries get into the cache and in front of it.
+#[derive(Clone, Copy)]
 pub(crate) struct LatentToken<'a> {
     pub(crate) isa: Isa,
     pub(crate) shape: &'a LatentShape,
     /// `[latent]`.
     pub(crate) norm: &'a [f32],
     pub(crate) eps: f32,
-    /// Room for what goes into the cache.
-    pub(crate) row: &'a mut [f32],
 }
 
 impl LatentToken<'_> {
-    /// The normalised latent and the rotated shared key of a token go to the `entry` of that number in the cache, the
-    /// rotated parts of its queries behind the others. `angles` are cosines, then sines.
-    pub(crate) fn write(
-        &mut self,
-        token: usize,
-        angles: &[f32],
-        input: &LatentInput<'_, Vec<f32>>,
-        queries: &mut [f32],
-        entry: usize,
-        cache: &mut CpuKvCache,
-    ) {
-        let LatentShape { num_heads, latent_dim, nope_dim, rope_dim, .. } = *self.shape;
-        let (cached, query) = (latent_dim + rope_dim, nope_dim + rope_dim);
-        let (latent, key) = self.row[..cached].split_at_mut(latent_dim);
-        let kv = &input.kv[token * cached..][..cached];
+    /// The normalised latent and the rotated shared key of a token become its `row` of the cache, the rotated parts of
+    /// its queries go behind the others. `angles` are cosines, then sines.
+    fn compute(&self, angles: &[f32], kv: &[f32], q: &[f32], row: &mut [f32], queries: &mut [f32]) {
+        let LatentShape { latent_dim, nope_dim, rope_dim, .. } = *self.shape;
+        let (latent, key) = row.split_at_mut(latent_dim);
         rms_norm(self.isa, &kv[..latent_dim], self.norm, self.eps, latent);
         rotate(angles, &kv[latent_dim..], key);
-        cache.write(entry * cached, &self.row[..cached], self.shape.kv_scale);
-        let heads = input.q[token * num_heads * query..][..num_heads * query].chunks_exact(query);
-        let queries = queries[token * num_heads * cached..][..num_heads * cached].chunks_exact_mut(cached);
-        for (head, out) in heads.zip(queries) {
+        let queries = queries.chunks_exact_mut(latent_dim + rope_dim);
+        for (head, out) in q.chunks_exact(nope_dim + rope_dim).zip(queries) {
             rotate(angles, &head[nope_dim..], &mut out[latent_dim..]);
         }
     }
+}
+
+/// Does this for all tokens of the step. `angles` is `[position][cosines | sines]`.
+pub(crate) fn write_latents(
+    backend: &mut CpuBackend,
+    token: LatentToken<'_>,
+    angles: &[f32],
+    input: &LatentInput<'_, Vec<f32>>,
+    queries: &mut [f32],
+    kv_cache: &mut CpuKvCache,
+) {
+    let LatentShape { num_heads, latent_dim, nope_dim, rope_dim, kv_scale, .. } = *token.shape;
+    let (cached, q_len) = (latent_dim + rope_dim, num_heads * (nope_dim + rope_dim));
+    let CpuBackend { pool, limits, step, block_tables, attention, .. } = backend;
+    attention.reserve(cached, pool.num_threads());
+    let (room, queries) = (attention.rooms(), SharedSlice::new(queries));
+    let num_tokens = step.num_tokens();
+    let per_chunk = (MIN_WORK_PER_CHUNK / (4 * (cached + num_heads * rope_dim))).max(1);
+    with_writer!(kv_cache, cache => pool.run(num_tokens.div_ceil(per_chunk), &|worker, chunk| {
+        for index in chunk * per_chunk..num_tokens.min((chunk + 1) * per_chunk) {
+            let position = step.positions()[index] as usize;
+            let slot = step.row_slots()[step.token_rows()[index] as usize] as usize;
+            let block = block_tables[slot * limits.max_blocks_per_seq + position / limits.block_size] as usize;
+            let entry = block * limits.block_size + position % limits.block_size;
+            // SAFETY: no two threads are the same worker at the same time; each token is computed once and has a place
+            // of its own in the cache.
+            #[allow(unsafe_code)]
+            unsafe {
+                let row = &mut room.part(worker, 1)[0].row()[..cached];
+                let queries = queries.part(index * num_heads * cached, num_heads * cached);
+                let (kv, q) = (&input.kv[index * cached..][..cached], &input.q[index * q_len..][..q_len]);
+                token.compute(&angles[position * rope_dim..][..rope_dim], kv, q, row, queries);
+                cache.write(entry * cached, row, kv_scale);
+            }
+        }
+    }));
 }
 
 fn rotate(angles: &[f32], x: &[f32], out: &mut [f32]) {
@@ -120,30 +140,18 @@ pub(crate) fn attend_latents(
         kv_group: 0,
         kv_scales: KvScales { key: shape.kv_scale, value: shape.kv_scale },
     };
-    let CpuBackend { pool, isa, limits, step, block_tables, scratch, .. } = backend;
-    let (scratch, out) = (SharedSlice::new(scratch), SharedSlice::new(out));
-    let (num_heads, per_token) = (shape.num_heads, shape.num_heads.div_ceil(HEADS_PER_ITEM));
-    let (block_size, values) = (limits.block_size, Values::InKeys(shape.latent_dim));
-    pool.run(step.num_tokens() * per_token, &|worker, item| {
-        let (token, first) = (item / per_token, item % per_token * HEADS_PER_ITEM);
-        let heads = HEADS_PER_ITEM.min(num_heads - first);
-        let slot = step.row_slots()[step.token_rows()[token] as usize] as usize;
-        let block_table = &block_tables[slot * limits.max_blocks_per_seq..][..limits.max_blocks_per_seq];
-        let queries = Queries {
-            kv_head: 0,
-            position: step.positions()[token] as usize,
-            heads: &queries[(token * num_heads + first) * as_keys.head_dim..][..heads * as_keys.head_dim],
-            sinks: &[],
+    let CpuBackend { pool, isa, limits, step, block_tables, attention, .. } = backend;
+    let blocks_per_table = limits.max_blocks_per_seq;
+    let step = Step { inputs: step, block_tables, blocks_per_table };
+    with_elements!(&kv_cache.data, data => {
+        let scales = kv_cache.scales(as_keys.kv_scales);
+        let kv = Kv {
+            block_stride: limits.block_size * as_keys.head_dim,
+            values: Values::InKeys(shape.latent_dim),
+            ..Kv::of_blocks(&as_keys, data, scales, limits.block_size)
         };
-        // SAFETY: no two threads are the same worker at the same time, and each item's heads are computed once.
-        #[allow(unsafe_code)]
-        let (scratch, out) = unsafe {
-            let at = (token * num_heads + first) * shape.latent_dim;
-            (&mut scratch.part(worker, 1)[0], out.part(at, heads * shape.latent_dim))
-        };
-        with_elements!(&kv_cache.data, cache => {
-            let kv = PagedKv { cache, scales: kv_cache.scales(as_keys.kv_scales), block_table, block_size, values };
-            attend(*isa, &as_keys, kv, queries, &mut scratch.scores, out);
-        });
+        let query_stride = shape.num_heads * as_keys.head_dim;
+        let layer = Layer { shape: &as_keys, queries, query_stride, sinks: &[], kv };
+        attention.attend(pool, *isa, step, &layer, out);
     });
 }

@@ -6,6 +6,8 @@
 
 mod activation;
 mod attention;
+mod attention_kernels;
+mod attention_step;
 mod backend;
 mod device;
 mod elementwise;

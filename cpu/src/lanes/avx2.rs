@@ -47,6 +47,8 @@ impl Avx2 {
 }
 
 impl Lanes for Avx2 {
+    const ROWS: usize = 1;
+
     #[inline(always)]
     fn splat(value: f32) -> Self {
         let lanes = unsafe { _mm256_set1_ps(value) };
@@ -121,5 +123,21 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn greatest(self) -> f32 {
         greatest(unsafe { _mm256_max_ps(self.0, self.1) })
+    }
+    #[inline(always)]
+    fn fold_to_fours(four: [Self; 4]) -> Self {
+        let [a, b, c, d] = four.map(|x| unsafe { _mm256_add_ps(x.0, x.1) });
+        let fold = |a, b| unsafe {
+            _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+        };
+        Self(fold(a, b), fold(c, d))
+    }
+    #[inline(always)]
+    fn sum_fours([a, b, c, d]: [Self; 4]) -> Self {
+        let first =
+            |a, b| unsafe { _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xEE>(a, b)) };
+        let second =
+            |a, b| unsafe { _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xDD>(a, b)) };
+        a.map(b, first).map(c.map(d, first), second)
     }
 }

@@ -22,6 +22,8 @@ impl Avx512 {
 }
 
 impl Lanes for Avx512 {
+    const ROWS: usize = 4;
+
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self(unsafe { _mm512_set1_ps(value) })
@@ -93,5 +95,21 @@ impl Lanes for Avx512 {
     fn greatest(self) -> f32 {
         let (low, high) = self.halves();
         super::avx2::greatest(unsafe { _mm256_max_ps(low, high) })
+    }
+    #[inline(always)]
+    fn fold_to_fours([a, b, c, d]: [Self; 4]) -> Self {
+        // Quarters 0 and 1 of both, beside quarters 2 and 3; then those of the results in the same way.
+        let fold = |a, b| unsafe {
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b))
+        };
+        let (x, y) = (fold(a.0, b.0), fold(c.0, d.0));
+        Self(unsafe { _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(x, y), _mm512_shuffle_f32x4::<0xDD>(x, y)) })
+    }
+    #[inline(always)]
+    fn sum_fours([a, b, c, d]: [Self; 4]) -> Self {
+        let fold =
+            |a, b| unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xEE>(a, b)) };
+        let (x, y) = (fold(a.0, b.0), fold(c.0, d.0));
+        Self(unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x88>(x, y), _mm512_shuffle_ps::<0xDD>(x, y)) })
     }
 }

@@ -58,6 +58,8 @@ impl Isa {
 
 /// Sixteen `f32`. Private to this crate: the kernels' way to be written once.
 pub(crate) trait Lanes: Copy {
+    /// Rows that a kernel takes at a time with four other vectors for each: as many as registers hold the sums of.
+    const ROWS: usize;
     fn splat(value: f32) -> Self;
     fn load(values: &[f32; LANES]) -> Self;
     fn load_bf16(values: &[bf16; LANES]) -> Self;
@@ -79,6 +81,10 @@ pub(crate) trait Lanes: Copy {
     fn sum(self) -> f32;
     /// The greatest lane.
     fn greatest(self) -> f32;
+    /// The first half of [`Self::sum`] for four at once: those of number i are in lanes 4i to 4i + 3.
+    fn fold_to_fours(four: [Self; 4]) -> Self;
+    /// The second half: lane 4i + j is the sum of what was number i in the `j`th of these.
+    fn sum_fours(folded: [Self; 4]) -> Self;
 }
 
 /// A stored number that kernels can read sixteen of. All-zero bytes are 0.

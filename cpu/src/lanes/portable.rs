@@ -28,6 +28,8 @@ impl Portable {
 }
 
 impl Lanes for Portable {
+    const ROWS: usize = 1;
+
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; LANES])
@@ -92,5 +94,15 @@ impl Lanes for Portable {
     #[inline(always)]
     fn greatest(self) -> f32 {
         self.fold(|a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn fold_to_fours(four: [Self; 4]) -> Self {
+        let at = |i: usize, lane: usize| four[i].0[lane] + four[i].0[lane + 8];
+        Self(std::array::from_fn(|lane| at(lane / 4, lane % 4) + at(lane / 4, lane % 4 + 4)))
+    }
+    #[inline(always)]
+    fn sum_fours(folded: [Self; 4]) -> Self {
+        let at = |j: usize, lane: usize| folded[j].0[lane] + folded[j].0[lane + 2];
+        Self(std::array::from_fn(|lane| at(lane % 4, lane / 4 * 4) + at(lane % 4, lane / 4 * 4 + 1)))
     }
 }
