@@ -34,6 +34,8 @@ fn operations_kernel<V: Lanes>(a: &Sixteen, b: &Sixteen, results: &mut Vec<Sixte
         V::splat(a[3]).shift_into_exponent(),
         V::splat(x.sum()),
         V::splat(x.greatest()),
+        V::fold_to_fours([x, y, x.mul(y), x.add(y)]),
+        V::sum_fours([x, y, x.mul(y), x.add(y)]),
     ];
     for vector in vectors {
         let mut out = [0.0; LANES];
@@ -66,6 +68,17 @@ fn instruction_sets_agree_bit_for_bit() {
                 assert_eq!(found, expected, "{isa:?}, operation {index}, {a:?}, {b:?}");
             }
         }
+    }
+}
+
+#[test]
+fn sums_of_sixteen_at_once_are_those_of_each() {
+    for seed in 0..300 {
+        let vectors: [Portable; LANES] = from_fn(|i| Portable::load(&numbers(seed * 100 + i as u64)));
+        let folded = from_fn(|j| Portable::fold_to_fours(from_fn(|i| vectors[4 * i + j])));
+        let mut found = [0.0; LANES];
+        Portable::sum_fours(folded).store(&mut found);
+        assert_eq!(found.map(f32::to_bits), vectors.map(|vector| vector.sum().to_bits()), "seed {seed}");
     }
 }
 
