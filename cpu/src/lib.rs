@@ -9,6 +9,7 @@ mod attention;
 mod backend;
 mod device;
 mod elementwise;
+mod integer;
 mod kv_cache;
 mod lanes;
 mod latent;

@@ -64,7 +64,7 @@ async fn weights_are_quantised_if_the_operator_says_so() {
         whole["choices"][0]["logprobs"]["content"][0]["logprob"].as_f64().expect("a number")
     };
     let plain = first(&[]).await;
-    for method in ["int8", "fp8", "nf4", "q8_0", "q4_k"] {
+    for method in ["int8", "fp8", "nf4", "q8_0", "q4_0", "q4_k"] {
         let quantised = first(&["--quantization", method]).await;
         assert!(quantised != plain && (quantised - plain).abs() < 1.0, "{method}: {quantised} for {plain}");
     }
