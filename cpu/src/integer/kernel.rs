@@ -92,89 +92,108 @@ fn madd(args: &Args<'_>) {
 #[inline(always)]
 fn run<D: Dots>(args: &Args<'_>) {
     match args.weight.width {
-        Width::Eight => panels::<D, false>(args),
-        Width::Four => panels::<D, true>(args),
+        Width::Eight if args.weight.has_one_run() => panels::<D, false, true>(args),
+        Width::Eight => panels::<D, false, false>(args),
+        Width::Four => panels::<D, true, false>(args),
     }
 }
 
 /// All panels that the columns touch, some at a time, and all rows over these before the next.
 #[inline(always)]
-fn panels<D: Dots, const FOUR: bool>(args: &Args<'_>) {
+fn panels<D: Dots, const FOUR: bool, const ONE_RUN: bool>(args: &Args<'_>) {
     let (mut panel, end) = (args.columns.start / PANEL, args.columns.end.div_ceil(PANEL));
     if args.x.rows <= 2 {
         while panel + 4 <= end {
-            rows::<D, FOUR, 2, 4>(args, panel);
+            rows::<D, FOUR, ONE_RUN, 2, 4>(args, panel);
             panel += 4;
         }
     }
     while panel + 2 <= end {
-        rows::<D, FOUR, 8, 2>(args, panel);
+        rows::<D, FOUR, ONE_RUN, 8, 2>(args, panel);
         panel += 2;
     }
     if panel < end {
-        rows::<D, FOUR, 8, 1>(args, panel);
+        rows::<D, FOUR, ONE_RUN, 8, 1>(args, panel);
     }
 }
 
-/// All rows, at most `M` at a time, times `N` panels.
+/// All rows, at most `M` at a time, times `N` panels. Where scales are loaded for each block, there are registers for
+/// four rows at a time; else for eight.
 #[inline(always)]
-fn rows<D: Dots, const FOUR: bool, const M: usize, const N: usize>(args: &Args<'_>, panel: usize) {
+fn rows<D: Dots, const FOUR: bool, const ONE_RUN: bool, const M: usize, const N: usize>(
+    args: &Args<'_>,
+    panel: usize,
+) {
     let mut row = 0;
     while row < args.x.rows {
         row += match args.x.rows - row {
-            left if left >= 8 && M >= 8 => tile::<D, FOUR, 8, N>(args, row, panel),
-            left if left >= 4 && M >= 4 => tile::<D, FOUR, 4, N>(args, row, panel),
-            left if left >= 2 => tile::<D, FOUR, 2, N>(args, row, panel),
-            _ => tile::<D, FOUR, 1, N>(args, row, panel),
+            left if left >= 8 && M >= 8 && ONE_RUN => tile::<D, FOUR, ONE_RUN, 8, N>(args, row, panel),
+            left if left >= 4 && M >= 4 => tile::<D, FOUR, ONE_RUN, 4, N>(args, row, panel),
+            left if left >= 2 => tile::<D, FOUR, ONE_RUN, 2, N>(args, row, panel),
+            _ => tile::<D, FOUR, ONE_RUN, 1, N>(args, row, panel),
         };
     }
 }
 
-/// Gives `M`.
+/// Gives `M`. `ONE_RUN`: a row of the weight has one scale, which can wait for the end.
+///
+/// Loops and no closures: these would not always be compiled for the caller's instruction set.
 #[inline(always)]
-fn tile<D: Dots, const FOUR: bool, const M: usize, const N: usize>(
+fn tile<D: Dots, const FOUR: bool, const ONE_RUN: bool, const M: usize, const N: usize>(
     args: &Args<'_>,
     row: usize,
     panel: usize,
 ) -> usize {
     let Args { x, weight, .. } = args;
-    let x: [_; M] = std::array::from_fn(|m| x.row(row + m));
-    let codes: [_; N] = std::array::from_fn(|n| weight.panel(panel + n));
-    let (units, blocks) = (if FOUR { BLOCK / 8 } else { BLOCK / 4 }, args.x.blocks);
+    let (units, blocks) = (if FOUR { BLOCK / 8 } else { BLOCK / 4 }, x.blocks);
+    let (mut rows, mut codes) = ([x.row(row); M], [weight.panel(panel); N]);
+    for m in 1..M {
+        rows[m] = x.row(row + m);
+    }
+    for n in 1..N {
+        codes[n] = weight.panel(panel + n);
+    }
     let mut sums = [[D::Floats::splat(0.0); N]; M];
-    let one_run = weight.run_blocks >= blocks && weight.offsets.is_none();
     let mut scales = [D::Floats::splat(1.0); N];
     for block in 0..blocks {
-        let dots = block_dots::<D, FOUR, M, N>(
-            std::array::from_fn(|m| (&x[m].quads[block], x[m].sums[block])),
-            std::array::from_fn(|n| &codes[n][block * units..][..units]),
-        );
-        if !one_run {
-            let run = block / weight.run_blocks;
-            scales = std::array::from_fn(|n| weight.scales.load(weight.run_index(panel + n, run)));
+        let (mut quads, mut begins, mut block_codes) = ([&rows[0].quads[block]; M], [0; M], codes);
+        for m in 0..M {
+            quads[m] = &rows[m].quads[block];
+            begins[m] = rows[m].sums[block];
+        }
+        for n in 0..N {
+            block_codes[n] = &codes[n][block * units..][..units];
+        }
+        let dots = block_dots::<D, FOUR, M, N>(quads, begins, block_codes);
+        let run = block / weight.run_blocks;
+        if !ONE_RUN {
+            for n in 0..N {
+                scales[n] = weight.scales.load(weight.run_index(panel + n, run));
+            }
         }
         for m in 0..M {
-            let scale = D::Floats::splat(x[m].scales[block]);
+            let scale = D::Floats::splat(rows[m].scales[block]);
             for n in 0..N {
-                let scale = if one_run { scale } else { scale.mul(scales[n]) };
+                let scale = if ONE_RUN { scale } else { scale.mul(scales[n]) };
                 sums[m][n] = dots[m][n].to_floats().mul_add(scale, sums[m][n]);
             }
         }
-        if let Some(offsets) = &weight.offsets {
-            let run = block / weight.run_blocks;
+        if !ONE_RUN && let Some(offsets) = &weight.offsets {
             for n in 0..N {
-                let offset = &offsets.as_chunks().0[weight.run_index(panel + n, run)];
+                let offset = D::Floats::load(&offsets.as_chunks().0[weight.run_index(panel + n, run)]);
                 for m in 0..M {
-                    let sum = D::Floats::splat(-x[m].scales[block] * x[m].sums[block] as f32);
-                    sums[m][n] = D::Floats::load(offset).mul_add(sum, sums[m][n]);
+                    let sum = D::Floats::splat(-rows[m].scales[block] * rows[m].sums[block] as f32);
+                    sums[m][n] = offset.mul_add(sum, sums[m][n]);
                 }
             }
         }
     }
     for n in 0..N {
-        let scale = if one_run { weight.scales.load(weight.run_index(panel + n, 0)) } else { scales[n] };
-        for (m, sums) in sums.iter().enumerate() {
-            let sum = if one_run { sums[n].mul(scale) } else { sums[n] };
+        for m in 0..M {
+            let sum = match ONE_RUN {
+                true => sums[m][n].mul(weight.scales.load(weight.run_index(panel + n, 0))),
+                false => sums[m][n],
+            };
             store(args, row + m, panel + n, sum);
         }
     }
@@ -184,30 +203,39 @@ fn tile<D: Dots, const FOUR: bool, const M: usize, const N: usize>(
 /// The sums of one block's products.
 #[inline(always)]
 fn block_dots<D: Dots, const FOUR: bool, const M: usize, const N: usize>(
-    x: [(&[i32; BLOCK / 4], i32); M],
+    quads: [&[i32; BLOCK / 4]; M],
+    begins: [i32; M],
     codes: [&[[u8; UNIT]]; N],
 ) -> [[D; N]; M] {
-    let mut dots: [[D; N]; M] =
-        std::array::from_fn(|m| [if FOUR { D::begin4(x[m].1) } else { D::begin8(x[m].1) }; N]);
+    let mut dots = [[D::begin8(0); N]; M];
+    for m in 0..M {
+        dots[m] = [if FOUR { D::begin4(begins[m]) } else { D::begin8(begins[m]) }; N];
+    }
     if FOUR {
         for unit in 0..BLOCK / 8 {
-            let codes: [_; N] = std::array::from_fn(|n| D::load4(&codes[n][unit]));
+            let mut loaded = [D::load4(&codes[0][unit]); N];
+            for n in 1..N {
+                loaded[n] = D::load4(&codes[n][unit]);
+            }
             for half in 0..2 {
                 for m in 0..M {
-                    let quad = D::quad(x[m].0[2 * unit + half]);
+                    let quad = D::quad(quads[m][2 * unit + half]);
                     for n in 0..N {
-                        dots[m][n] = dots[m][n].add4(codes[n][half], quad);
+                        dots[m][n] = dots[m][n].add4(loaded[n][half], quad);
                     }
                 }
             }
         }
     } else {
         for unit in 0..BLOCK / 4 {
-            let codes: [_; N] = std::array::from_fn(|n| D::load8(&codes[n][unit]));
+            let mut loaded = [D::load8(&codes[0][unit]); N];
+            for n in 1..N {
+                loaded[n] = D::load8(&codes[n][unit]);
+            }
             for m in 0..M {
-                let quad = D::quad(x[m].0[unit]);
+                let quad = D::quad(quads[m][unit]);
                 for n in 0..N {
-                    dots[m][n] = dots[m][n].add8(codes[n], quad);
+                    dots[m][n] = dots[m][n].add8(loaded[n], quad);
                 }
             }
         }

@@ -161,6 +161,11 @@ impl IntegerMatrix {
         panel * self.runs + run
     }
 
+    /// Whether a row has one scale and nothing else.
+    pub(super) fn has_one_run(&self) -> bool {
+        self.runs <= 1 && self.offsets.is_none()
+    }
+
     pub(super) fn rows(&self) -> usize {
         self.rows
     }
