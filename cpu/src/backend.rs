@@ -64,16 +64,13 @@ impl Backend for CpuBackend {
         Ok(buffer)
     }
 
+    /// The system provides its pages as blocks are first used: most servers never need all of them, and to write them
+    /// all would take longer than to load the model.
     fn alloc_kv_cache(&mut self, vectors: usize, width: usize) -> Result<CpuKvCache, BackendError> {
         let dtype = self.kv_dtype;
-        let mut cache = CpuKvCache::new(dtype, vectors, width).ok_or_else(|| {
+        CpuKvCache::new(dtype, vectors, width).ok_or_else(|| {
             error(format!("no memory for {vectors} keys and values of {width} numbers as {}", dtype.name()))
-        })?;
-        with_elements!(&mut cache.data, elements => self.touch(elements));
-        if let Some(scales) = &mut cache.own_scales {
-            self.touch(scales);
-        }
-        Ok(cache)
+        })
     }
 
     fn prepare(&mut self, limits: &StepLimits, _linears: &[LinearShape]) -> Result<(), BackendError> {

@@ -53,7 +53,7 @@ impl Architecture {
     /// That of a file.
     pub(super) fn of(metadata: &Metadata) -> Result<Self, String> {
         let key = "general.architecture";
-        let name = metadata.text(key)?.ok_or_else(|| format!("key {key:?} is missing"))?;
+        let name = metadata.word(key)?.ok_or_else(|| format!("key {key:?} is missing"))?;
         let known = ARCHITECTURES.iter().find(|known| known.name == name).copied().ok_or_else(|| {
             let names = ARCHITECTURES.map(|known| known.name).join(", ");
             format!("key {key:?}: {name:?} is not supported; supported: {names}")

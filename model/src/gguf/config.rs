@@ -215,7 +215,7 @@ impl Settings<'_> {
         }
         let key = self.key("rope.scaling.type");
         let factor = self.number("rope.scaling.factor")?.or(self.number("rope.scale_linear")?);
-        let kind = match (self.file.metadata().text(&key)?, factor) {
+        let kind = match (self.file.metadata().word(&key)?, factor) {
             (None, Some(factor)) if factor != 0.0 && factor != 1.0 => "linear",
             (None, _) => "none",
             (Some(kind), _) => kind,

@@ -1,5 +1,8 @@
 //! [`Cursor`]: a place in bytes that nobody vouches for.
 
+/// Bytes of the name of a key or a tensor at most; ggml's own are shorter than 64.
+const MAX_NAME_BYTES: usize = 512;
+
 /// Reads from the front. Errors say what was being read.
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
@@ -46,6 +49,15 @@ impl<'a> Cursor<'a> {
     pub(super) fn text(&mut self, what: &str) -> Result<String, String> {
         let len = self.u64(what)?;
         Ok(String::from_utf8_lossy(self.bytes(len, what)?).into_owned())
+    }
+
+    /// The same of a name: what errors repeat is not as long as a file likes.
+    pub(super) fn name(&mut self, what: &str) -> Result<String, String> {
+        let name = self.text(what)?;
+        match name.len() {
+            0..=MAX_NAME_BYTES => Ok(name),
+            len => Err(format!("{what}: a name of {len} bytes; at most {MAX_NAME_BYTES}")),
+        }
     }
 
     /// Fails unless there is room for `count` things of at least `least_bytes` each.

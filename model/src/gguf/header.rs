@@ -77,7 +77,7 @@ impl Header {
 fn read_metadata(cursor: &mut Cursor<'_>, num_keys: u64) -> Result<BTreeMap<String, Value>, String> {
     let mut entries = BTreeMap::new();
     for index in 0..num_keys {
-        let key = cursor.text(&format!("key {index}"))?;
+        let key = cursor.name(&format!("key {index}"))?;
         let kind = cursor.u32(&format!("the type of key {key:?}"))?;
         let value = read_value(cursor, kind, &key)?;
         if entries.insert(key.clone(), value).is_some() {
@@ -170,7 +170,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, num_tensors: u64) -> Result<Vec<(String
     let mut stubs = Vec::new();
     let mut names = HashSet::new();
     for index in 0..num_tensors {
-        let name = cursor.text(&format!("the name of tensor {index}"))?;
+        let name = cursor.name(&format!("the name of tensor {index}"))?;
         let what = format!("tensor {name:?}");
         if !names.insert(name.clone()) {
             return Err(format!("{what} is there twice"));

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// Bytes of a word at most.
+const MAX_WORD_BYTES: usize = 256;
+
 /// What a key has.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -42,6 +45,16 @@ impl Metadata {
             Value::Text(text) => Some(text.as_str()),
             _ => None,
         })
+    }
+
+    /// A string that names one of a few things, and is not longer than such names are: errors repeat it.
+    pub fn word(&self, key: &str) -> Result<Option<&str>, String> {
+        match self.text(key)? {
+            Some(text) if text.len() > MAX_WORD_BYTES => {
+                Err(format!("key {key:?}: a string of {} bytes, not a name", text.len()))
+            }
+            word => Ok(word),
+        }
     }
 
     /// An integer that is not negative.

@@ -17,7 +17,7 @@ use super::splits::Split;
 pub fn from_gguf(metadata: &Metadata) -> Result<Converted, String> {
     let vocabulary = Vocabulary::read(metadata)?;
     let key = "tokenizer.ggml.model";
-    let tokenizer = match metadata.text(key)? {
+    let tokenizer = match metadata.word(key)? {
         Some("gpt2") => byte_level(metadata, &vocabulary)?,
         Some("llama") => by_scores(metadata, &vocabulary)?,
         Some(other) => {
@@ -120,7 +120,7 @@ impl<'a> Vocabulary<'a> {
 
 /// Byte-pair encoding of bytes, by merges.
 fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Result<TokenizerJson, String> {
-    let split = Split::of_name(metadata.text("tokenizer.ggml.pre")?.unwrap_or("default"))?;
+    let split = Split::of_name(metadata.word("tokenizer.ggml.pre")?.unwrap_or("default"))?;
     let key = "tokenizer.ggml.merges";
     let merges = metadata.texts(key)?.ok_or_else(|| format!("key {key:?} is missing"))?;
     let pair = |merge: &String| {
