@@ -165,6 +165,8 @@ pub struct EngineConfig {
     pub dtype: WeightDtype,
     /// What the KV cache keeps of a number; `None` = as the device likes.
     pub kv_cache_dtype: Option<KvDtype>,
+    /// Activations are rounded to 8 bits for products by weights of integers.
+    pub int8_activations: bool,
     /// Fields of config.json that the operator wants otherwise.
     pub hf_overrides: Map<String, Value>,
     /// What full-precision weights are made at load, or how those of the checkpoint must be quantised.

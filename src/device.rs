@@ -66,6 +66,18 @@ pub enum DeviceError {
         /// What there is.
         own: &'static str,
     },
+    /// There is nothing that rounded activations could be multiplied by as integers.
+    #[error(
+        "--activation-dtype int8 is for weights of integers of 8 bits or fewer, and this model has none; \
+         --quantization int8 or q8_0 makes them so"
+    )]
+    NoIntegerWeights,
+    /// A GPU does not round activations.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "--activation-dtype int8 is not built for GPUs yet; allowed: float32 (as the model computes), or --device cpu"
+    )]
+    Int8Activations,
     /// There is none.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
@@ -126,6 +138,18 @@ impl Device {
                     Some(asked) => Err(DeviceError::KvDtype { asked: asked.name(), own: own.name() }),
                 }
             }
+        }
+    }
+
+    /// Whether activations are rounded to 8 bits for products by weights of integers; a GPU refuses.
+    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "a GPU refuses"))]
+    pub fn int8_activations(&self, config: &EngineConfig) -> Result<bool, DeviceError> {
+        match self {
+            Self::Cpu => Ok(config.int8_activations),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) if config.int8_activations => Err(DeviceError::Int8Activations),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => Ok(false),
         }
     }
 
@@ -193,8 +217,15 @@ impl Device {
         match self {
             Self::Cpu => {
                 let (kv_dtype, groups) = (self.kv_dtype(config, &spec)?, self.kv_groups(config, &spec));
-                let mut backend = CpuBackend::new(CpuOptions::default())?.with_kv_dtype(kv_dtype);
+                let mut backend = CpuBackend::new(CpuOptions::default())?
+                    .with_kv_dtype(kv_dtype)
+                    .with_int8_activations(self.int8_activations(config)?);
                 let model = Model::load(&mut backend, spec, checkpoint, progress)?;
+                match backend.num_integer_matrices() {
+                    0 if config.int8_activations => return Err(DeviceError::NoIntegerWeights.into()),
+                    0 => {}
+                    count => tracing::info!(count, "matrices are multiplied by activations of 8 bits"),
+                }
                 boxed(Runner::with_kv_groups(backend, model, limits, groups)?, config)
             }
             #[cfg(feature = "cuda")]

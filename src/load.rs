@@ -147,6 +147,7 @@ pub fn start(
     if pooler.is_some() && !device.can_pool() {
         return Err(LoadError::NoPooling);
     }
+    device.int8_activations(config)?;
     let kv_dtype = device.kv_dtype(config, &spec)?;
     let scheduler = scheduler_config(config, &spec, &device, kv_dtype)?;
     tell_kv_cache(&scheduler);

@@ -15,14 +15,13 @@ use crate::attention_step::Step;
 use crate::device::{CpuBackend, ELEMENT_CHUNK, MIN_WORK_PER_CHUNK, WorkerScratch, chunk_of, error, row_of};
 use crate::elementwise::{gate_row, layer_norm, rms_norm, rotate, scale};
 use crate::kv_cache::{CpuKvCache, Scales, with_elements, with_writer};
-use crate::lanes::Element;
 use crate::latent::{LatentToken, attend_latents, head_linear, write_latents};
 use crate::linear::linear;
 use crate::lora::LoraBatch;
 use crate::moe::{Threads, moe};
 use crate::pooling::pool_row;
 use crate::shared::SharedSlice;
-use crate::weight::{CpuWeight, WeightData};
+use crate::weight::CpuWeight;
 use crate::zeroed::zeroed;
 
 impl Backend for CpuBackend {
@@ -47,7 +46,11 @@ impl Backend for CpuBackend {
     }
 
     fn load_packed(&mut self, matrix: PackedMatrix) -> Result<CpuWeight, BackendError> {
-        let weight = CpuWeight::packed(matrix);
+        let weight = match self.int8_activations {
+            true => CpuWeight::integer(&mut self.pool, matrix),
+            false => CpuWeight::packed(matrix),
+        };
+        self.num_integer_matrices += usize::from(weight.is_integer());
         self.unpacked.reserve(&weight, self.pool.num_threads());
         Ok(weight)
     }
@@ -107,13 +110,7 @@ impl Backend for CpuBackend {
                 0 => *word,
                 _ => self.last_tokens[(word & !PLACEHOLDER_BIT) as usize],
             };
-            let row = token as usize * width..(token as usize + 1) * width;
-            match &table.data {
-                WeightData::F32(values) => widen(&values[row], out),
-                WeightData::Bf16(values) => widen(&values[row], out),
-                WeightData::F16(values) => widen(&values[row], out),
-                WeightData::Packed(matrix) => matrix.decode_row(token as usize, 0..width, out),
-            }
+            table.read_row(token as usize, out);
         }
         Ok(())
     }
@@ -517,8 +514,4 @@ impl Backend for CpuBackend {
     fn collect(&mut self) -> Result<&[RowResult], BackendError> {
         Ok(&self.results[..self.num_results])
     }
-}
-
-fn widen<T: Element>(from: &[T], to: &mut [f32]) {
-    from.iter().zip(to).for_each(|(value, out)| *out = value.to_f32());
 }

@@ -31,6 +31,8 @@ pub struct CpuBackend {
     pub(crate) pool: Pool,
     pub(crate) isa: Isa,
     pub(crate) kv_dtype: KvDtype,
+    pub(crate) int8_activations: bool,
+    pub(crate) num_integer_matrices: usize,
     pub(crate) limits: StepLimits,
     pub(crate) step: StepInputs,
     /// `[group][slot][max_blocks_per_seq]`.
@@ -73,6 +75,8 @@ impl CpuBackend {
             pool,
             isa,
             kv_dtype: KvDtype::F32,
+            int8_activations: false,
+            num_integer_matrices: 0,
             limits: StepLimits {
                 max_num_seqs: 0,
                 max_num_batched_tokens: 0,
@@ -100,6 +104,17 @@ impl CpuBackend {
     /// The same, with keys and values kept as `dtype`; else they are f32.
     pub fn with_kv_dtype(self, dtype: KvDtype) -> Self {
         Self { kv_dtype: dtype, ..self }
+    }
+
+    /// The same, with activations rounded to 8 bits for products by packed integers that are loaded from now on: with
+    /// a scale for each 32, anew for each product. Else activations are f32.
+    pub fn with_int8_activations(self, int8_activations: bool) -> Self {
+        Self { int8_activations, ..self }
+    }
+
+    /// Matrices loaded so that rounded activations are multiplied by them as integers.
+    pub fn num_integer_matrices(&self) -> usize {
+        self.num_integer_matrices
     }
 
     /// The instruction set in use.

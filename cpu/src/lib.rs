@@ -11,6 +11,7 @@ mod attention_step;
 mod backend;
 mod device;
 mod elementwise;
+mod integer;
 mod kv_cache;
 mod lanes;
 mod latent;

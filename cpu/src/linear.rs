@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use quire_model::PackedMatrix;
 
+use crate::integer::{self, RoundedRows};
 use crate::lanes::{Element, Isa, LANES, Lanes, dispatch, padded};
 use crate::pool::Pool;
 use crate::shared::SharedSlice;
@@ -26,28 +27,46 @@ const WEIGHT_BLOCK_BYTES: usize = 256 << 10;
 /// Chunks to hand out per thread, so that a late thread does not hold up the others.
 const CHUNKS_PER_THREAD: usize = 4;
 
-/// Where each thread unpacks weights. Grown when weights are loaded, never while products are computed.
+/// Where each thread unpacks weights, and activations are rounded. Grown when weights are loaded, never while
+/// products are computed.
 #[derive(Default)]
-pub(crate) struct UnpackScratch(Vec<Vec<f32>>);
+pub(crate) struct UnpackScratch {
+    weights: Vec<Vec<f32>>,
+    /// Of a whole operation.
+    rounded: RoundedRows,
+    /// Of one thread's part.
+    own_rounded: Vec<RoundedRows>,
+}
 
 /// The same while products are computed.
 #[derive(Clone, Copy)]
-pub(crate) struct Unpacked<'a>(SharedSlice<'a, Vec<f32>>);
+pub(crate) struct Unpacked<'a> {
+    weights: SharedSlice<'a, Vec<f32>>,
+    rounded: SharedSlice<'a, RoundedRows>,
+}
 
 impl UnpackScratch {
     /// Makes room for products by that weight, for each thread.
     pub(crate) fn reserve(&mut self, weight: &CpuWeight, num_threads: usize) {
         if let WeightData::Packed(_) = &weight.data {
+            let weights = &mut self.weights;
             let len =
-                (unpacked_rows(weight.columns) * weight.columns).max(self.0.first().map_or(0, Vec::len));
-            self.0.resize(num_threads, Vec::new());
-            self.0.iter_mut().for_each(|scratch| scratch.resize(len, 0.0));
+                (unpacked_rows(weight.columns) * weight.columns).max(weights.first().map_or(0, Vec::len));
+            weights.resize(num_threads, Vec::new());
+            weights.iter_mut().for_each(|scratch| scratch.resize(len, 0.0));
+        }
+        if let WeightData::Integer(matrix) = &weight.data {
+            self.own_rounded.resize_with(num_threads, RoundedRows::default);
+            integer::reserve(&mut self.rounded, &mut self.own_rounded, matrix);
         }
     }
 
     /// For one operation.
     pub(crate) fn share(&mut self) -> Unpacked<'_> {
-        Unpacked(SharedSlice::new(&mut self.0))
+        Unpacked {
+            weights: SharedSlice::new(&mut self.weights),
+            rounded: SharedSlice::new(&mut self.own_rounded),
+        }
     }
 }
 
@@ -62,6 +81,10 @@ pub(crate) fn linear(
     out: &mut [f32],
 ) {
     let (n, k) = (weight.rows, weight.columns);
+    if let WeightData::Integer(matrix) = &weight.data {
+        let (x, out) = (&x[..rows * k], &mut out[..rows * n]);
+        return integer::linear(pool, &mut scratch.rounded, isa, x, (matrix, bias), out);
+    }
     let (x, out) = (&x[..rows * k], SharedSlice::new(&mut out[..rows * n]));
     let wanted = num_chunks(pool, rows * n * k);
     let (chunk_columns, unpacked) = (chunk_columns(n, wanted), scratch.share());
@@ -132,9 +155,15 @@ pub(crate) fn product(
         WeightData::Packed(w) => {
             // SAFETY: no two threads are the same worker at the same time.
             #[allow(unsafe_code)]
-            let scratch = unsafe { &mut unpacked.0.part(worker, 1)[0] };
+            let scratch = unsafe { &mut unpacked.weights.part(worker, 1)[0] };
             dispatch!(isa, packed_kernel; args: &Args<'_> = &args, weight: &PackedMatrix = w,
                 scratch: &mut [f32] = scratch);
+        }
+        WeightData::Integer(w) => {
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            let scratch = unsafe { &mut unpacked.rounded.part(worker, 1)[0] };
+            integer::product(isa, scratch, w, args.product);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use half::{bf16, f16};
 use quire_model::{Dtype, PackedMatrix, TensorView};
 
+use crate::integer::IntegerMatrix;
 use crate::lanes::Element;
 use crate::pool::Pool;
 use crate::shared::SharedSlice;
@@ -23,6 +24,7 @@ pub(crate) enum WeightData {
     Bf16(Vec<bf16>),
     F16(Vec<f16>),
     Packed(PackedMatrix),
+    Integer(IntegerMatrix),
 }
 
 impl CpuWeight {
@@ -53,6 +55,21 @@ impl CpuWeight {
         Self { rows: matrix.rows(), columns: matrix.columns(), data: WeightData::Packed(matrix) }
     }
 
+    /// A packed matrix in the form of the integer kernels, if it has one; else as it is.
+    pub(crate) fn integer(pool: &mut Pool, matrix: PackedMatrix) -> Self {
+        match IntegerMatrix::new(pool, &matrix) {
+            Some(data) => {
+                Self { rows: matrix.rows(), columns: matrix.columns(), data: WeightData::Integer(data) }
+            }
+            None => Self::packed(matrix),
+        }
+    }
+
+    /// Whether products by it round activations.
+    pub(crate) fn is_integer(&self) -> bool {
+        matches!(self.data, WeightData::Integer(_))
+    }
+
     /// Memory it takes.
     pub fn bytes(&self) -> usize {
         match &self.data {
@@ -60,6 +77,22 @@ impl CpuWeight {
             WeightData::Bf16(values) => size_of_val(&values[..]),
             WeightData::F16(values) => size_of_val(&values[..]),
             WeightData::Packed(matrix) => matrix.bytes(),
+            WeightData::Integer(matrix) => matrix.bytes(),
+        }
+    }
+
+    /// One row in f32: an embedding. `out` is as long as the row.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        fn widen<T: Element>(from: &[T], to: &mut [f32]) {
+            from.iter().zip(to).for_each(|(value, out)| *out = value.to_f32());
+        }
+        let place = row * self.columns..(row + 1) * self.columns;
+        match &self.data {
+            WeightData::F32(values) => widen(&values[place], out),
+            WeightData::Bf16(values) => widen(&values[place], out),
+            WeightData::F16(values) => widen(&values[place], out),
+            WeightData::Packed(matrix) => matrix.decode_row(row, 0..self.columns, out),
+            WeightData::Integer(matrix) => matrix.decode_row(row, out),
         }
     }
 
@@ -84,6 +117,7 @@ impl WeightData {
             Self::Bf16(values) => values.into_iter().map(bf16::to_f32).collect(),
             Self::F16(values) => values.into_iter().map(f16::to_f32).collect(),
             Self::Packed(matrix) => matrix.dequantize(),
+            Self::Integer(_) => panic!("a matrix where a vector belongs"),
         }
     }
 }

@@ -4,7 +4,10 @@
 mod support;
 
 use quire_cpu::{CpuBackend, CpuOptions, Isa};
-use quire_model::quantization::{DECODE_ALIGNMENT, read_experts, read_matrix};
+use quire_model::ggml::{self, GgmlType};
+use quire_model::quantization::{
+    AtLoad, DECODE_ALIGNMENT, GgmlRows, PackedRows, quantize, read_experts, read_matrix,
+};
 use quire_model::{Backend, Dtype, MatrixView, PackedMatrix, Quantization, TensorData, TensorView};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -168,6 +171,162 @@ fn products_by_packed_weights_are_bit_for_bit_those_by_the_dequantised_matrix() 
                     assert_eq!(bits(&found), bits(&expected), "{what}, {rows} rows");
                 }
             }
+        }
+    }
+}
+
+/// Those of [`FORMATS`] that stay f32 under 8-bit activations.
+const NO_INTEGERS: &[&str] = &[
+    "fp8 tensor",
+    "fp8 rows",
+    "fp8 blocks",
+    "mxfp4",
+    "nvfp4",
+    "mxfp4 experts",
+    "nf4",
+    "nf4 nested",
+    "load fp8",
+    "load nf4",
+];
+
+/// Those that are integers if there is one group in a row, or if blocks of 256 do not divide it.
+const SOMETIMES_INTEGERS: &[&str] = &["gptq act-order", "load q4_k"];
+
+fn int8_backend(isa: Isa) -> CpuBackend {
+    let options = CpuOptions { num_threads: Some(2), isa: Some(isa) };
+    CpuBackend::new(options).unwrap().with_int8_activations(true)
+}
+
+/// Of each format, some with rows that are no whole panels; and integers of any number of columns, GGUF's blocks.
+fn integer_matrices(rng: &mut StdRng) -> Vec<(String, PackedMatrix)> {
+    let mut found = Vec::new();
+    for format in FORMATS {
+        let matrix = random_matrix(rng, format);
+        let rows: Vec<usize> = (0..rng.random_range(1..150)).map(|row| row % matrix.rows()).collect();
+        found.push((format.to_string(), matrix.select_rows(&rows)));
+    }
+    let mut values = |rows: usize, columns: usize| {
+        let bytes = (0..rows * columns)
+            .flat_map(|_| rng.random_range(-1.0f32..1.0).to_le_bytes())
+            .collect::<Vec<_>>();
+        TensorView { dtype: Dtype::F32, shape: vec![rows, columns], data: TensorData::Stored(bytes.into()) }
+    };
+    for (rows, columns) in [(1, 1), (17, 31), (33, 33), (50, 95), (65, 300)] {
+        let matrix = quantize(&values(rows, columns), AtLoad::Int8).unwrap().unwrap();
+        found.push((format!("int8 of {columns} columns"), matrix));
+    }
+    for kind in [GgmlType::Q4_0, GgmlType::Q5_0, GgmlType::Q8_0] {
+        let values: Vec<f32> = (0..37 * 160).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let bytes = ggml::quantize(&values, 160, kind).unwrap();
+        let rows = PackedRows::Ggml(GgmlRows::new(kind, 160, bytes).unwrap());
+        found.push((kind.name().into(), rows.into()));
+    }
+    let stacked = found[found.len() - 3..].iter().map(|(_, matrix)| matrix.clone()).collect();
+    found.push(("blocks of several types".into(), PackedMatrix::stack(stacked)));
+    found
+}
+
+/// What 8-bit activations are: multiples of a 127th of the greatest of 32.
+fn rounded_row(x: &[f32]) -> Vec<f64> {
+    let block = |block: &[f32]| {
+        let greatest = block.iter().fold(0.0f32, |greatest, x| greatest.max(x.abs())).max(1e-30);
+        let round = |x: &f32| (x * (127.0 / greatest)).round_ties_even();
+        block.iter().map(|x| f64::from(round(x)) * f64::from(greatest / 127.0)).collect::<Vec<_>>()
+    };
+    x.chunks(32).flat_map(block).collect()
+}
+
+#[test]
+fn products_of_integers_are_those_of_rounded_activations() {
+    for isa in Isa::available() {
+        for seed in 0..4 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let mut backend = int8_backend(isa);
+            for (format, matrix) in integer_matrices(&mut rng) {
+                let (n, k) = (matrix.rows(), matrix.columns());
+                let what = format!("{format}, {isa:?}, seed {seed}, {n} x {k}");
+                let weights = matrix.dequantize();
+                let exact = matrix.integer_form().is_none();
+                assert!(
+                    exact == NO_INTEGERS.contains(&&*format) || SOMETIMES_INTEGERS.contains(&&*format),
+                    "{what}"
+                );
+                let weight = backend.load_packed(matrix).unwrap();
+                let bias: Vec<f32> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
+                let bias_weight = backend.load_table(&bias, n).unwrap();
+                let rows = rng.random_range(1..20);
+                let mut x: Vec<f32> = (0..rows * k).map(|_| rng.random_range(-1.0..1.0)).collect();
+                x[..k.min(40)].fill(0.0);
+                let mut found = vec![f32::NAN; rows * n];
+                backend.linear(rows, &x, &weight, Some(&bias_weight), &mut found).unwrap();
+                for (x, found) in x.chunks_exact(k).zip(found.chunks_exact(n)) {
+                    let x: Vec<f64> =
+                        if exact { x.iter().map(|x| f64::from(*x)).collect() } else { rounded_row(x) };
+                    for ((w, bias), found) in weights.chunks_exact(k).zip(&bias).zip(found) {
+                        let products = || w.iter().zip(&x).map(|(w, x)| f64::from(*w) * x);
+                        let size: f64 = 1.0 + products().map(f64::abs).sum::<f64>();
+                        let error = (products().sum::<f64>() + f64::from(*bias) - f64::from(*found)).abs();
+                        assert!(error < 2e-5 * size, "{what}: {found} is off by {error} of {size}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_integers_are_the_same_bits_on_every_instruction_set_for_any_number_of_rows() {
+    for seed in 0..3 {
+        let matrices = integer_matrices(&mut StdRng::seed_from_u64(seed));
+        for (format, matrix) in matrices {
+            let (n, k) = (matrix.rows(), matrix.columns());
+            let mut rng = StdRng::seed_from_u64(seed);
+            let x: Vec<f32> = (0..300 * k).map(|_| rng.random_range(-1.0..1.0)).collect();
+            let mut expected: Option<Vec<u32>> = None;
+            for isa in Isa::available() {
+                let mut backend = int8_backend(isa);
+                let weight = backend.load_packed(matrix.clone()).unwrap();
+                for rows in [300, 1, 2, 3, 4, 7, 8, 15, 32, 40] {
+                    let mut found = vec![f32::NAN; rows * n];
+                    backend.linear(rows, &x, &weight, None, &mut found).unwrap();
+                    let expected = expected.get_or_insert_with(|| bits(&found));
+                    let what = format!("{format}, {isa:?}, {rows} rows, seed {seed}, {n} x {k}");
+                    assert_eq!(bits(&found), expected[..rows * n], "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_that_are_not_finite_give_no_finite_product() {
+    for isa in Isa::available() {
+        let mut backend = int8_backend(isa);
+        let matrix = random_matrix(&mut StdRng::seed_from_u64(1), "int8 rows");
+        let (n, k) = (matrix.rows(), matrix.columns());
+        let weight = backend.load_packed(matrix).unwrap();
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = vec![1.0; k];
+            x[k / 2] = value;
+            let mut found = vec![0.0; n];
+            backend.linear(1, &x, &weight, None, &mut found).unwrap();
+            assert!(found.iter().all(|found| !found.is_finite()), "{isa:?}, {value}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_of_integer_embeddings_are_those_of_the_dequantised_matrix() {
+    let mut backend = int8_backend(Isa::available()[0]);
+    for (format, matrix) in integer_matrices(&mut StdRng::seed_from_u64(3)) {
+        let (all, columns) = (matrix.dequantize(), matrix.columns());
+        let weight = backend.load_packed(matrix).unwrap();
+        for (row, expected) in all.chunks_exact(columns).enumerate() {
+            let mut found = vec![f32::NAN; columns];
+            weight.read_row(row, &mut found);
+            let greatest = expected.iter().fold(1e-6f32, |greatest, weight| greatest.max(weight.abs()));
+            let near = found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-5 * greatest);
+            assert!(near, "{format}, row {row}");
         }
     }
 }

@@ -10,8 +10,8 @@ use quire_scheduler::SchedulingPolicy;
 use serde_json::{Map, Value};
 
 use super::args::{
-    ChatFormatArgs, ConvertArg, DtypeArg, KvCacheDtypeArg, ListenArgs, LoadFormatArg, ModelArgs, PolicyArg,
-    RunnerArg, SchedulingArgs, ServeArgs,
+    ActivationDtypeArg, ChatFormatArgs, ConvertArg, DtypeArg, KvCacheDtypeArg, ListenArgs, LoadFormatArg,
+    ModelArgs, PolicyArg, RunnerArg, SchedulingArgs, ServeArgs,
 };
 use crate::config::{
     AnswerConfig, ChatConfig, ClientAuth, CorsConfig, EngineConfig, GenerationConfig, LoadFormat,
@@ -136,6 +136,7 @@ pub(super) fn engine_config(
             KvCacheDtypeArg::Int8PerTokenHead => Some(KvDtype::Int8PerTokenHead),
             KvCacheDtypeArg::Fp8PerTokenHead => Some(KvDtype::Fp8PerTokenHead),
         },
+        int8_activations: m.activation_dtype == ActivationDtypeArg::Int8,
         hf_overrides: hf_overrides(m.hf_overrides.as_deref())?,
         quantization: m.quantization,
         load_format: match m.load_format {

@@ -64,7 +64,7 @@ async fn weights_are_quantised_if_the_operator_says_so() {
         whole["choices"][0]["logprobs"]["content"][0]["logprob"].as_f64().expect("a number")
     };
     let plain = first(&[]).await;
-    for method in ["int8", "fp8", "nf4", "q8_0", "q4_k"] {
+    for method in ["int8", "fp8", "nf4", "q8_0", "q4_0", "q4_k"] {
         let quantised = first(&["--quantization", method]).await;
         assert!(quantised != plain && (quantised - plain).abs() < 1.0, "{method}: {quantised} for {plain}");
     }
@@ -75,6 +75,27 @@ async fn weights_are_quantised_if_the_operator_says_so() {
             !output.status.success() && error.contains("--quantization") && error.contains("nf4"),
             "{error}"
         );
+    }
+}
+
+/// Products of integers change numbers a little, and nothing else; where there are no integers they are refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn activations_are_rounded_if_the_operator_says_so() {
+    let first = async |flags: &[&str]| -> f64 {
+        let whole = chat(&Server::start(flags), json!({"logprobs": true, "temperature": 0})).await.ok();
+        whole["choices"][0]["logprobs"]["content"][0]["logprob"].as_f64().expect("a number")
+    };
+    for method in ["int8", "q8_0", "q4_0"] {
+        let exact = first(&["--quantization", method]).await;
+        let rounded = first(&["--quantization", method, "--activation-dtype", "int8"]).await;
+        assert!(rounded != exact && (rounded - exact).abs() < 0.5, "{method}: {rounded} for {exact}");
+    }
+    for flags in
+        [&["--activation-dtype", "int8"][..], &["--activation-dtype", "int8", "--quantization", "nf4"]]
+    {
+        let output = command(&[&["serve"], flags].concat()).output().expect("the binary starts");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains("--activation-dtype int8"), "{error}");
     }
 }
 

@@ -44,6 +44,12 @@ impl Avx2 {
     fn map(self, other: Self, f: impl Fn(__m256, __m256) -> __m256) -> Self {
         Self(f(self.0, other.0), f(self.1, other.1))
     }
+
+    /// Converted, each rounded once.
+    #[inline(always)]
+    pub(crate) unsafe fn from_i32([low, high]: [__m256i; 2]) -> Self {
+        unsafe { Self(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)) }
+    }
 }
 
 impl Lanes for Avx2 {

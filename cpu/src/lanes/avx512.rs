@@ -21,6 +21,14 @@ impl Avx512 {
     }
 }
 
+impl Avx512 {
+    /// Converted, each rounded once.
+    #[inline(always)]
+    pub(crate) unsafe fn from_i32(lanes: __m512i) -> Self {
+        unsafe { Self(_mm512_cvtepi32_ps(lanes)) }
+    }
+}
+
 impl Lanes for Avx512 {
     const ROWS: usize = 4;
 

@@ -72,6 +72,36 @@ fn blocks<const BYTES: usize, const LEN: usize>(
     }
 }
 
+/// Appends the codes of a row of blocks of 32 numbers, and each block's scale: a number is `code * scale`.
+///
+/// # Panics
+/// If a block of this type is not integers with one scale.
+pub(crate) fn integer_blocks(kind: GgmlType, row: &[u8], codes: &mut Vec<i8>, scales: &mut Vec<f32>) {
+    match kind {
+        GgmlType::Q8_0 => {
+            for block in row.as_chunks::<34>().0 {
+                scales.push(half_at(block, 0));
+                codes.extend(block[2..].iter().map(|quant| *quant as i8));
+            }
+        }
+        GgmlType::Q4_0 => {
+            for block in row.as_chunks::<18>().0 {
+                scales.push(half_at(block, 0));
+                codes.extend(block[2..].iter().map(|quant| (quant & 15) as i8 - 8));
+                codes.extend(block[2..].iter().map(|quant| (quant >> 4) as i8 - 8));
+            }
+        }
+        GgmlType::Q5_0 => {
+            for block in row.as_chunks::<22>().0 {
+                scales.push(half_at(block, 0));
+                let quants = five_bits(bytes_at(block, 2), bytes_at(block, 6));
+                codes.extend(quants.map(|quant| quant as i8 - 16));
+            }
+        }
+        _ => panic!("blocks of {} are not integers with one scale", kind.name()),
+    }
+}
+
 /// Layout: scale f16; 32 x i8.
 #[inline(always)]
 fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {

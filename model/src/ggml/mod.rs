@@ -7,6 +7,7 @@ mod decode;
 mod quantize;
 
 pub use decode::decode_row;
+pub(crate) use decode::integer_blocks;
 pub use quantize::quantize;
 
 /// How the elements of a tensor in a GGUF file are stored.

@@ -23,6 +23,8 @@ pub enum AtLoad {
     Nf4,
     /// ggml's 8 bits with a scale for each 32 columns.
     Q8_0,
+    /// ggml's 4 bits with a scale for each 32 columns.
+    Q4_0,
     /// ggml's 4 bits with scales and least values in blocks of 256 columns. Where these do not divide the columns,
     /// Q5_0, as llama.cpp does.
     Q4K,
@@ -43,7 +45,7 @@ const MIN_PER_THREAD: usize = 1 << 16;
 
 impl AtLoad {
     /// Those of `--quantization`.
-    pub const NAMES: &str = "int8, fp8, nf4, q8_0, q4_k";
+    pub const NAMES: &str = "int8, fp8, nf4, q8_0, q4_0, q4_k";
 
     /// The way of that name.
     pub(super) fn from_name(name: &str) -> Option<Self> {
@@ -53,6 +55,7 @@ impl AtLoad {
             // What vLLM makes of full-precision weights under this name.
             "nf4" | "bitsandbytes" => Self::Nf4,
             "q8_0" => Self::Q8_0,
+            "q4_0" => Self::Q4_0,
             "q4_k" => Self::Q4K,
             _ => return None,
         })
@@ -65,6 +68,7 @@ impl AtLoad {
             Self::Fp8 => "fp8",
             Self::Nf4 => "nf4",
             Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
             Self::Q4K => "q4_k",
         }
     }
@@ -73,6 +77,7 @@ impl AtLoad {
     fn ggml_type(self, columns: usize) -> Option<GgmlType> {
         let types: &[GgmlType] = match self {
             Self::Q8_0 => &[GgmlType::Q8_0],
+            Self::Q4_0 => &[GgmlType::Q4_0],
             Self::Q4K => &[GgmlType::Q4K, GgmlType::Q5_0],
             Self::Int8 | Self::Fp8 | Self::Nf4 => &[],
         };
@@ -91,7 +96,7 @@ pub fn quantize(tensor: &TensorView<'_>, to: AtLoad) -> Result<Option<PackedMatr
         AtLoad::Int8 => int8(&values, columns).into(),
         AtLoad::Fp8 => fp8(&values, columns).into(),
         AtLoad::Nf4 => nf4(&values, columns).into(),
-        AtLoad::Q8_0 | AtLoad::Q4K => match to.ggml_type(columns) {
+        AtLoad::Q8_0 | AtLoad::Q4_0 | AtLoad::Q4K => match to.ggml_type(columns) {
             Some(kind) => PackedRows::Ggml(blocks(&values, columns, kind)?).into(),
             None => return Ok(None),
         },

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use crate::ggml::{GgmlType, decode_row};
+use crate::ggml::{GgmlType, decode_row, integer_blocks};
 use crate::gguf::GgufTensor;
+use crate::quantization::integer_form::IntegerForm;
 use crate::quantization::scales::select;
 
 /// A matrix of blocks.
@@ -36,6 +37,29 @@ impl GgmlRows {
 
     pub(super) fn rows(&self) -> usize {
         self.bytes.len() / self.row_bytes
+    }
+
+    /// Of blocks of 32 with one scale; `None` for the others.
+    pub(super) fn integer_form(&self) -> Option<IntegerForm> {
+        let bits = match self.kind {
+            GgmlType::Q8_0 | GgmlType::Q5_0 => 8,
+            GgmlType::Q4_0 => 4,
+            _ => return None,
+        };
+        Some(IntegerForm { bits, run: 32, has_offsets: false })
+    }
+
+    /// Appends a row's codes, and the scale and offset of each run; gives the length of a run.
+    pub(super) fn integer_row(
+        &self,
+        row: usize,
+        codes: &mut Vec<i8>,
+        scales: &mut Vec<f32>,
+        offsets: &mut Vec<f32>,
+    ) -> usize {
+        integer_blocks(self.kind, &self.bytes[row * self.row_bytes..][..self.row_bytes], codes, scales);
+        offsets.resize(scales.len(), 0.0);
+        32
     }
 
     pub(super) fn bytes(&self) -> usize {

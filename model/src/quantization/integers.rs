@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::quantization::integer_form::IntegerForm;
 use crate::quantization::scales::{Scales, for_runs, select};
 
 /// Weight `(row, column)` is `(code - zero) * scale`, of the column's group in that row.
@@ -48,6 +49,14 @@ impl CodeWidth {
     /// The width that holds codes of so many bits.
     pub(super) fn of_bits(bits: usize) -> Self {
         if bits <= 4 { Self::Four } else { Self::Eight }
+    }
+
+    /// Bits of a code, and the code in the middle of their range.
+    fn bits_and_middle(self) -> (usize, i16) {
+        match self {
+            Self::Four => (4, 8),
+            Self::Eight => (8, 128),
+        }
     }
 
     fn row_bytes(self, columns: usize) -> usize {
@@ -120,6 +129,48 @@ impl IntegerRows {
             },
             groups: self.groups.clone(),
             ..*self
+        }
+    }
+
+    /// `None` in activation order: its groups are no runs of columns.
+    pub(super) fn integer_form(&self) -> Option<IntegerForm> {
+        let Groups::Runs(run) = self.groups else { return None };
+        let (bits, middle) = self.width.bits_and_middle();
+        let has_offsets = match &self.zeros {
+            Zeros::All(zero) => *zero != middle,
+            Zeros::OfGroups(zeros) => zeros.iter().any(|zero| *zero != middle),
+        };
+        Some(IntegerForm { bits, run, has_offsets })
+    }
+
+    /// Appends a row's codes, and the scale and offset of each run; gives the length of a run.
+    pub(super) fn integer_row(
+        &self,
+        row: usize,
+        codes: &mut Vec<i8>,
+        scales: &mut Vec<f32>,
+        offsets: &mut Vec<f32>,
+    ) -> usize {
+        let (_, middle) = self.width.bits_and_middle();
+        let row_bytes = self.width.row_bytes(self.columns);
+        let stored = &self.codes[row * row_bytes..(row + 1) * row_bytes];
+        let signed = |code: u8| (i16::from(code) - middle) as i8;
+        match self.width {
+            CodeWidth::Eight => codes.extend(stored.iter().map(|code| signed(*code))),
+            CodeWidth::Four => {
+                codes.extend(stored.iter().flat_map(|pair| [signed(pair & 15), signed(pair >> 4)]));
+                codes.truncate(self.columns);
+            }
+        }
+        let groups = self.groups.count(self.columns);
+        for group in row * groups..(row + 1) * groups {
+            let scale = self.scales.at(group);
+            scales.push(scale);
+            offsets.push((self.zeros.at(group) - f32::from(middle)) * scale);
+        }
+        match self.groups {
+            Groups::Runs(run) => run,
+            Groups::Index { .. } => panic!("integers in activation order have no runs"),
         }
     }
 

@@ -127,6 +127,17 @@ impl PackedMatrix {
         all
     }
 
+    /// The rows of each form.
+    pub(super) fn forms(&self) -> impl Iterator<Item = &PackedRows> {
+        self.parts.iter().map(|part| &part.rows)
+    }
+
+    /// The part that has a row, and which of its rows that is.
+    pub(super) fn locate(&self, row: usize) -> (&PackedRows, usize) {
+        let (part, begin) = self.part_of(row);
+        (&self.parts[part].rows, row - begin)
+    }
+
     /// The part that has a row, and that part's first row.
     #[inline(always)]
     fn part_of(&self, row: usize) -> (usize, usize) {
