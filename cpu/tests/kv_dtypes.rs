@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor, safetensors};
@@ -58,6 +59,36 @@ fn scales_of_a_checkpoint_bring_keys_and_values_into_range() {
     }
 }
 
+/// Also where weights are quantised, of which scales of outputs say nothing elsewhere.
+#[test]
+fn scales_are_found_by_every_name_that_checkpoints_have() {
+    const NAMES: [[&str; 2]; 6] = [
+        ["k_scale", "v_scale"],
+        ["attn.k_scale", "attn.v_scale"],
+        ["k_proj.k_scale", "v_proj.v_scale"],
+        ["k_proj.output_scale", "v_proj.output_scale"],
+        ["qkv_proj.k_scale", "qkv_proj.v_scale"],
+        ["kv_scale", "kv_scale"],
+    ];
+    for name in ["llama-bias-llama3", "gptq-int8-rows"] {
+        let dir = fixture(name);
+        let tensors = safetensors::load(dir.join("model.safetensors"), &Device::Cpu).unwrap();
+        let layers = ModelSpec::from_dir(&dir).unwrap().layers.len();
+        let found = NAMES.map(|names| {
+            let mut tensors = tensors.clone();
+            for (layer, name) in (0..layers).flat_map(|layer| names.map(|name| (layer, name))) {
+                let scale = Tensor::new(3.0f32, &Device::Cpu).unwrap();
+                tensors.insert(format!("model.layers.{layer}.self_attn.{name}"), scale);
+            }
+            logprobs_of(&dir, &checkpoint_of(&tensors), KvDtype::Fp8E4m3)
+        });
+        let without = logprobs(name, KvDtype::Fp8E4m3);
+        for (found_by, names) in found.iter().zip(NAMES) {
+            assert!(*found_by == found[0] && *found_by != without, "{name}: {names:?}");
+        }
+    }
+}
+
 #[test]
 fn a_block_is_as_large_as_its_numbers_and_scales() {
     let spec = ModelSpec::from_dir(&fixture("qwen2-window")).unwrap();
@@ -103,8 +134,13 @@ fn with_larger_kv(dir: &Path, [key, value]: [f64; 2], scaled: bool) -> Checkpoin
             }
         }
     }
-    let file = std::env::temp_dir().join(format!("quire-kv-scales-{}.safetensors", std::process::id()));
-    safetensors::save(&tensors, &file).unwrap();
+    checkpoint_of(&tensors)
+}
+
+fn checkpoint_of(tensors: &HashMap<String, Tensor>) -> Checkpoint {
+    let name = format!("quire-kv-scales-{}-{:?}", std::process::id(), std::thread::current().id());
+    let file = std::env::temp_dir().join(name);
+    safetensors::save(tensors, &file).unwrap();
     let bytes = std::fs::read(&file).unwrap();
     std::fs::remove_file(file).unwrap();
     Checkpoint::from_bytes(bytes).unwrap()

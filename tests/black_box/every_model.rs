@@ -22,6 +22,8 @@ use crate::http;
 use crate::server::Server;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tests/fixtures");
+/// Names another folder of them.
+const ELSEWHERE: &str = "QUIRE_FIXTURES";
 /// The fixtures' vocabularies are numbers only; this one has a character for each.
 const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/model/tests/fixtures/tokenizer");
 /// Two best this near: either may win.
@@ -45,7 +47,8 @@ struct Fixture {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_fixture_is_served_with_transformers_numbers_in_any_company() {
     let fixtures = fixtures();
-    assert!(!fixtures.is_empty(), "the fixtures are gone");
+    let least = if std::env::var_os(ELSEWHERE).is_some() { 1 } else { 90 };
+    assert!(fixtures.len() >= least, "the fixtures are gone: {} are left", fixtures.len());
     let tasks = fixtures.into_iter().map(|fixture| async {
         let name = fixture.name.clone();
         // A task of its own, so that one that fails does not hide the others.
@@ -187,7 +190,7 @@ fn fixtures() -> Vec<Fixture> {
 }
 
 fn folders() -> Vec<PathBuf> {
-    let place = std::env::var_os("QUIRE_FIXTURES").map_or_else(|| PathBuf::from(FIXTURES), PathBuf::from);
+    let place = std::env::var_os(ELSEWHERE).map_or_else(|| PathBuf::from(FIXTURES), PathBuf::from);
     let entries = std::fs::read_dir(place).expect("the fixtures are there");
     let mut folders: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
     folders.retain(|path| path.is_dir());

@@ -35,7 +35,8 @@ impl<B: Backend> Loader<'_, B> {
 
     /// A tensor of one number, if there is one of that name. Numbers up to 0 stand for none.
     fn positive(&mut self, name: &str) -> Result<Option<f32>, ModelError> {
-        if !self.unused.contains(name) {
+        // Some go by names that say nothing else elsewhere, and are not among the unused ones.
+        if !self.checkpoint.has(name) {
             return Ok(None);
         }
         let shape: &[usize] = match self.checkpoint.raw(name)?.shape {
